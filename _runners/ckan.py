@@ -1,0 +1,149 @@
+"""
+What the master can be asked about the hosts of an environment: where they stand, what a deploy would do, who holds
+the lock. The exit code is not 0 when the answer is a complaint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import salt.client
+import salt.utils.user
+
+
+def status(env: str) -> dict | str:
+    """
+    Say where each host stands: the release linked, the one that answers, the app servers that run.
+
+    env
+        The name of the environment.
+
+    Returns ``{host: {"current", "state", "running", "answers"}}``. The exit code is 1 when a host does not answer, or
+    the hosts disagree.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.status production
+    """
+    found = __salt__["ckan_fleet.targets"](env)
+    if not found["ok"]:
+        return _complain(found["comment"])
+    with salt.client.get_local_client(mopts=__opts__) as client:
+        answers = client.cmd(found["hosts"], "ckan_release.status", tgt_type="list", timeout=10)
+    rows: dict[str, Any] = {}
+    for host in found["hosts"]:
+        rows[host] = answers.get(host) or "does not answer; start its salt-minion"
+    linked = {row["current"] if isinstance(row, dict) else None for row in rows.values()}
+    honest = all(isinstance(row, dict) and row["answers"] == row["current"] for row in rows.values())
+    if len(linked) > 1 or not honest:
+        __context__["retcode"] = 1
+    return rows
+
+
+def pending(env: str, extensions: dict | None = None) -> dict | str:
+    """
+    Say what a deploy would build now: the commits that the refs stand for. Nothing is changed.
+
+    env
+        The name of the environment.
+    extensions
+        What would differ from the pillar, as for a deploy.
+
+    Returns ``{"release", "hosts", "commits"}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.pending production
+    """
+    planned = __salt__["ckan_fleet.plan"](env, extensions=extensions, dry_run=True)
+    if not planned["ok"]:
+        return _complain(planned["comment"])
+    return {key: planned[key] for key in ("release", "hosts", "commits")}
+
+
+def lock(env: str, reason: str) -> str:
+    """
+    Keep deploys and rollbacks of an environment out until ``ckan.unlock``.
+
+    env
+        The name of the environment.
+    reason
+        Why; shown to whoever is kept out.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.lock production reason='election night'
+    """
+    found = __salt__["ckan_fleet.targets"](env)
+    if not found["ok"]:
+        return _complain(found["comment"])
+    path = _file(env)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    held = {"env": env, "kind": "lock", "by": salt.utils.user.get_specific_user(), "since": since, "reason": reason}
+    try:
+        with open(path, "x", encoding="utf-8") as handle:
+            json.dump({**held, "job": "a lock by hand"}, handle)
+    except FileExistsError:
+        return _complain(lock_status(env))
+    return f"{env} is locked; free it with: salt-run ckan.unlock {env}"
+
+
+def unlock(env: str) -> str:
+    """
+    Free the lock of an environment, whoever holds it.
+
+    env
+        The name of the environment.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.unlock production
+    """
+    was = lock_status(env)
+    if os.path.exists(_file(env)):
+        os.unlink(_file(env))
+        return f"freed: {was}"
+    return was
+
+
+def lock_status(env: str) -> str:
+    """
+    Say who holds the lock of an environment, since when and why.
+
+    env
+        The name of the environment.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.lock_status production
+    """
+    try:
+        with open(_file(env), encoding="utf-8") as handle:
+            held = json.load(handle)
+    except (FileNotFoundError, ValueError):
+        return f"{env} is not locked"
+    why = f": {held['reason']}" if held.get("reason") else ""
+    return f"{env} is locked by {held['by']} since {held['since']} ({held['kind']}{why})"
+
+
+def _complain(sentence: str) -> str:
+    __context__["retcode"] = 1
+    return sentence
+
+
+def _file(env: str) -> str:
+    return os.path.join(__opts__["cachedir"], "ckan", f"{os.path.basename(str(env))}.json")

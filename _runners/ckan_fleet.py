@@ -1,0 +1,397 @@
+"""
+A deploy or a rollback over all hosts of an environment, stage by stage. ``orch/deploy.sls`` and ``orch/rollback.sls``
+call this through the states of the same name; ``salt-run ckan...`` is what people type.
+
+Each function returns ``{"ok": bool, "comment": sentence, ...}``: a runner that raises is shown with a traceback. What a
+run knows (its hosts, its release, its commits, what failed) stands in a ticket, a file on the master, from ``plan`` to
+``close``. The ticket is the lock, too: one run at a time per environment.
+
+Hosts are the accepted minions whose pillar names the environment, never the ones that happen to answer: Salt leaves
+a minion that is down out of its answers without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from typing import Any
+
+import salt.client
+import salt.key
+import salt.utils.master
+import salt.utils.user
+
+ID_FORMAT = "%Y%m%d%H%M%SZ"
+PLAN_TIMEOUT = 20
+STAGE_TIMEOUT = 30
+
+# What each stage calls on the hosts, in order. The last of each list is what the stage is about.
+DEPLOY_STAGES = {
+    "build": ["ckan_release.build"],
+    "check": ["ckan_release.check"],
+    "migrate": ["ckan_release.migrate"],
+    "activate": ["ckan_release.start", "ckan_release.activate"],
+    "verify": ["ckan_release.verify"],
+    "finish": ["ckan_release.finish"],
+}
+ROLLBACK_STAGES = {
+    "activate": ["ckan_release.start", "ckan_release.rollback"],
+    "verify": ["ckan_release.verify"],
+    "finish": ["ckan_release.finish"],
+}
+# One host does it for all: they share the database.
+ON_ONE_HOST = ("migrate",)
+
+
+def targets(env: Any) -> dict:
+    """
+    Return the hosts of an environment: the accepted minions whose pillar says ``ckan:env: ENV``.
+
+    env
+        The name of the environment.
+
+    Returns ``{"ok", "comment", "hosts": [minion ids]}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan_fleet.targets production
+    """
+    if not env:
+        return _no("the pillar names no environment; type pillar='{env: production}' (with a blank after the colon)")
+    if not isinstance(env, str):
+        return _no(f"env must be the name of one environment, not {env!r}")
+    accepted = salt.key.get_key(__opts__).list_keys()["minions"]
+    by_env: dict[str, list[str]] = {}
+    broken = []
+    if accepted:
+        pillars = salt.utils.master.MasterPillarUtil(
+            accepted, "list", use_cached_grains=True, use_cached_pillar=False, grains_fallback=False, opts=__opts__
+        ).get_minion_pillar()
+        for host in accepted:
+            pillar = pillars.get(host) or {}
+            if pillar.get("_errors"):
+                broken.append(host)
+            name = (pillar.get("ckan") or {}).get("env")
+            if isinstance(name, str):
+                by_env.setdefault(name, []).append(host)
+    if env in by_env:
+        return {"ok": True, "comment": "", "hosts": sorted(by_env[env])}
+    known = "; ".join(f"{name}: {', '.join(sorted(hosts))}" for name, hosts in sorted(by_env.items()))
+    comment = f"no accepted minion has ckan:env: {env} in its pillar; environments known: {known or 'none'}"
+    if broken:
+        comment += f"; the pillar of {', '.join(sorted(broken))} failed to render (see the master's log)"
+    return _no(comment)
+
+
+def plan(
+    env: Any, kind: str = "deploy", extensions: dict | None = None, to: str = "", dry_run: bool = False,
+    reason: str = "", force: bool = False, job: str = "",
+) -> dict:  # fmt: skip
+    """
+    Begin a run: hosts answer, lock taken, settings valid, refs resolved to commits once. Touches no host.
+
+    env
+        The name of the environment.
+    kind
+        ``deploy`` or ``rollback``.
+    extensions
+        What differs from the pillar for this deploy.
+    to
+        The release that a rollback goes to.
+    dry_run
+        Say what would be done, and end.
+    reason, force
+        For a rollback: why, and whether a release that is marked bad will do.
+    job
+        The id of the job.
+
+    Returns ``{"ok", "comment", "release", "hosts", "commits"}``.
+
+    CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
+    """
+    found = targets(env)
+    if not found["ok"]:
+        return found
+    if extensions is not None and not isinstance(extensions, dict):
+        return _no("extensions must be a dictionary, such as '{ckanext-mycity: {ref: fix-42}}'")
+    hosts, by = found["hosts"], salt.utils.user.get_specific_user()
+    ticket = {
+        "env": env, "kind": kind, "hosts": hosts, "by": by, "job": job, "pid": os.getpid(), "reason": reason,
+        "force": force, "extensions": extensions or {}, "since": _now(), "seconds": {}, "failures": [],
+    }  # fmt: skip
+    if not dry_run:
+        taken = _lock(ticket)
+        if taken:
+            return _no(taken)
+    outcome = _plan_deploy(ticket) if kind == "deploy" else _plan_rollback(ticket, to)
+    if not outcome["ok"] or dry_run:
+        if not dry_run:
+            _release(env)
+        return outcome
+    _save(ticket)
+    return outcome
+
+
+def stage(env: str, name: str, job: str = "") -> dict:
+    """
+    Run one stage on all hosts of the run under way, and wait for every one of them.
+
+    env
+        The name of the environment.
+    name
+        The stage: ``build``, ``check``, ``migrate``, ``activate``, ``verify`` or ``finish``.
+    job
+        The id of the job that planned it.
+
+    Returns ``{"ok", "comment", "results": {host: ...}}``.
+
+    CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
+    """
+    ticket = _load(env)
+    if not ticket or ticket["job"] != job:
+        return _no(f"there is no run of this job under way for {env}; start it with state.orch")
+    begun = time.monotonic()
+    hosts = ticket["hosts"][:1] if name in ON_ONE_HOST else ticket["hosts"]
+    results: dict[str, Any] = {}
+    for function in (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]:
+        results, failures = _ask(hosts, function, _arguments(function, ticket))
+        if failures:
+            break
+    ticket["seconds"][name] = round(time.monotonic() - begun, 1)
+    if failures and name == "finish":
+        # The new release serves already: what is left over is a warning.
+        ticket["warnings"] = [f"{host} at {name}: {cause}" for host, cause in failures.items()]
+        _save(ticket)
+        return {"ok": True, "comment": f"warning: {_join(failures, name)}", "results": results}
+    ticket["failures"] += [{"host": host, "stage": name, "cause": cause} for host, cause in failures.items()]
+    _save(ticket)
+    if failures:
+        return {"ok": False, "comment": _join(failures, name), "results": results}
+    return {
+        "ok": True,
+        "comment": f"{name}: {', '.join(hosts)} in {ticket['seconds'][name]} s{_remarks(name, results)}",
+        "results": results,
+    }
+
+
+def take_back(env: str, job: str = "") -> dict:
+    """
+    Undo a run that failed: every host gets back the release that it served before. Frees this run's lock only.
+
+    env
+        The name of the environment.
+    job
+        The id of the job that planned it.
+
+    Returns ``{"ok": False, "comment"}``: the comment names host, stage and cause, and what each host serves now.
+
+    CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
+    """
+    ticket = _load(env) if isinstance(env, str) and env else None
+    if not ticket or ticket["job"] != job:
+        return _no("nothing was touched")
+    if ticket["kind"] == "deploy":
+        function, kwargs = "ckan_release.abort", {"release": ticket["release"]}
+    else:
+        function, kwargs = "ckan_release.activate", {"release": ticket["left"], "force": True}
+    causes = "; ".join(f"{f['host']} failed at {f['stage']}: {f['cause']}" for f in ticket["failures"])
+    kwargs.update(reason=causes, by=ticket["by"])
+    results, failures = _ask(ticket["hosts"], function, kwargs)
+    serving: dict[str, list[str]] = {}
+    for host, result in results.items():
+        if host not in failures:
+            serving.setdefault(result["current"] or "no release (as before)", []).append(host)
+    parts = [causes or "the run did not come to its end"]
+    parts += [f"{', '.join(sorted(hosts))} on {release}" for release, hosts in sorted(serving.items())]
+    parts += [
+        f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {function} "
+        f"{kwargs['release']}{' force=True' if ticket['kind'] == 'rollback' else ''}"
+        for host, cause in failures.items()
+    ]
+    _release(env)
+    return _no(f"{ticket['kind']} of {ticket['release']} to {env} failed -- {' -- '.join(parts)}")
+
+
+def close(env: str, job: str = "") -> dict:
+    """
+    End a run that went well: free its lock, and say in a line what is live where.
+
+    env
+        The name of the environment.
+    job
+        The id of the job that planned it.
+
+    Returns ``{"ok", "comment"}``.
+
+    CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
+    """
+    ticket = _load(env)
+    if not ticket or ticket["job"] != job:
+        return _no(f"there is no run of this job under way for {env}")
+    _release(env)
+    seconds = ", ".join(f"{name} {s} s" for name, s in ticket["seconds"].items())
+    text = f"{ticket['release']} is live in {env} on {', '.join(ticket['hosts'])} ({seconds})"
+    return {"ok": True, "comment": "; ".join([text, *ticket.get("warnings", [])])}
+
+
+def _plan_deploy(ticket: dict) -> dict:
+    hosts = ticket["hosts"]
+    ticket["release"] = time.strftime(ID_FORMAT, time.gmtime())
+    failures = _refresh(hosts)
+    if failures:
+        return _no(_join(failures, "plan"))
+    # One host asks the origins, so that all build the same commits.
+    arguments = {"release": ticket["release"], "extensions": ticket["extensions"]}
+    first, failures = _ask(hosts[:1], "ckan_release.plan", {**arguments, "resolve": True})
+    others: dict = {}
+    if not failures and hosts[1:]:
+        others, failures = _ask(hosts[1:], "ckan_release.plan", {**arguments, "resolve": False})
+    if failures:
+        return _no(_join(failures, "plan"))
+    ticket["commits"] = first[hosts[0]]["commits"]
+    ticket["before"] = {host: answer["current"] for host, answer in {**first, **others}.items()}
+    commits = ", ".join(f"{name} {commit[:12]}" for name, commit in sorted(ticket["commits"].items())) or "no extension"
+    return {
+        "ok": True, "release": ticket["release"], "hosts": hosts, "commits": ticket["commits"],
+        "comment": f"release {ticket['release']} with {commits} for {', '.join(hosts)}",
+    }  # fmt: skip
+
+
+def _plan_rollback(ticket: dict, to: str) -> dict:
+    hosts = ticket["hosts"]
+    failures = _refresh(hosts)
+    if failures:
+        return _no(_join(failures, "plan"))
+    answers, failures = _ask(hosts, "ckan_release.rollback_target", {"to": to, "force": ticket["force"]})
+    if not failures:
+        states, failures = _ask(hosts, "ckan_release.status", {})
+    if failures:
+        return _no(_join(failures, "plan"))
+    linked = {host: state["current"] for host, state in states.items()}
+    for what, found in (("would go back to", answers), ("serve", linked)):
+        if len(set(found.values())) > 1:
+            each = ", ".join(f"{host} {release}" for host, release in sorted(found.items()))
+            return _no(f"the hosts {what} different releases ({each}); name one with to: RELEASE, or roll back a host")
+    ticket["release"], ticket["left"] = answers[hosts[0]], linked[hosts[0]]
+    return {
+        "ok": True, "release": ticket["release"], "hosts": hosts, "commits": {},
+        "comment": f"from {ticket['left']} back to {ticket['release']} on {', '.join(hosts)}",
+    }  # fmt: skip
+
+
+def _refresh(hosts: list[str]) -> dict:
+    """Let the hosts take their pillar anew (it exits 0 when it fails: the settings look at the outcome)."""
+    return _ask(hosts, "saltutil.refresh_pillar", {"wait": True}, PLAN_TIMEOUT)[1]
+
+
+def _arguments(function: str, ticket: dict) -> dict:
+    """What each function on a host is told. Never a secret: arguments are kept in the job cache."""
+    by = {"by": ticket["by"]}
+    if function == "ckan_release.build":
+        return {
+            "release": ticket["release"], "commits": ticket["commits"], "extensions": ticket["extensions"],
+            "job": ticket["job"], **by,
+        }  # fmt: skip
+    if function == "ckan_release.rollback":
+        return {"to": ticket["release"], "reason": ticket["reason"], "force": ticket["force"], "finish": False, **by}
+    return {"release": ticket["release"], **by}
+
+
+def _ask(hosts: list[str], function: str, kwargs: dict, timeout: int = STAGE_TIMEOUT) -> tuple[dict, dict]:
+    """Call a function on every host; returns the answers, and for each host that failed a sentence."""
+    with salt.client.get_local_client(mopts=__opts__) as client:
+        answers = client.cmd(hosts, function, kwarg=kwargs, tgt_type="list", timeout=timeout, full_return=True)
+    results, failures = {}, {}
+    for host in hosts:
+        answer = answers.get(host)
+        if not isinstance(answer, dict):
+            failures[host] = "does not answer; start its salt-minion, then repeat"
+            continue
+        results[host] = answer.get("ret")
+        if answer.get("retcode", 0) != 0:
+            failures[host] = _sentence(answer.get("ret"), function, host)
+    return results, failures
+
+
+def _sentence(text: Any, function: str, host: str) -> str:
+    text = str(text).strip()
+    if "is not available" in text and function in text:
+        return f"does not know {function}; type: salt {host} saltutil.sync_all"
+    if "Traceback (most recent call last)" in text:
+        # A fault of the formula itself: its last line says what, the minion's log has the rest.
+        return text.splitlines()[-1] + " (see the minion's log)"
+    return " ".join(re.sub(r"^ERROR( executing '[\w.]+')?: ", "", text).split())
+
+
+def _remarks(name: str, results: dict) -> str:
+    if name == "check":
+        warnings = {w for result in results.values() for w in (result or {}).get("warnings", [])}
+        return "".join(f"; {warning}" for warning in sorted(warnings))
+    if name == "migrate":
+        done = any((result or {}).get("migrated") for result in results.values())
+        return "; migrated" if done else "; nothing pending"
+    return ""
+
+
+def _join(failures: dict, stage_name: str) -> str:
+    return "; ".join(f"{host} failed at {stage_name}: {cause}" for host, cause in sorted(failures.items()))
+
+
+def _no(comment: str) -> dict:
+    return {"ok": False, "comment": comment}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _file(env: str) -> str:
+    return os.path.join(__opts__["cachedir"], "ckan", f"{env}.json")
+
+
+def _lock(ticket: dict) -> str:
+    """Make the ticket, unless there is one: then say whose."""
+    path = _file(ticket["env"])
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        held = _load(ticket["env"]) or {}
+        why = f": {held['reason']}" if held.get("reason") else ""
+        gone = "" if held.get("kind") == "lock" or _alive(held.get("pid")) else ", but its process is gone"
+        return (
+            f"{ticket['env']} is locked by {held.get('by', 'somebody')} since {held.get('since', 'a moment ago')} "
+            f"({held.get('kind', 'run')}{why}{gone}); wait, or type: salt-run ckan.unlock {ticket['env']}"
+        )
+    with os.fdopen(fd, "w", encoding="utf-8") as handle:
+        json.dump(ticket, handle)
+    return ""
+
+
+def _alive(pid: Any) -> bool:
+    return isinstance(pid, int) and os.path.exists(f"/proc/{pid}")
+
+
+def _load(env: str) -> dict | None:
+    try:
+        with open(_file(env), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _save(ticket: dict) -> None:
+    path = _file(ticket["env"])
+    with open(f"{path}.tmp", "w", encoding="utf-8") as handle:
+        json.dump(ticket, handle)
+    os.chmod(f"{path}.tmp", 0o600)
+    os.rename(f"{path}.tmp", path)
+
+
+def _release(env: str) -> None:
+    if os.path.exists(_file(env)):
+        os.unlink(_file(env))

@@ -1,0 +1,88 @@
+"""
+The steps of a deploy or a rollback over a fleet, for orchestration files. Each wraps the function of the same name of
+the runner ``ckan_fleet``, and makes its sentence the comment of the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__virtualname__ = "ckan_fleet"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
+    """
+    Begin a run: see ``ckan_fleet.plan`` of the runners.
+
+    name
+        Any name for the step.
+    env
+        The name of the environment.
+    kind
+        ``deploy`` or ``rollback``.
+    options
+        ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``.
+    """
+    if __opts__.get("test"):
+        options["dry_run"] = True
+    return _step(name, "ckan_fleet.plan", env=env, kind=kind, **options)
+
+
+def staged(name: str, env: Any) -> dict:
+    """
+    Run one stage on all hosts of the run under way: see ``ckan_fleet.stage`` of the runners.
+
+    name
+        The stage.
+    env
+        The name of the environment.
+    """
+    if __opts__.get("test"):
+        return {"name": name, "result": None, "changes": {}, "comment": f"{name} would run"}
+    return _step(name, "ckan_fleet.stage", env=env, arguments={"name": name})
+
+
+def taken_back(name: str, env: Any) -> dict:
+    """
+    Undo a run that failed: see ``ckan_fleet.take_back`` of the runners. Always a failure, so that the exit code is 1.
+
+    name
+        Any name for the step.
+    env
+        The name of the environment.
+    """
+    return _step(name, "ckan_fleet.take_back", env=env)
+
+
+def closed(name: str, env: Any) -> dict:
+    """
+    End a run that went well: see ``ckan_fleet.close`` of the runners.
+
+    name
+        Any name for the step.
+    env
+        The name of the environment.
+    """
+    if __opts__.get("test"):
+        return {"name": name, "result": None, "changes": {}, "comment": "the run would be closed"}
+    return _step(name, "ckan_fleet.close", env=env)
+
+
+def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any) -> dict:
+    # The id of the orchestration tells the steps of one run from those of another.
+    job = globals().get("__orchestration_jid__") or ""
+    options = {key: value for key, value in kwargs.items() if not key.startswith("__")}
+    options.update(arguments or {})
+    # `saltutil.runner` takes a `name` of its own: hand ours over in `kwarg`.
+    done = __salt__["saltutil.runner"](function, kwarg={"job": job, **options}, full_return=True)
+    answer = done.get("return")
+    if not isinstance(answer, dict) or "ok" not in answer:
+        lines = str(answer).strip().splitlines()
+        hint = "; type: salt-run saltutil.sync_all" if "is not available" in str(answer) else ""
+        answer = {"ok": False, "comment": f"{lines[-1] if lines else 'no answer'}{hint}"}
+    changes = {k: v for k, v in answer.items() if k in ("release", "hosts", "commits")} if answer["ok"] else {}
+    return {"name": name, "result": answer["ok"], "changes": changes, "comment": answer["comment"]}

@@ -1,0 +1,80 @@
+"""
+The base virtualenv: the one that the official install made, or one made from a CKAN version.
+"""
+
+from __future__ import annotations
+
+import os
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ckan_venv"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def base(name: str, version: str = "", python: str = "/usr/bin/python3", packages: list | None = None,
+         installer: dict | None = None, cache_dir: str = "") -> dict:  # fmt: skip
+    """
+    Make sure that there is a virtualenv with CKAN. One that exists is adopted as it is, never changed.
+
+    name
+        Its directory.
+    version
+        The CKAN version to make it from when it is missing; '' means that it must be there.
+    python
+        The interpreter to make it with.
+    packages
+        Further requirements to install beside CKAN.
+    installer
+        ``ckan:installer`` of the settings.
+    cache_dir
+        The package cache.
+
+    .. code-block:: yaml
+
+        /usr/lib/ckan/default:
+          ckan_venv.base:
+            - version: '2.12.0'
+    """
+    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    installer = installer or {}
+    if os.path.exists(os.path.join(name, "bin", "python")):
+        found = __salt__["ckan_venv.freeze"](name).get("ckan")
+        if not found:
+            ret.update(result=False, comment=f"{name} is a virtualenv without CKAN; install CKAN into it, or move it away")
+        elif version and found != version:
+            ret["comment"] = f"{name} holds CKAN {found} and is left as it is (ckan:base:version says {version})"
+        else:
+            ret["comment"] = f"{name} holds CKAN {found}"
+        return ret
+    if not version:
+        ret.update(
+            result=False,
+            comment=f"there is no virtualenv in {name}; install CKAN there, or set ckan:base:version to have it made",
+        )
+        return ret
+    ret["changes"] = {"base": {"old": None, "new": f"CKAN {version}"}}
+    if __opts__["test"]:
+        ret.update(result=None, comment=f"a virtualenv with CKAN {version} would be made in {name}")
+        return ret
+    uv = installer.get("uv", "uv")
+    try:
+        __salt__["ckan_venv.create"](name, python=python, uv=uv)
+        __salt__["ckan_venv.install"](
+            name,
+            requirements=[f"ckan[requirements]=={version}", "uwsgi", *(packages or [])],
+            cache_dir=cache_dir,
+            uv=uv,
+            index_url=installer.get("index_url", ""),
+            find_links=installer.get("find_links", ""),
+            offline=installer.get("offline", False),
+        )
+    except CommandExecutionError as exc:
+        __salt__["file.remove"](name)  # half a base would be adopted by the next run
+        ret.update(result=False, changes={}, comment=str(exc))
+        return ret
+    ret["comment"] = f"made a virtualenv with CKAN {version} in {name}"
+    return ret

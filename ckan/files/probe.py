@@ -1,0 +1,188 @@
+"""
+Runs inside a release, by the release's own interpreter, as the user that runs CKAN. Two modes:
+
+    python - check INI      one boot of CKAN that answers all questions of the stage `check`
+    python - migrate INI    bring the database to the heads of this release, one host at a time
+
+The last line of standard output is ``CKAN-PROBE`` and one JSON object; plugins may print what they like before it.
+Standard library only, besides what the release itself brings.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+
+# Any number will do, as long as all hosts of all environments use the same; it is per database anyway.
+ADVISORY_LOCK = 0x434B414E
+
+
+def main(mode: str, ini: str) -> dict:
+    started = time.monotonic()
+    result = {"ok": False, "errors": [], "warnings": [], "prefix": sys.prefix}
+    try:
+        {"check": check, "migrate": migrate}[mode](ini, result)
+    except Exception as exc:  # the whole point is to report it in a line
+        result["errors"].append(one_line(exc))
+    result["ok"] = not result["errors"]
+    result["seconds"] = round(time.monotonic() - started, 2)
+    return result
+
+
+def check(ini: str, result: dict) -> None:
+    from ckan.cli import CKANConfigLoader
+    from ckan.config.middleware import make_app
+
+    import ckan
+
+    result["ckan_version"] = ckan.__version__
+    config = CKANConfigLoader(ini).get_config()
+    try:
+        app = make_app(config)
+    except BaseException as exc:  # a plugin may call sys.exit
+        plugin = guilty_plugin(exc)
+        where = f"plugin {plugin}" if plugin else "CKAN"
+        result["plugin"] = plugin
+        result["errors"].append(f"{where} does not start: {one_line(exc)}")
+        return
+    result["plugins"] = str(config.get("ckan.plugins", "")).split()
+    check_configuration(config, result)
+    check_migrations(config, result)
+    check_search(app, result)
+
+
+def check_configuration(config: dict, result: dict) -> None:
+    try:
+        from ckan.common import config_declaration
+    except ImportError:
+        return
+    _, errors = config_declaration.validate(config)
+    for key, messages in sorted((errors or {}).items()):
+        # The message may quote the value, and the value may be a secret: the key is enough.
+        result["errors"].append(f"configuration option {key} is not valid ({len(messages)} problem)")
+
+
+def check_migrations(config: dict, result: dict) -> None:
+    from ckan.cli.db import current_revision
+
+    pending = {}
+    for plugin in ["", *result["plugins"]]:
+        state = current_revision(plugin)
+        if state and not state.endswith("(head)"):
+            pending[plugin or "core"] = state
+    result["pending"] = pending
+    result["heads"] = heads(config)
+
+
+def check_search(app, result: dict) -> None:
+    from ckan.plugins import toolkit
+
+    if result["pending"].get("core") == "base":
+        result["warnings"].append("the database is empty, so package_search was not asked before the migration")
+        return
+    try:
+        with app.test_request_context("/"):
+            found = toolkit.get_action("package_search")({"ignore_auth": True}, {"rows": 0})
+        result["datasets"] = found["count"]
+    except Exception as exc:
+        text = f"package_search does not answer: {one_line(exc)}"
+        # The old schema may be the reason: the migration comes next, and the start of the site is asked again.
+        result["warnings" if result["pending"] else "errors"].append(text)
+
+
+def migrate(ini: str, result: dict) -> None:
+    from ckan.cli import CKANConfigLoader
+
+    config = CKANConfigLoader(ini).get_config()
+    result["heads_before"] = heads(config)
+    with database_lock(config):
+        done = subprocess.run(
+            [os.path.join(sys.prefix, "bin", "ckan"), "-c", ini, "db", "upgrade"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+    result["heads"] = heads(config)
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        result["errors"].append(f"ckan db upgrade failed: {lines[-1] if lines else 'no message'}")
+
+
+class database_lock:
+    """Hold PostgreSQL's advisory lock, so that two hosts never migrate one database at once."""
+
+    def __init__(self, config: dict):
+        self.config, self.connection = config, None
+
+    def __enter__(self):
+        connection = connect(self.config)
+        if connection is not None:
+            from sqlalchemy import text
+
+            self.connection = connection
+            connection.execute(text(f"select pg_advisory_lock({ADVISORY_LOCK})"))
+        return self
+
+    def __exit__(self, *exc):
+        if self.connection is not None:
+            self.connection.close()  # ends the session, and with it the lock
+
+
+def connect(config: dict):
+    try:
+        import sqlalchemy
+    except ImportError:
+        return None
+    engine = sqlalchemy.create_engine(config["sqlalchemy.url"], poolclass=sqlalchemy.pool.NullPool)
+    return engine.connect()
+
+
+def heads(config: dict) -> dict:
+    """The revisions that the database is at: core, and each plugin that ever migrated it."""
+    connection = connect(config)
+    if connection is None:
+        return {}
+    from sqlalchemy import text
+
+    try:
+        tables = connection.execute(
+            text("select tablename from pg_tables where schemaname = current_schema()"
+                 " and tablename like '%alembic_version'")
+        ).scalars().all()  # fmt: skip
+        found = {}
+        for table in sorted(tables):
+            name = "core" if table == "alembic_version" else table[: -len("_alembic_version")]
+            rows = connection.execute(text(f'select version_num from "{table}" order by 1')).scalars().all()
+            found[name] = ",".join(rows)
+        return found
+    finally:
+        connection.close()
+
+
+def guilty_plugin(exc: BaseException) -> str:
+    """The plugin that CKAN was busy with when it failed, read from the frames of the traceback."""
+    for frame, _ in reversed(list(traceback.walk_tb(exc.__traceback__))):
+        if not frame.f_globals.get("__name__", "").startswith("ckan."):
+            continue
+        for name in ("plugin_name", "plugin"):
+            value = frame.f_locals.get(name)
+            if isinstance(value, str):
+                return value
+            if isinstance(getattr(value, "name", None), str):
+                return value.name
+    return ""
+
+
+def one_line(exc: BaseException) -> str:
+    text = " ".join(str(exc).split())
+    if len(text) > 300:
+        text = text[:297] + "..."
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+if __name__ == "__main__":
+    outcome = main(sys.argv[1], sys.argv[2])
+    sys.stdout.flush()
+    print("\nCKAN-PROBE " + json.dumps(outcome), flush=True)
+    # Threads that a plugin started must not keep us.
+    os._exit(0)

@@ -1,0 +1,63 @@
+{#- Packages, the user that runs CKAN, directories. -#}
+{%- set settings = salt['ckan_settings.show']() %}
+{%- set paths = settings.paths %}
+
+{%- if settings.manage.packages %}
+ckan-packages:
+  pkg.installed:
+    - pkgs:
+      - git
+      - libmagic1
+      - libpq5
+      {%- if settings.base.version %}
+      # What uWSGI is built with.
+      - build-essential
+      - python3-dev
+      {%- endif %}
+      {%- if settings.web.server == 'nginx' %}
+      - nginx
+      - supervisor
+      {%- endif %}
+    - require_in:
+      - file: ckan-directories
+{%- endif %}
+
+{%- if settings.manage.user %}
+ckan-group:
+  group.present:
+    - name: {{ settings.group }}
+    - system: True
+
+ckan-user:
+  user.present:
+    - name: {{ settings.user }}
+    - gid: {{ settings.group }}
+    - system: True
+    - createhome: False
+    - require:
+      - group: ckan-group
+    - require_in:
+      - file: ckan-data
+{%- endif %}
+
+ckan-directories:
+  file.directory:
+    - names:
+      - {{ paths.releases }}
+      - {{ paths.shared }}
+      - {{ paths.config }}
+      - {{ paths.log }}
+    - mode: '0755'
+    - makedirs: True
+
+ckan-data:
+  file.directory:
+    - names:
+      - {{ paths.data }}
+      - {{ paths.data }}/storage
+      - {{ paths.data }}/webassets
+      - {{ paths.data }}/sessions
+    - user: {{ settings.user }}
+    - group: {{ settings.group }}
+    - mode: '0755'
+    - makedirs: True

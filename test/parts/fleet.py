@@ -1,0 +1,136 @@
+"""A Salt master and its minions in a sandbox, each minion with a root directory of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from parts.ports import free_port
+from parts.process import PartError, Service
+
+REPO = Path(__file__).resolve().parents[2]
+# What a user's file_roots hold of the formula.
+FORMULA = ("ckan", "_modules", "_states", "_runners", "orch")
+
+
+def salt_program(name: str) -> str:
+    """Return the path of one of Salt's programs, beside this interpreter or in PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise PartError(f"{name} is missing: install the project's requirements")
+    return found
+
+
+class Fleet:
+    """One master and some minions, with the formula in their file server.
+
+    sandbox
+        Directory of all the parts.
+    minions
+        Their ids.
+
+    `file_roots` and `pillar_roots` are directories that may be written to; `pillar_roots/top.sls` is the caller's.
+    """
+
+    def __init__(self, sandbox: Path, minions: Sequence[str]) -> None:
+        self.sandbox = Path(sandbox)
+        self.minions = list(minions)
+        self.file_roots = self.sandbox / "srv/salt"
+        self.pillar_roots = self.sandbox / "srv/pillar"
+        self.config = self.sandbox / "salt/master"
+        self.services: dict[str, Service] = {}
+        for path in (self.file_roots, self.pillar_roots):
+            path.mkdir(parents=True, exist_ok=True)
+        self.publish_formula()
+
+    def publish_formula(self) -> None:
+        """Copy the formula, as it stands in this checkout, into the file server."""
+        for name in FORMULA:
+            shutil.copytree(
+                REPO / name, self.file_roots / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
+
+    def start(self) -> Fleet:
+        """Start master and minions, and wait until every minion answers with the formula's modules."""
+        publish, ret = free_port(), free_port()
+        self._write(
+            self.config / "master",
+            {
+                "interface": "127.0.0.1", "publish_port": publish, "ret_port": ret, "auto_accept": True,
+                "root_dir": str(self.sandbox / "salt/m"), "sock_dir": str(self.sandbox / "salt/ms"),
+                "file_roots": {"base": [str(self.file_roots)]}, "pillar_roots": {"base": [str(self.pillar_roots)]},
+                "fileserver_update_niceness": 0, "worker_threads": 3, "log_level": "warning",
+            },
+        )  # fmt: skip
+        master = self.services["master"] = Service(self.sandbox, "salt-master")
+        ready = self.sandbox / "salt/ms/publish_pull.ipc"
+        master.launch([salt_program("salt-master"), "-c", self.config], ready.exists, timeout=90)
+        for index, minion in enumerate(self.minions):
+            self._write(
+                self.minion_config(minion) / "minion",
+                {
+                    "id": minion, "master": "127.0.0.1", "publish_port": publish, "master_port": ret,
+                    "root_dir": str(self.sandbox / f"salt/{minion}"), "sock_dir": str(self.sandbox / f"salt/s{index}"),
+                    "log_level": "warning", "acceptance_wait_time": 2, "random_reauth_delay": 1,
+                    "grains_cache": False, "enable_fqdns_grains": False,
+                },
+            )  # fmt: skip
+            self.start_minion(minion)
+        self._wait_for_minions()
+        self.sync()
+        return self
+
+    def start_minion(self, minion: str) -> None:
+        """Start one minion; does not wait until the master sees it."""
+        service = self.services[minion] = Service(self.sandbox, f"salt-minion-{minion}")
+        service.launch([salt_program("salt-minion"), "-c", self.minion_config(minion)], lambda: True)
+
+    def stop_minion(self, minion: str) -> None:
+        """Stop one minion."""
+        self.services[minion].stop()
+
+    def sync(self) -> None:
+        """What the README asks a user to type once: the modules, on minions and master."""
+        for program, arguments in (("salt", ["*", "saltutil.sync_all"]), ("salt-run", ["saltutil.sync_all"])):
+            done = self.run(program, *arguments)
+            if done.returncode:
+                raise PartError(f"{program} saltutil.sync_all failed:\n{done.stdout}{done.stderr}")
+
+    def minion_config(self, minion: str) -> Path:
+        """Return the configuration directory of a minion."""
+        return self.sandbox / "salt" / f"config-{minion}"
+
+    def run(self, program: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
+        """Run one of Salt's programs on the master, as an operator would; output and exit code as they come."""
+        return subprocess.run(
+            self.command(program, *arguments), capture_output=True, text=True, timeout=timeout, env=self.environment(),
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """Return the whole command line of one of Salt's programs."""
+        return [salt_program(program), "-c", str(self.config), *arguments]
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """Return the environment that Salt's programs run in."""
+        return {**os.environ, "LC_ALL": "C.UTF-8"}
+
+    def _wait_for_minions(self) -> None:
+        for _ in range(20):
+            done = self.run("salt", "*", "test.ping", "--out=txt", "--timeout=5")
+            if all(f"{minion}: True" in done.stdout for minion in self.minions):
+                return
+        raise PartError(f"not all of {', '.join(self.minions)} answer the master:\n{done.stdout}{done.stderr}")
+
+    @staticmethod
+    def _write(path: Path, content: dict) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -1,0 +1,168 @@
+"""A whole portal in a sandbox: the data services, a master, web hosts with a root of their own, and a front door."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from parts.base import uv_path
+from parts.fleet import Fleet
+from parts.nginx import Nginx, host_nginx
+from parts.ports import free_port
+from parts.process import stop_all
+from parts.supervisor import Supervisor
+
+
+class Portal:
+    """Web hosts under one master, behind one front nginx.
+
+    sandbox
+        Directory of all the parts.
+    base
+        The virtualenv that releases are clones of.
+    hosts
+        Ids of the minions; each is a web host.
+    env
+        Name of the environment that they belong to.
+    """
+
+    def __init__(self, sandbox: Path, base: Path, hosts: Sequence[str] = ("web1", "web2"), env: str = "production"):
+        self.sandbox, self.base, self.hosts, self.env = Path(sandbox), Path(base), list(hosts), env
+        self.ports = {host: free_port() for host in self.hosts}
+        self.front_port = free_port()
+        self.url = f"http://127.0.0.1:{self.front_port}"
+        self.fleet = Fleet(self.sandbox, self.hosts)
+
+    def root(self, host: str) -> Path:
+        """Return the root directory of a host."""
+        return self.sandbox / host
+
+    def write_pillar(self, settings: Mapping[str, Any]) -> None:
+        """Write the pillar: what all hosts share is given, what differs from host to host is known here."""
+        top: dict[str, Any] = {"base": {}}
+        for host in self.hosts:
+            root = self.root(host)
+            top["base"][host] = [host]
+            own = {
+                "env": self.env,
+                "root": str(root),
+                "paths": {"base": str(self.base)},
+                "site_url": self.url,
+                "installer": {"uv": uv_path()},
+                "manage": {"packages": False, "services": False, "user": False},
+                "web": {
+                    "listen": f"127.0.0.1:{self.ports[host]}",
+                    "processes": 1,
+                    "nginx_conf": str(self.sandbox / f"nginx-{host}/nginx.conf"),
+                    "supervisor_conf": str(self.sandbox / f"super-{host}/supervisord.conf"),
+                },
+            }
+            text = yaml.safe_dump({"ckan": _merged(own, settings)}, allow_unicode=True)
+            (self.fleet.pillar_roots / f"{host}.sls").write_text(text, encoding="utf-8")
+        (self.fleet.pillar_roots / "top.sls").write_text(yaml.safe_dump(top), encoding="utf-8")
+        (self.fleet.file_roots / "top.sls").write_text(
+            yaml.safe_dump({"base": {"ckan:env:*": [{"match": "pillar"}, "ckan"]}}), encoding="utf-8"
+        )
+
+    def start(self, say: Callable[[str], None] = lambda _: None) -> Portal:
+        """Start the web servers of all hosts, the front door, the master and the minions."""
+        say("starting nginx and supervisor of each host, and the front nginx")
+        for host in self.hosts:
+            root = self.root(host)
+            root.mkdir(parents=True, exist_ok=True)
+            host_nginx(self.sandbox, root / "etc/nginx/conf.d", name=f"nginx-{host}").start()
+            Supervisor(self.sandbox, root / "etc/supervisor/conf.d", name=f"super-{host}").start()
+        servers = "".join(f" server 127.0.0.1:{self.ports[host]};" for host in self.hosts)
+        Nginx(
+            self.sandbox,
+            f"    upstream hosts {{{servers} }}\n"
+            f"    server {{ listen 127.0.0.1:{self.front_port};"
+            " location / { proxy_pass http://hosts; proxy_set_header Host $host; } }",
+            port=self.front_port,
+            name="nginx-front",
+        ).start()
+        say("starting the Salt master and the minions " + ", ".join(self.hosts))
+        self.fleet.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop everything in the sandbox."""
+        stop_all(self.sandbox)
+
+    def destroy(self) -> None:
+        """Stop everything, and remove the sandbox."""
+        self.stop()
+        shutil.rmtree(self.sandbox, ignore_errors=True)
+
+    def highstate(self, *arguments: str) -> dict[str, Any]:
+        """Run a highstate on all hosts.
+
+        Returns {"code": exit code, "hosts": {host: {state id: result}}}.
+        """
+        done = self.fleet.run("salt", "-I", f"ckan:env:{self.env}", "state.highstate", "--out=json", "--static",
+                              *arguments)  # fmt: skip
+        return {"code": done.returncode, "hosts": _json(done.stdout), "text": done.stdout + done.stderr}
+
+    def deploy(self, kind: str = "deploy", **pillar: Any) -> dict[str, Any]:
+        """Run the orchestration of a deploy or a rollback.
+
+        Returns {"code": exit code, "text": what the operator sees}.
+        """
+        pillar = {"env": self.env, **pillar}
+        done = self.fleet.run("salt-run", "state.orch", f"orch.{kind}", f"pillar={json.dumps(pillar)}")
+        return {"code": done.returncode, "text": done.stdout + done.stderr}
+
+    def call(self, host: str, function: str, *arguments: str) -> tuple[int, Any]:
+        """Call a function on a host; returns the exit code and the answer."""
+        done = self.fleet.run("salt", host, function, *arguments, "--out=json", "--static")
+        answer = _json(done.stdout)
+        return done.returncode, answer.get(host) if isinstance(answer, dict) else done.stdout + done.stderr
+
+    def current(self, host: str) -> str:
+        """Return the release that `current` of a host points to, '' when there is none."""
+        link = self.root(host) / "usr/lib/ckan/current"
+        return link.resolve().name if link.is_symlink() else ""
+
+    def releases(self, host: str) -> list[str]:
+        """Return the names under `releases` of a host."""
+        path = self.root(host) / "usr/lib/ckan/releases"
+        return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+
+    def get(self, path: str = "/", host: str = "") -> tuple[int, str, str]:
+        """Ask the front door, or one host's; returns status, body, and the release that answered."""
+        address = f"http://127.0.0.1:{self.ports[host]}" if host else self.url
+        request = urllib.request.Request(address + path, headers={"Host": "127.0.0.1"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, response.read().decode("utf-8"), response.headers.get("X-CKAN-Release", "")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode("utf-8", "replace"), error.headers.get("X-CKAN-Release", "")
+
+
+def next_second() -> None:
+    """Wait until the clock shows another second, so that the next release gets an id of its own."""
+    time.sleep(1.01 - time.time() % 1)
+
+
+def _merged(one: Mapping, two: Mapping) -> dict:
+    out = dict(one)
+    for key, value in two.items():
+        out[key] = _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+    return out
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        # Warnings may stand before it.
+        match = re.search(r"^\{.*^\}", text, re.S | re.M)
+        return json.loads(match.group(0)) if match else {}

@@ -1,0 +1,3 @@
+"""The one configuration of the process, as in CKAN."""
+
+config: dict = {}
