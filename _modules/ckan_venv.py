@@ -8,41 +8,21 @@ CKAN or of releases, and no pillar is read.
 
 from __future__ import annotations
 
-import ast
-import errno
 import glob
+import grp
 import importlib.metadata
-import json
-import logging
 import os
+import pwd
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-log = logging.getLogger(__name__)
-
 __virtualname__ = "ckan_venv"
 __func_alias__ = {"compile_": "compile"}
-
-# What belongs to the source alone: its sockets, its configuration, its manifest, its lock.
-SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
-# A prefix ends where a file name cannot go on: /x/default is neither in /x/default2 nor in /y/x/default.
-NAME_BYTES = rb"\w.+~@%\x80-\xff-"
-METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
-# The kernel reads no more than this of a script's first line.
-SHEBANG_MAX = 127
-TRAMPOLINE = re.compile(
-    rb"""#! ?/bin/sh\n'''exec' (?:'(?P<one>/[^'\n]*)'|"(?P<two>/[^"\n]*)"|(?P<bare>/[^\s'"]*))"""
-    rb"""(?P<args>[^\n]*?) "\$0" "\$@"\n' '''\n"""
-)
-DIRECT = re.compile(rb"#![ \t]*(?P<bare>/[^\s]*)(?P<args>[^\n]*)\n")
-SYSTEM_PREFIXES = ("", "/", "/usr", "/usr/local", "/opt")
 
 
 def __virtual__() -> str:
@@ -61,7 +41,7 @@ def clone(source: str, target: str, link: str = "hard", owner: str | None = None
     source
         Absolute path of the virtualenv to clone.
     target
-        Absolute path of the virtualenv to make; must not exist.
+        Absolute path of the virtualenv to make; must not exist, or hold nothing but a ``release.json``.
     link
         ``hard`` (default) shares file contents by hard links, with a copy wherever a link is impossible; ``copy``
         copies every file.
@@ -90,32 +70,29 @@ def clone(source: str, target: str, link: str = "hard", owner: str | None = None
     if _inside(os.path.realpath(target), os.path.realpath(source)):
         raise SaltInvocationError(f"{target} lies inside the source {source}; choose a target outside of it.")
     user, ids = _owner(owner)
-    copier = _Cloner(source, target, link == "hard", ids)
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.mkdir(target)
-    except FileExistsError as exc:
-        raise CommandExecutionError(f"{target} exists; choose another target or remove it first.") from exc
+        os.makedirs(target, exist_ok=True)
+        found = set(os.listdir(target)) - {"release.json"}
+        if found:
+            raise CommandExecutionError(f"{target} exists; choose another target or remove it first.")
     except OSError as exc:
         raise CommandExecutionError(
             f"{target} cannot be made ({exc.strerror}); make its parent directory writable."
         ) from exc
     try:
-        copier.directory(source, target, "top")
-        copier.drop_stale_bytecode()
-        problems = verify(target, forbidden=copier.prefixes, user=user)
+        counts = __salt__["ckan_relocate.copy"](source, target, link=link, ids=ids)
+        problems = verify(target, forbidden=counts.pop("prefixes"), user=user)
         if problems:
             raise CommandExecutionError(
                 f"{source} does not clone to a sound virtualenv: {problems[0]}; repair {source} and try again."
             )
     except BaseException as exc:
-        shutil.rmtree(target, ignore_errors=True)
+        _empty(target)
         if isinstance(exc, OSError):
             raise CommandExecutionError(
                 f"Cloning {source} to {target} failed: {exc}; correct that and try again."
             ) from exc
         raise
-    counts = copier.counts
     return {"files": sum(counts.values()), **counts, "seconds": round(time.monotonic() - started, 3)}
 
 
@@ -139,29 +116,7 @@ def verify(path: str, forbidden: Iterable[str] = (), user: str | None = None) ->
         salt web1 ckan_venv.verify /usr/lib/ckan/releases/20261125021500Z forbidden='[/usr/lib/ckan/default]'
     """
     path = _absolute("path", path)
-    problems = []
-    own = _prefix_pattern([path])
-    foreign = _prefix_pattern([item for item in forbidden if item.rstrip("/") != path])
-    for name in _telling_files(path):
-        shown = os.path.relpath(name, path)
-        try:
-            with open(name, "rb") as handle:
-                data = handle.read()
-        except OSError as exc:
-            problems.append(f"{shown} cannot be read ({exc.strerror})")
-            continue
-        if os.path.dirname(name) == f"{path}/bin":
-            head = _shebang(data)
-            if head and _is_python(head[0]) and not _inside(head[0], path):
-                problems.append(f"{shown} starts {head[0]}, which is outside {path}")
-        # The own path goes first: it may lie below a forbidden one.
-        found = foreign.search(own.sub(b"", data)) if foreign and not _is_binary(data) else None
-        if found:
-            problems.append(f"{shown} names {os.fsdecode(found['prefix'])}")
-        for editable in _editable_paths(name, data):
-            if not os.path.exists(editable) and not os.path.exists(f"{editable}.py"):
-                problems.append(f"{shown} names {editable}, which does not exist")
-    return problems + _prefix_problems(path, user)
+    return __salt__["ckan_relocate.problems"](path, forbidden=list(forbidden)) + _prefix_problems(path, user)
 
 
 def create(
@@ -264,7 +219,11 @@ def install(
     started = time.monotonic()
     path = _absolute("path", path)
     wanted = []
-    for option, values in (("", requirements), ("--requirements", requirement_files), ("--editable", editable)):
+    for option, values in (
+        ("", requirements),
+        ("--requirements", requirement_files),
+        ("--editable", editable),
+    ):
         if isinstance(values, str):
             raise SaltInvocationError(f"{values!r} is a text where a list is needed; write [{values}].")
         for value in values:
@@ -422,243 +381,12 @@ def interpreter(path: str) -> dict[str, str]:
         with open(f"{path}/pyvenv.cfg", encoding="utf-8") as handle:
             pairs = [line.partition("=") for line in handle]
     except OSError as exc:
-        raise CommandExecutionError(f"{path} has no readable pyvenv.cfg; name an existing virtualenv.") from exc
+        raise CommandExecutionError(
+            f"{path} has no readable pyvenv.cfg; name an existing virtualenv."
+        ) from exc
     values = {key.strip().lower(): value.strip() for key, _, value in pairs}
     version = values.get("version") or values.get("version_info", "")
     return {"version": ".".join(version.split(".")[:3]), "home": values.get("home", "")}
-
-
-class _Cloner:
-    """One pass over a virtualenv that makes another one of it."""
-
-    def __init__(self, source: str, target: str, link: bool, ids: tuple[int, int] | None) -> None:
-        self.source = source
-        self.target = target
-        self.link = link
-        self.ids = ids
-        self.prefixes = _old_prefixes(source)
-        self.pattern = _prefix_pattern(self.prefixes)
-        self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
-        self.rewritten_modules: list[str] = []
-
-    def directory(self, source: str, target: str, kind: str) -> None:
-        """Fill the directory ``target``, which exists, from ``source``; ``kind`` says what its files may be."""
-        with os.scandir(source) as entries:
-            for entry in entries:
-                name = entry.name
-                if kind == "top" and SKIP.match(name):
-                    continue
-                new = f"{target}/{name}"
-                if entry.is_symlink():
-                    self.symlink(entry.path, new)
-                elif entry.is_dir():
-                    os.mkdir(new)
-                    self.directory(entry.path, new, _kind(kind, name))
-                elif entry.is_file():
-                    self.file(entry, new, kind)
-        # Last, since the mode may forbid writing.
-        os.chmod(target, stat.S_IMODE(os.stat(source).st_mode))
-        self.own(target)
-
-    def file(self, entry: os.DirEntry[str], new: str, kind: str) -> None:
-        """Rewrite, link or copy one file."""
-        if _may_name_prefix(kind, entry.name):
-            with open(entry.path, "rb") as handle:
-                data = handle.read()
-            changed = data if _is_binary(data) else _relocate(data, self.pattern, self.target, kind == "bin")
-            if changed != data:
-                with open(new, "xb") as handle:
-                    handle.write(changed)
-                os.chmod(new, stat.S_IMODE(entry.stat().st_mode))
-                self.own(new)
-                self.counts["rewritten"] += 1
-                if new.endswith(".py"):
-                    self.rewritten_modules.append(new)
-                return
-        if self.link and kind != "src":
-            try:
-                os.link(entry.path, new)
-                self.counts["linked"] += 1
-                return
-            except OSError as exc:
-                if exc.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-                    raise
-                # Another file system stays another one; the other two may concern this file alone.
-                self.link = exc.errno != errno.EXDEV
-        shutil.copy2(entry.path, new)
-        self.own(new)
-        self.counts["copied"] += 1
-
-    def symlink(self, old: str, new: str) -> None:
-        """Keep a symlink's meaning: what lay inside the source lies inside the target."""
-        value = os.readlink(old)
-        if os.path.isabs(value):
-            for prefix in self.prefixes:
-                if _inside(value, prefix):
-                    value = self.target + value[len(prefix) :]
-                    break
-        else:
-            place = os.path.normpath(os.path.join(os.path.dirname(old), value))
-            value = value if _inside(place, self.source) else place
-        os.symlink(value, new)
-        self.own(new)
-
-    def own(self, path: str) -> None:
-        """Give a path that was made here to the owner asked for; a linked file would change its source."""
-        if self.ids:
-            os.chown(path, *self.ids, follow_symlinks=False)
-
-    def drop_stale_bytecode(self) -> None:
-        """Remove the bytecode of rewritten modules: with an equal size and time it would pass as fresh."""
-        for module in self.rewritten_modules:
-            folder, name = os.path.split(module)
-            for old in glob.glob(f"{glob.escape(folder)}/__pycache__/{glob.escape(name[:-3])}.*.pyc"):
-                self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
-                os.unlink(old)
-
-
-def _kind(parent: str, name: str) -> str:
-    """Say what the files in directory ``name`` may be: plain, or of a kind that names the virtualenv's place."""
-    if parent == "top":
-        return name if name in ("bin", "src") else "plain"
-    if parent == "src":
-        return "src"
-    if name == "site-packages":
-        return "site"
-    return "meta" if parent == "site" and name.endswith((".dist-info", ".egg-info")) else "plain"
-
-
-def _may_name_prefix(kind: str, name: str) -> bool:
-    """Say whether a file is one of those that installers write the virtualenv's place into."""
-    if kind == "top":
-        return name == "pyvenv.cfg" or name.endswith(".pth")
-    if kind == "site":
-        # Build backends name their editable finders freely, so each single-file module is looked at.
-        return name.endswith((".pth", ".egg-link", ".py"))
-    if kind == "meta":
-        return name in METADATA
-    # A submodule or worktree names its repository in a file called .git.
-    return kind == "bin" or (kind == "src" and name == ".git")
-
-
-def _telling_files(path: str) -> list[str]:
-    """List the files of a virtualenv that may name its place (checkouts aside)."""
-    folders = [(path, "top"), (f"{path}/bin", "bin")]
-    for site in _site_packages(path):
-        folders.append((site, "site"))
-        folders += [(entry.path, "meta") for entry in os.scandir(site) if _kind("site", entry.name) == "meta"]
-    found = []
-    for folder, kind in folders:
-        if os.path.isdir(folder):
-            found += [
-                entry.path
-                for entry in os.scandir(folder)
-                if _may_name_prefix(kind, entry.name) and entry.is_file() and not entry.is_symlink()
-            ]
-    return sorted(found)
-
-
-def _old_prefixes(source: str) -> list[str]:
-    """List the places that a virtualenv's files may name as its own, the longest first."""
-    found = {os.path.realpath(source)}
-    candidates = set()
-    for entry in os.scandir(f"{source}/bin"):
-        if not entry.is_file(follow_symlinks=False):
-            continue
-        with open(entry.path, "rb") as handle:
-            data = handle.read(8192)
-        if entry.name == "activate":
-            named = re.findall(rb"""VIRTUAL_ENV=['"]?(/[^'"\n]+)""", data)
-            candidates |= {os.fsdecode(item).rstrip("/") for item in named}
-        head = _shebang(data)
-        if head and _is_python(head[0]) and os.path.basename(os.path.dirname(head[0])) == "bin":
-            prefix = os.path.dirname(os.path.dirname(head[0]))
-            # A prefix with an interpreter but no pyvenv.cfg is an installation of Python, not a virtualenv.
-            if os.path.exists(f"{prefix}/pyvenv.cfg") or not os.path.exists(head[0]):
-                candidates.add(prefix)
-    home = os.path.dirname(interpreter(source)["home"].rstrip("/"))
-    for prefix in candidates:
-        above = any(_inside(place, prefix) for place in (source, os.path.realpath(source)))
-        if prefix not in (*SYSTEM_PREFIXES, home) and not above:
-            found.add(prefix)
-    return sorted({*found, source}, key=lambda item: (-len(item), item))
-
-
-def _prefix_pattern(prefixes: Iterable[str]) -> re.Pattern[bytes] | None:
-    """Compile an expression that finds any of the paths, plain or in a file URL; None without paths."""
-    plain = {item.rstrip("/") for item in prefixes if item.rstrip("/")}
-    names = sorted({form for item in plain for form in (item, quote(item))}, key=lambda item: (-len(item), item))
-    if not names:
-        return None
-    body = b"|".join(re.escape(os.fsencode(name)) for name in names)
-    return re.compile(
-        rb"(?:(?P<url>file://)|(?<![/%s]))(?P<prefix>%s)(?![%s])" % (NAME_BYTES, body, NAME_BYTES)
-    )
-
-
-def _relocate(data: bytes, pattern: re.Pattern[bytes], target: str, script: bool) -> bytes:
-    """Return a file's content with every old prefix replaced by ``target``."""
-    plain, in_url = os.fsencode(target), quote(target).encode()
-
-    def replacement(match: re.Match[bytes]) -> bytes:
-        return b"file://" + in_url if match["url"] else plain
-
-    head = _shebang(data) if script else None
-    if not head or not _is_python(head[0]):
-        return pattern.sub(replacement, data)
-    interpreter_, args, end = head
-    moved = pattern.sub(replacement, os.fsencode(interpreter_))
-    rest = pattern.sub(replacement, data[end:])
-    if moved == os.fsencode(interpreter_):
-        return data[:end] + rest
-    line = b"#!" + moved + args + b"\n"
-    if b" " in moved or len(line) > SHEBANG_MAX:
-        # The kernel cuts such a first line; the shell and Python both read this one.
-        line = b"#!/bin/sh\n'''exec' '" + moved + b"'" + args + b' "$0" "$@"\n\' \'\'\'\n'
-    return line + rest
-
-
-def _shebang(data: bytes) -> tuple[str, bytes, int] | None:
-    """Return a script's interpreter, the interpreter's arguments and where the script goes on; None without."""
-    match = TRAMPOLINE.match(data)
-    if match:
-        name = match["one"] or match["two"] or match["bare"]
-    else:
-        match = DIRECT.match(data)
-        if not match:
-            return None
-        name = match["bare"]
-    return os.fsdecode(name), match["args"].rstrip(), match.end()
-
-
-def _is_python(name: str) -> bool:
-    return os.path.basename(name).startswith(("python", "pypy"))
-
-
-def _is_binary(data: bytes) -> bool:
-    return b"\0" in data[:8192]
-
-
-def _editable_paths(name: str, data: bytes) -> list[str]:
-    """List the directories that a file puts on the module path."""
-    base = os.path.basename(name)
-    text = data.decode("utf-8", "replace")
-    if base.endswith(".pth"):
-        return [line.strip() for line in text.splitlines() if line.startswith("/")]
-    if base.endswith(".egg-link"):
-        return [line.strip() for line in text.splitlines()[:1]]
-    try:
-        if base.startswith("__editable__"):
-            found = re.search(r"^MAPPING\b[^=\n]*= (\{.*\})$", text, re.MULTILINE)
-            return list(ast.literal_eval(found[1]).values()) if found else []
-        if base == "direct_url.json":
-            content = json.loads(text)
-            url = urlsplit(content.get("url", ""))
-            editable = content.get("dir_info", {}).get("editable")
-            return [unquote(url.path)] if editable and url.scheme == "file" else []
-    except (ValueError, SyntaxError):
-        log.warning("%s cannot be read as what its name says", name)
-    return []
 
 
 def _prefix_problems(path: str, user: str | None) -> list[str]:
@@ -691,7 +419,13 @@ def _uv(
     if not program:
         raise CommandExecutionError(f"uv is not installed as {uv!r}; install it or name its path.")
     # VIRTUAL_ENV of whoever started the minion must not count; nothing is to be downloaded but packages.
-    env = {"VIRTUAL_ENV": "", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never", "NO_COLOR": "1", **(env or {})}
+    env = {
+        "VIRTUAL_ENV": "",
+        "UV_NO_PROGRESS": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "NO_COLOR": "1",
+        **(env or {}),
+    }
     if cache_dir:
         env["UV_CACHE_DIR"] = cache_dir
     return _run([program, *args], user=user, cwd=cwd, env=env, timeout=timeout)
@@ -735,9 +469,6 @@ def _same_device(cache_dir: str | None, path: str) -> bool:
 
 def _owner(owner: str | None) -> tuple[str | None, tuple[int, int] | None]:
     """Return the user's name and the ids of user and group for ``user`` or ``user:group``."""
-    import grp
-    import pwd
-
     if not owner:
         return None, None
     user, _, group = owner.partition(":")
@@ -746,6 +477,17 @@ def _owner(owner: str | None) -> tuple[str | None, tuple[int, int] | None]:
         return user, (entry.pw_uid, grp.getgrnam(group).gr_gid if group else entry.pw_gid)
     except KeyError as exc:
         raise CommandExecutionError(f"There is no user or group {owner!r} here; create it first.") from exc
+
+
+def _empty(target: str) -> None:
+    """Remove what a failed clone left; a ``release.json`` that was there before it stays, with its directory."""
+    for entry in os.scandir(target):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        elif entry.name != "release.json":
+            os.unlink(entry.path)
+    if not os.listdir(target):
+        os.rmdir(target)
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -759,3 +501,8 @@ def _absolute(name: str, path: str) -> str:
             f"{name} is {path!r}; use an absolute path without quotes, backslashes, dollar or control characters."
         )
     return os.path.normpath(path)
+
+
+def _normal(name: str) -> str:
+    """Return a package's name in the one form that all its spellings share."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -183,6 +183,8 @@ def one_line(exc: BaseException) -> str:
 if __name__ == "__main__":
     outcome = main(sys.argv[1], sys.argv[2])
     sys.stdout.flush()
-    print("\nCKAN-PROBE " + json.dumps(outcome), flush=True)
+    # A line of its own, whatever was printed before. (No backslash in this file: Salt unescapes standard input.)
+    print()
+    print("CKAN-PROBE " + json.dumps(outcome), flush=True)
     # Threads that a plugin started must not keep us.
     os._exit(0)

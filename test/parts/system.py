@@ -82,3 +82,7 @@ def ensure_packages(packages: Iterable[str] | None = None, say: Callable[[str], 
         command = [*apt, "install", "-y", "--no-install-recommends", *wanted]
         run(command, f"Installing {' '.join(wanted)}", _LOG, say=say, env=environment)
     return wanted
+
+
+if __name__ == "__main__":
+    ensure_packages(say=print)

@@ -1,0 +1,48 @@
+# The commands of a developer. On a bare Debian 12 machine each of them installs what it needs first.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONPATH := test
+# A path of our own first: the parts call uv, salt and ruff by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: test test-fast lint docs demo demo-stop bench setup setup-parts clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --group test
+	@touch $@
+
+# Services and libraries of the system: PostgreSQL, Redis, nginx, supervisor, git, Java.
+setup-parts: setup
+	@$(BIN)/python -m parts.system
+
+test: setup-parts
+	@$(BIN)/python -m pytest
+
+# Unit and functional tests: no daemon, under a minute.
+test-fast: setup
+	@$(BIN)/python -m pytest test/unit test/functional -q
+
+lint: setup
+	@$(BIN)/ruff check .
+
+docs: setup
+	@$(BIN)/python tools/settings_docs.py
+
+# A real CKAN on two web hosts: first deploy, deploy, failed deploy, rollback. DEMO_ONCE=1 ends by itself.
+demo: setup-parts
+	@$(BIN)/python test/demo.py
+
+demo-stop: setup
+	@$(BIN)/python test/demo.py stop
+
+bench: setup-parts
+	@$(BIN)/python test/bench/bench.py
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,399 @@
+"""
+The settings: what the pillar says under ``ckan``, with every default, as one validated dictionary.
+
+This is the only module that reads the pillar, and ``SCHEMA`` is the only place where a default stands. The page
+docs/pillar.md is made from it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import re
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+__virtualname__ = "ckan_settings"
+
+MASK = "**********"
+SOCKET_LIMIT = 107
+
+
+class Setting(NamedTuple):
+    """What is known of one setting."""
+
+    kind: str
+    default: Any
+    text: str
+    required: bool = False
+    pattern: str = ""
+    choices: tuple = ()
+    secret: bool = False
+    least: int = 0
+
+
+# Kinds: str, int, bool, list (of text), options (free options of CKAN), extensions.
+SCHEMA = {
+    "env": Setting("str", "", "Name of the environment.", required=True, pattern=r"[a-z][a-z0-9_-]*"),
+    "site": Setting("str", "default", "Name of the site on this machine.", pattern=r"[a-z][a-z0-9-]*"),
+    "root": Setting("str", "", "Directory put before every default path; empty for `/`.", pattern=r"(/.*[^/])?"),
+    "paths:home": Setting("str", "{root}/usr/lib/ckan", "Home of the site (another site: `/usr/lib/ckan/sites/SITE`)."),
+    "paths:base": Setting("str", "{home}/default", "The virtualenv that the official install made."),
+    "paths:releases": Setting("str", "{home}/releases", "The releases."),
+    "paths:current": Setting("str", "{home}/current", "The link to the release that is served."),
+    "paths:shared": Setting("str", "{home}/shared", "What outlives a release: mirrors, package cache, log."),
+    "paths:config": Setting("str", "{root}/etc/ckan/{site}", "Where wsgi.py and apache.wsgi stand."),
+    "paths:data": Setting("str", "{root}/var/lib/ckan/{site}", "Uploads, web assets, sessions."),
+    "paths:log": Setting("str", "{root}/var/log/ckan", "Logs of the app servers."),
+    "paths:nginx_site": Setting("str", "{root}/etc/nginx/conf.d/ckan-{site}.conf", "nginx's file of the site."),
+    "paths:supervisor_programs": Setting("str", "{root}/etc/supervisor/conf.d", "Where supervisor finds its programs."),
+    "user": Setting("str", "www-data", "Who runs CKAN.", pattern=r"[a-z_][a-z0-9_-]*"),
+    "group": Setting("str", "www-data", "The group that may read the ini.", pattern=r"[a-z_][a-z0-9_-]*"),
+    "base:version": Setting(
+        "str", "", "CKAN version to make the base from; empty to adopt the one at `paths:base`.",
+        pattern=r"([0-9][0-9A-Za-z.+!-]*)?",
+    ),
+    "base:python": Setting("str", "/usr/bin/python3", "Interpreter that the base is made with."),
+    "base:packages": Setting("list", [], "Further requirements of a base that is made."),
+    "installer:uv": Setting("str", "{shared}/tools/bin/uv", "The program uv; the default is installed by the highstate."),
+    "installer:index_url": Setting("str", "", "Package index; empty for uv's own default."),
+    "installer:find_links": Setting("str", "", "Directory or page with wheels."),
+    "installer:offline": Setting("bool", False, "Install without any network."),
+    "link": Setting("str", "hard", "How a release shares files with the base.", choices=("hard", "copy")),
+    "keep": Setting("int", 5, "How many good releases are kept.", least=2),
+    "extensions": Setting("extensions", {}, "Extensions by name: `url`, `ref`, `requirements`."),
+    "plugins": Setting("list", [], "`ckan.plugins`, in order."),
+    "config": Setting("options", {}, "Any option of CKAN; wins over what follows from the settings."),
+    "site_url": Setting("str", "", "Address of the site, without a slash at the end.", required=True),
+    "site_id": Setting("str", "default", "`ckan.site_id`."),
+    "domain": Setting("str", "", "Host name; by default that of `site_url`.", pattern=r"([A-Za-z0-9]([A-Za-z0-9.-]*)?)?"),
+    "aliases": Setting("list", [], "Further host names."),
+    "database:host": Setting("str", "localhost", "Host of PostgreSQL."),
+    "database:port": Setting("int", 5432, "Port of PostgreSQL.", least=1),
+    "database:name": Setting("str", "ckan_default", "Name of the database."),
+    "database:user": Setting("str", "ckan_default", "User of the database."),
+    "database:password": Setting("str", "", "Password of that user.", required=True, secret=True),
+    "solr_url": Setting("str", "http://127.0.0.1:8983/solr/ckan", "Address of the Solr core."),
+    "redis_url": Setting("str", "redis://127.0.0.1:6379/0", "Address of Redis."),
+    "secrets:session": Setting("str", "", "Signs sessions and forms.", required=True, secret=True),
+    "secrets:api_token": Setting("str", "", "Signs API tokens.", required=True, secret=True),
+    "web:server": Setting("str", "nginx", "nginx with uWSGI, or the site's own server.", choices=("nginx", "none")),
+    "web:listen": Setting("str", "80", "nginx's `listen`: a port or address:port.", pattern=r"[0-9A-Za-z_.:\[\]-]+"),
+    "web:processes": Setting("int", 2, "uWSGI processes.", least=1),
+    "web:threads": Setting("int", 4, "Threads of each process.", least=1),
+    "web:boot_timeout": Setting("int", 90, "Seconds an app server has to answer after its start.", least=1),
+    "web:drain_timeout": Setting("int", 20, "Seconds an old app server has to finish its requests.", least=0),
+    "web:upload_limit_mb": Setting("int", 100, "Largest upload, in MB.", least=1),
+    "web:health_path": Setting("str", "/api/3/action/status_show", "What the health check asks for.", pattern=r"/\S*"),
+    "web:health_status": Setting("int", 200, "The status it expects.", least=100),
+    "web:health_text": Setting("str", "", "Text that the answer must hold."),
+    "web:health_url": Setting("str", "", "The front door of this host; by default the port of `web:listen`."),
+    "web:nginx_conf": Setting("str", "", "Main configuration of an nginx of our own; empty for the system's."),
+    "web:supervisor_conf": Setting("str", "", "Configuration of a supervisor of our own; empty for the system's."),
+    "manage:packages": Setting("bool", True, "Highstate installs Debian packages and uv."),
+    "manage:services": Setting("bool", True, "Highstate starts nginx and supervisor."),
+    "manage:user": Setting("bool", True, "Highstate makes user and group."),
+    "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
+}
+EXTENSION = {
+    "url": Setting("str", "", "Address of the git origin.", required=True),
+    "ref": Setting("str", "", "Branch, tag or commit.", required=True),
+    "requirements": Setting("str", "auto", "`auto`, `none`, or a file in the repository."),
+}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_SECRET_WORDS = re.compile(r"(password|secret|token|(^|[._-])key([._-]|$))", re.I)
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def get(overrides: dict | None = None, **kwargs: Any) -> dict:
+    """
+    Return the settings of this minion, secrets included: for the other modules of the formula, not for people.
+
+    overrides
+        What differs from the pillar for one deploy: ``{"extensions": {name: {"ref": ...}}}``.
+
+    Returns the dictionary described in docs/pillar.md. Raises ``CommandExecutionError`` with every problem, a line
+    each; ``SaltInvocationError`` when called from the command line, whose answer travels over the event bus.
+
+    CLI Example: use ``ckan_settings.show``:
+
+    .. code-block:: bash
+
+        salt web1 ckan_settings.show
+    """
+    if any(name.startswith("__pub_") for name in kwargs):
+        raise SaltInvocationError("ckan_settings.get would send secrets to the master; type ckan_settings.show.")
+    errors = __pillar__.get("_errors")
+    if errors:
+        raise CommandExecutionError(f"the pillar failed to render: {'; '.join(map(str, errors))}")
+    return _resolve(__pillar__.get("ckan"), overrides)
+
+
+def show(overrides: dict | None = None) -> dict:
+    """
+    Return the settings of this minion with secrets masked.
+
+    overrides
+        As for ``get``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_settings.show
+    """
+    settings = get(overrides)
+    for name, setting in SCHEMA.items():
+        if setting.secret:
+            _put(settings, name, MASK)
+    settings["config"] = {
+        option: MASK if _SECRET_WORDS.search(option) or "@" in str(value) else value
+        for option, value in settings["config"].items()
+    }
+    settings["redis_url"] = re.sub(r"://[^/@]*@", f"://{MASK}@", settings["redis_url"])
+    settings["solr_url"] = re.sub(r"://[^/@]*@", f"://{MASK}@", settings["solr_url"])
+    return settings
+
+
+def validate(overrides: dict | None = None) -> bool:
+    """
+    Check the settings of this minion.
+
+    overrides
+        As for ``get``.
+
+    Returns True. Raises ``CommandExecutionError`` with every problem, a line each.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_settings.validate
+    """
+    get(overrides)
+    return True
+
+
+def _resolve(pillar: Any, overrides: dict | None = None) -> dict:
+    """Defaults, pillar and overrides as one dictionary; all problems in one error. Knows nothing of Salt."""
+    if pillar is None:
+        raise CommandExecutionError("the pillar has no key ckan for this minion; see pillar.example and pillar/top.sls.")
+    if not isinstance(pillar, dict):
+        raise CommandExecutionError("the pillar's key ckan is not a dictionary; see pillar.example.")
+    problems: list[str] = []
+    pillar = _plain(pillar)
+    _look_for_ciphertext("ckan", pillar, problems)
+    if overrides:
+        _override(pillar, overrides, problems)
+    settings: dict[str, Any] = {}
+    _unknown("ckan", pillar, {name.split(":")[0] for name in SCHEMA}, problems)
+    for group in sorted({name.split(":")[0] for name in SCHEMA if ":" in name}):
+        inside = pillar.get(group, {})
+        if not isinstance(inside, dict):
+            problems.append(f"ckan:{group} must be a dictionary, not {_named(inside)}")
+            pillar[group] = {}
+            continue
+        _unknown(f"ckan:{group}", inside, {n.split(":")[1] for n in SCHEMA if n.startswith(f"{group}:")}, problems)
+    for name, setting in SCHEMA.items():
+        group, _, leaf = name.rpartition(":")
+        source = pillar.get(group, {}) if group else pillar
+        _put(settings, name, _value(f"ckan:{name}", source.get(leaf), setting, problems))
+    if problems:
+        raise CommandExecutionError("\n".join(problems))
+    _derive(settings, pillar)
+    _check_together(settings, problems)
+    if problems:
+        raise CommandExecutionError("\n".join(problems))
+    return settings
+
+
+def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
+    if setting.kind == "extensions":
+        return _extensions(key, value, problems)
+    if value is None or value == "" and setting.required:
+        if setting.required:
+            problems.append(f"{key} is missing; set it in the pillar")
+        return copy.deepcopy(setting.default)
+    if setting.kind == "options":
+        return _config(key, value, problems)
+    if setting.kind == "list":
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            problems.append(f"{key} must be a list of text (put numbers and yes/no words in quotes)")
+            return []
+        if any(_CONTROL.search(item) or "\n" in item or " " in item for item in value):
+            problems.append(f"{key} has an item with blanks or control characters; write one name an item")
+        if len(set(value)) != len(value):
+            problems.append(f"{key} lists {next(i for i in value if value.count(i) > 1)} twice; remove one")
+        return value
+    wanted = {"str": str, "int": int, "bool": bool}[setting.kind]
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        if wanted is str:
+            problems.append(f"{key} is {_named(value)}; put the value in quotes in the pillar")
+        else:
+            kind = {"int": "a whole number", "bool": "True or False"}[setting.kind]
+            problems.append(f"{key} must be {kind}, not {_named(value)}")
+        return setting.default
+    if wanted is str and (_CONTROL.search(value) or "\n" in value):
+        problems.append(f"{key} has control characters or line breaks in it; remove them")
+    elif setting.pattern and not re.fullmatch(setting.pattern, value):
+        problems.append(f"{key} is not valid ({value!r}); {setting.text[0].lower()}{setting.text[1:]}")
+    elif setting.choices and value not in setting.choices:
+        problems.append(f"{key} is {value!r}; use {' or '.join(setting.choices)}")
+    elif wanted is int and value < setting.least:
+        problems.append(f"{key} is {value}; use {setting.least} or more")
+    return value
+
+
+def _extensions(key: str, value: Any, problems: list[str]) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{key} must be a dictionary of extensions by name")
+        return {}
+    result = {}
+    for name, content in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            problems.append(f"{key}: {name!r} is not the name of an extension; use letters, digits, '.', '_' and '-'")
+            continue
+        if not isinstance(content, dict):
+            problems.append(f"{key}:{name} must be a dictionary with url and ref")
+            continue
+        _unknown(f"{key}:{name}", content, set(EXTENSION), problems)
+        got = {leaf: _value(f"{key}:{name}:{leaf}", content.get(leaf), s, problems) for leaf, s in EXTENSION.items()}
+        _check_origin(f"{key}:{name}", got, problems)
+        result[name] = got
+    return result
+
+
+def _check_origin(key: str, extension: dict, problems: list[str]) -> None:
+    url, ref = str(extension["url"]), str(extension["ref"])
+    for leaf, text in (("url", url), ("ref", ref), ("requirements", str(extension["requirements"]))):
+        if text.startswith("-"):
+            problems.append(f"{key}:{leaf} begins with '-', which git would take for an option; correct it")
+    if re.match(r"^[A-Za-z0-9+.-]+::", url):
+        problems.append(f"{key}:url names a helper program of git; use https, ssh, git or a path")
+    if re.search(r"\s|\.\.|[~^:?*\[\\]|@\{", ref):
+        problems.append(f"{key}:ref ({ref!r}) cannot be the name of a branch, a tag or a commit; correct it")
+    requirements = str(extension["requirements"])
+    if requirements.startswith("/") or ".." in requirements.split("/"):
+        problems.append(f"{key}:requirements must be a path inside the repository")
+    try:
+        if urlsplit(url).password:
+            problems.append(f"{key}:url has a password in it; take it out")
+    except ValueError:
+        problems.append(f"{key}:url cannot be read as an address; correct it")
+
+
+def _config(key: str, value: Any, problems: list[str]) -> dict:
+    if not isinstance(value, dict):
+        problems.append(f"{key} must be a dictionary of CKAN's options")
+        return {}
+    for option, content in value.items():
+        if not isinstance(option, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", option):
+            problems.append(f"{key}: {option!r} cannot be the name of an option; correct it")
+        items = content if isinstance(content, list) else [content]
+        for item in items:
+            if isinstance(item, dict) or isinstance(item, list) or item is None:
+                problems.append(f"{key}:{option} must be text, a number, True or False, or a list of them")
+            elif isinstance(item, str) and _CONTROL.search(item):
+                problems.append(f"{key}:{option} has control characters in it; remove them")
+    return value
+
+
+def _derive(settings: dict, pillar: dict) -> None:
+    """Fill in the defaults that follow from other settings."""
+    paths, root, site = settings["paths"], settings["root"], settings["site"]
+    if "home" not in pillar.get("paths", {}) and site != "default":
+        paths["home"] += f"/sites/{site}"
+    paths["home"] = paths["home"].replace("{root}", root)
+    for name, value in paths.items():
+        if name not in pillar.get("paths", {}):
+            paths[name] = value.format(root=root, site=site, home=paths["home"])
+    if settings["installer"]["uv"].startswith("{shared}"):
+        settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
+    settings["domain"] = settings["domain"] or (urlsplit(settings["site_url"]).hostname or "")
+
+
+def _check_together(settings: dict, problems: list[str]) -> None:
+    for name, value in settings["paths"].items():
+        if not os.path.isabs(value) or os.path.normpath(value) != value:
+            problems.append(f"ckan:paths:{name} ({value}) must be an absolute path without '..' or a slash at the end")
+        elif re.search(r"[\s\"'{}$;%,]", value):
+            problems.append(f"ckan:paths:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
+    url = urlsplit(settings["site_url"])
+    if url.scheme not in ("http", "https") or not url.hostname or settings["site_url"].endswith("/"):
+        problems.append("ckan:site_url must be http(s)://host without a slash at the end")
+    socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
+    if settings["web"]["server"] != "none" and len(socket.encode()) > SOCKET_LIMIT:
+        problems.append(
+            f"{socket} is longer than the {SOCKET_LIMIT} bytes a unix socket may have; choose a shorter ckan:paths:home"
+        )
+
+
+def _override(pillar: dict, overrides: dict, problems: list[str]) -> None:
+    for name in overrides:
+        if name != "extensions":
+            problems.append(f"{name} cannot be given for one deploy, only extensions can; put it in the pillar")
+    wanted = overrides.get("extensions") or {}
+    if not isinstance(wanted, dict) or not all(isinstance(content, dict) for content in wanted.values()):
+        problems.append("extensions must be a dictionary such as {ckanext-mycity: {ref: fix-42}}")
+        return
+    known = pillar.setdefault("extensions", {})
+    for name, content in _plain(wanted).items():
+        if name not in known and "url" not in content:
+            problems.append(f"extension {name} is not in the pillar{_near(name, known)}; give its url and ref, or correct it")
+            continue
+        known[name] = {**known.get(name, {}), **content}
+
+
+def _unknown(key: str, found: dict, known: set, problems: list[str]) -> None:
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
+            hint = f"; did you mean {key}:{near[0]}?" if near else "; see docs/pillar.md"
+            problems.append(f"{key}:{name} is not a setting{hint}")
+
+
+def _near(name: str, known: dict) -> str:
+    near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _look_for_ciphertext(key: str, value: Any, problems: list[str]) -> None:
+    if isinstance(value, dict):
+        for name, content in value.items():
+            _look_for_ciphertext(f"{key}:{name}", content, problems)
+    elif isinstance(value, list):
+        for index, content in enumerate(value):
+            _look_for_ciphertext(f"{key}:{index}", content, problems)
+    elif isinstance(value, str) and "-----BEGIN PGP" in value:
+        problems.append(f"{key} is still encrypted (a PGP block); check its file's #!yaml|gpg line and the master's key")
+
+
+def _named(value: Any) -> str:
+    """What YAML made of a value, for people; never the value of text, which may be a secret."""
+    if isinstance(value, bool):
+        return f"the yes/no value {value}"
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    return {dict: "a dictionary", list: "a list", str: "text"}.get(type(value), type(value).__name__)
+
+
+def _plain(value: Any) -> Any:
+    """Salt's masked dictionaries and lists as plain ones, so that nothing of ours changes the pillar."""
+    if isinstance(value, dict):
+        return {key: _plain(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [_plain(content) for content in value]
+    return value
+
+
+def _put(settings: dict, name: str, value: Any) -> None:
+    group, _, leaf = name.rpartition(":")
+    (settings.setdefault(group, {}) if group else settings)[leaf] = value

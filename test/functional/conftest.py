@@ -1,0 +1,147 @@
+"""
+Hosts without daemons: Salt's own loaders, with a root directory, a pillar and a small stand-in for CKAN.
+
+What is real here: Salt's loader and state modules, git, uv, virtualenvs. What is not: CKAN (test/stub), and there are
+no web servers (`web:server: none`); the daemon and integration tests have those.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import salt.config
+import salt.loader
+from parts.base import uv_path
+from saltfactories.utils.functional import Loaders
+
+REPO = Path(__file__).resolve().parents[2]
+SECRETS = {"session": "a-session-secret-of-some-length", "api_token": "an-api-token-secret"}
+
+
+@pytest.fixture(scope="session")
+def session_dir():
+    # Short, and open to the user that runs CKAN: pytest's own directories are neither.
+    path = Path(tempfile.mkdtemp(prefix="ckan-f-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stub_base(session_dir: Path) -> Path:
+    """A virtualenv with the stand-in for CKAN, as an official install would have left it."""
+    base = session_dir / "base"
+    for command in (
+        [uv_path(), "venv", "-q", "-p", "/usr/bin/python3", str(base)],
+        [uv_path(), "pip", "install", "-q", "-p", str(base / "bin/python"), str(REPO / "test/stub/ckan")],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    return base
+
+
+class Host:
+    """A host seen through Salt's loaders; `pillar` is what its pillar says under `ckan`, and may be changed."""
+
+    def __init__(self, root: Path, base: Path):
+        self.root = root
+        self.pillar: dict[str, Any] = {
+            "env": "production",
+            "root": str(root),
+            "paths": {"base": str(base)},
+            "site_url": "http://portal.example.org",
+            "database": {"password": "database-password"},
+            "secrets": dict(SECRETS),
+            "web": {"server": "none"},
+            "manage": {"packages": False, "services": False, "user": False},
+            "installer": {"uv": uv_path()},
+            "config": {},
+        }
+        self._loaders: dict[tuple, Loaders] = {}
+        self._opts = salt.config.minion_config(None)
+        self._opts.update(
+            id="web1", root_dir=str(root / "salt"), cachedir=str(root / "salt/cache"), file_client="local",
+            file_roots={"base": [str(REPO)]}, pillar_roots={"base": []}, module_dirs=[str(REPO / "_modules")],
+            states_dirs=[str(REPO / "_states")], pki_dir=str(root / "salt/pki"), sock_dir=str(root / "salt/s"),
+            extension_modules=str(root / "salt/ext"), log_file=str(root / "salt/log"), test=False,
+            fileserver_ignoresymlinks=False, grains={},
+        )  # fmt: skip
+        for name in ("cache", "pki", "s", "ext"):
+            (root / "salt" / name).mkdir(parents=True, exist_ok=True)
+        root.chmod(0o755)
+        # What the highstate makes: CKAN runs as an unprivileged user, and writes here only.
+        storage = root / "var/lib/ckan/default/storage"
+        storage.mkdir(parents=True)
+        shutil.chown(storage, "www-data", "www-data")
+
+    def loaders(self, test: bool = False) -> Loaders:
+        """Return loaders that see the pillar as it is now."""
+        key = (repr(self.pillar), test)
+        if key not in self._loaders:
+            self._loaders[key] = self._make(test)
+        return self._loaders[key]
+
+    def _make(self, test: bool) -> Loaders:
+        opts = copy.deepcopy(self._opts)
+        opts["pillar"] = {"ckan": copy.deepcopy(self.pillar)}
+        opts["test"] = test
+        return Loaders(opts)
+
+    def __getattr__(self, name: str):
+        """`host.deploy()` calls `ckan_release.deploy`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.loaders().modules[f"ckan_release.{name}"]
+
+    @property
+    def home(self) -> Path:
+        return self.root / "usr/lib/ckan"
+
+    def current(self) -> str:
+        """The release that is served, '' when there is none."""
+        link = self.home / "current"
+        return link.resolve().name if link.is_symlink() else ""
+
+    def releases(self) -> list[str]:
+        path = self.home / "releases"
+        return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+    def tree(self) -> dict[str, Any]:
+        """All that stands on disk below the home: what a refusal must leave as it was."""
+        found = {}
+        for folder, folders, files in os.walk(self.home):
+            for name in folders + files:
+                path = Path(folder, name)
+                status = path.lstat()
+                found[str(path.relative_to(self.home))] = (
+                    os.readlink(path) if path.is_symlink() else (status.st_ino, status.st_mtime_ns, status.st_size)
+                )
+        return found
+
+    def python(self, release: str, code: str) -> str:
+        """Run code by a release's interpreter."""
+        python = self.home / "releases" / release / "bin/python"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd="/")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture
+def host(stub_base: Path):
+    root = Path(tempfile.mkdtemp(prefix="ckan-h-", dir="/tmp"))
+    yield Host(root, stub_base)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def origins(tmp_path: Path) -> Path:
+    """Where a test makes its git repositories."""
+    path = tmp_path / "origins"
+    path.mkdir()
+    return path

@@ -1,0 +1,327 @@
+"""What the relocation makes of paths in text, and which wrong calls are refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+from _modules import ckan_relocate, ckan_venv
+
+
+def run_all(command, **kwargs):
+    """Stand in for Salt's function of that name with a real process."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=kwargs.get("cwd"))
+    return {
+        "retcode": done.returncode,
+        "stdout": done.stdout.rstrip("\n"),
+        "stderr": done.stderr.rstrip("\n"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def salt_functions(monkeypatch):
+    functions = {
+        "cmd.run_all": run_all,
+        "ckan_relocate.copy": ckan_relocate.copy,
+        "ckan_relocate.problems": ckan_relocate.problems,
+    }
+    monkeypatch.setattr(ckan_venv, "__salt__", functions, raising=False)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Make a virtualenv without any tool from outside."""
+    path = tmp_path / "source"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(path)], check=True)
+    script(path / "bin/tool", f"#!{path}/bin/python\nprint('tool')\n")
+    return path
+
+
+def script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def site(path: Path) -> Path:
+    return next(path.glob("lib/python*/site-packages"))
+
+
+def relocated(text: str, prefixes=("/srv/default",), target="/srv/new", is_script=False) -> str:
+    pattern = ckan_relocate._prefix_pattern(prefixes)
+    return ckan_relocate._relocate(text.encode(), pattern, target, is_script).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/srv/default2/src",
+        "/srv/default-old",
+        "/srv/default.old/x",
+        "/srv/default_2",
+        "/srv/default%20x",
+        "/srv/défault",
+        "/mnt/srv/default/src",
+        "$HOME/srv/default",
+        "file:///mnt/srv/default",
+    ],
+)
+def test_a_path_that_only_looks_like_the_prefix_stays(text):
+    assert relocated(text) == text
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("/srv/default/src/a", "/srv/new/src/a"),
+        ("VIRTUAL_ENV='/srv/default'\n", "VIRTUAL_ENV='/srv/new'\n"),
+        ("a:/srv/default/bin:b", "a:/srv/new/bin:b"),
+        ('{"url": "file:///srv/default/src/a"}', '{"url": "file:///srv/new/src/a"}'),
+        ("/srv/default\n/srv/default2\n", "/srv/new\n/srv/default2\n"),
+    ],
+)
+def test_the_prefix_is_replaced_at_path_boundaries(before, after):
+    assert relocated(before) == after
+
+
+def test_file_urls_are_quoted_and_plain_paths_are_not():
+    text = "file:///srv/my%20env/src /srv/my env/src"
+    assert relocated(text, ["/srv/my env"], "/srv/a b") == "file:///srv/a%20b/src /srv/a b/src"
+
+
+def test_of_nested_prefixes_the_longest_counts():
+    text = "/srv/x/env/lib /srv/x/lib"
+    assert relocated(text, ["/srv/x", "/srv/x/env"], "/new") == "/new/lib /new/lib"
+
+
+def test_a_shebang_that_the_kernel_would_cut_goes_through_the_shell():
+    long = "/srv/" + "x" * 130
+    for target in ("/srv/a b", long):
+        text = relocated("#!/srv/default/bin/python -E\nprint(1)\n", target=target, is_script=True)
+        assert text == f"#!/bin/sh\n'''exec' '{target}/bin/python' -E \"$0\" \"$@\"\n' '''\nprint(1)\n"
+        assert relocated(text, [target], "/srv/short", True) == "#!/srv/short/bin/python -E\nprint(1)\n"
+
+
+def test_a_system_python_is_no_prefix(source):
+    script(source / "bin/helper", "#!/usr/bin/python3.1\n")
+    assert "/usr" not in ckan_relocate._old_prefixes(str(source))
+
+
+def test_a_clone_runs_and_shares_files(source, tmp_path):
+    (site(source) / "mod.py").write_text("x = 1\n")
+    target = tmp_path / "target"
+    result = ckan_venv.clone(str(source), str(target))
+    assert result["files"] == result["linked"] + result["copied"] + result["rewritten"]
+    assert subprocess.check_output([target / "bin/tool"], text=True) == "tool\n"
+    assert os.path.samefile(site(source) / "mod.py", site(target) / "mod.py")
+    assert not os.path.samefile(source / "bin/tool", target / "bin/tool")
+    assert (target / "bin/tool").stat().st_mode == (source / "bin/tool").stat().st_mode
+    assert (source / "bin/tool").read_text().startswith(f"#!{source}/bin/python\n")
+
+
+def test_link_copy_shares_nothing(source, tmp_path):
+    (site(source) / "mod.py").write_text("x = 1\n")
+    result = ckan_venv.clone(str(source), str(tmp_path / "target"), link="copy")
+    assert result["linked"] == 0
+    copied = site(tmp_path / "target") / "mod.py"
+    assert not os.path.samefile(site(source) / "mod.py", copied)
+    assert copied.stat().st_mtime_ns == (site(source) / "mod.py").stat().st_mtime_ns
+
+
+@pytest.mark.skipif(
+    not os.access("/dev/shm", os.W_OK) or os.stat("/dev/shm").st_dev == os.stat("/tmp").st_dev,
+    reason="needs a second file system",
+)
+def test_another_file_system_gets_copies(source):
+    target = Path(f"/dev/shm/ckan-venv-test-{os.getpid()}")
+    (site(source) / "mod.py").write_text("x = 1\n")
+    try:
+        result = ckan_venv.clone(str(source), str(target))
+        assert result["linked"] == 0 and result["copied"] > 0
+        assert subprocess.check_output([target / "bin/tool"], text=True) == "tool\n"
+    finally:
+        subprocess.run(["rm", "-rf", str(target)], check=True)
+
+
+def test_checkouts_are_copied_and_the_sources_own_things_left_out(source, tmp_path):
+    (source / "src/ext/run").mkdir(parents=True)
+    (source / "src/ext/test.ini").write_text("[x]")
+    (source / "src/ext/run/a.py").write_text("a = 1\n")
+    (source / "run").mkdir()
+    for name in ("production.ini", "release.json", ".lock"):
+        (source / name).write_text("{}")
+    target = tmp_path / "target"
+    ckan_venv.clone(str(source), str(target))
+    assert not os.path.samefile(source / "src/ext/run/a.py", target / "src/ext/run/a.py")
+    assert (target / "src/ext/test.ini").exists()
+    assert not {"run", "production.ini", "release.json", ".lock"} & set(os.listdir(target))
+
+
+def test_symlinks_into_the_source_point_into_the_target(source, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (source / "abs").symlink_to(source / "bin")
+    (source / "rel").symlink_to("bin")
+    (source / "out").symlink_to("../elsewhere")
+    target = tmp_path / "deeper" / "target"
+    ckan_venv.clone(str(source), str(target))
+    assert os.readlink(target / "abs") == f"{target}/bin"
+    assert os.readlink(target / "rel") == "bin"
+    assert (target / "out").resolve() == tmp_path / "elsewhere"
+
+
+def test_stale_bytecode_of_a_rewritten_module_is_dropped(source, tmp_path):
+    finder = site(source) / "__editable___x_finder.py"
+    (source / "src/x").mkdir(parents=True)
+    finder.write_text(f"MAPPING: dict[str, str] = {{'x': '{source}/src/x'}}\n")
+    (site(source) / "kept.py").write_text("x = 1\n")
+    subprocess.run([source / "bin/python", "-m", "compileall", "-q", site(source)], check=True)
+    target = tmp_path / "target"
+    result = ckan_venv.clone(str(source), str(target))
+    names = {name.split(".")[0] for name in os.listdir(site(target) / "__pycache__")}
+    assert names == {"kept"}
+    assert result["files"] == sum(len(files) for _, _, files in os.walk(target) if files) - sum(
+        1 for item in target.rglob("*") if item.is_symlink() and item.is_file()
+    )
+
+
+def test_directories_keep_their_modes(source, tmp_path):
+    (source / "share").mkdir(mode=0o750)
+    (source / "share").chmod(0o750)
+    ckan_venv.clone(str(source), str(tmp_path / "target"))
+    assert (tmp_path / "target/share").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_owner_gets_new_files_and_linked_ones_stay(source, tmp_path):
+    (site(source) / "mod.py").write_text("x = 1\n")
+    copier = ckan_relocate.copy
+    (tmp_path / "target").mkdir()
+    copier(str(source), str(tmp_path / "target"), ids=(65534, 65534))
+    assert (tmp_path / "target/bin").stat().st_uid == 65534
+    assert (tmp_path / "target/bin/tool").stat().st_uid == 65534
+    assert (site(source) / "mod.py").stat().st_uid == 0
+
+
+def test_an_existing_target_is_refused_and_stays(source, tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/mine").write_text("x")
+    with pytest.raises(CommandExecutionError, match="exists"):
+        ckan_venv.clone(str(source), str(tmp_path / "target"))
+    assert (tmp_path / "target/mine").read_text() == "x"
+
+
+def test_a_source_that_is_no_virtualenv_is_refused(tmp_path):
+    (tmp_path / "source/bin").mkdir(parents=True)
+    with pytest.raises(CommandExecutionError, match="not a virtualenv"):
+        ckan_venv.clone(str(tmp_path / "source"), str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("target", ["relative", "/srv/it's", "/srv/$HOME", ""])
+def test_paths_that_cannot_be_written_into_scripts_are_refused(source, target):
+    with pytest.raises(SaltInvocationError, match="absolute path"):
+        ckan_venv.clone(str(source), target)
+
+
+def test_a_target_inside_the_source_is_refused(source):
+    with pytest.raises(SaltInvocationError, match="inside"):
+        ckan_venv.clone(str(source), f"{source}/releases/1")
+    assert not (source / "releases").exists()
+
+
+def test_an_unknown_link_mode_and_owner_are_refused(source, tmp_path):
+    with pytest.raises(SaltInvocationError, match="hard"):
+        ckan_venv.clone(str(source), str(tmp_path / "target"), link="soft")
+    with pytest.raises(CommandExecutionError, match="no user"):
+        ckan_venv.clone(str(source), str(tmp_path / "target"), owner="nobody-here")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_problem_removes_the_target(source, tmp_path):
+    (site(source) / "gone.pth").write_text("/nowhere/at/all\n")
+    with pytest.raises(CommandExecutionError, match="gone.pth names /nowhere/at/all"):
+        ckan_venv.clone(str(source), str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_an_error_half_way_removes_the_target(source, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ckan_relocate.os, "symlink", full)
+    with pytest.raises(CommandExecutionError, match="No space left"):
+        ckan_venv.clone(str(source), str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_verify_names_each_kind_of_problem(source):
+    script(source / "bin/strange", "#!/usr/bin/python3\n")
+    script(source / "bin/shell", "#!/bin/sh\n")
+    (site(source) / "a.pth").write_text("/srv/other/src\n")
+    (site(source) / "b.pth").write_text("/srv/other2\n")
+    found = ckan_venv.verify(str(source), forbidden=["/srv/other"])
+    assert any("bin/strange starts /usr/bin/python3" in item for item in found)
+    assert sum("names /srv/other" in item and "does not exist" not in item for item in found) == 1
+    assert sum("does not exist" in item for item in found) == 2
+    assert not any("bin/shell" in item for item in found)
+
+
+def test_verify_sees_an_interpreter_that_belongs_elsewhere(source, tmp_path):
+    (source / "pyvenv.cfg").unlink()
+    assert "belongs to" in ckan_venv.verify(str(source))[-1]
+
+
+def test_interpreter_reads_both_kinds_of_pyvenv_cfg(tmp_path):
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.11.2\n")
+    assert ckan_venv.interpreter(str(tmp_path)) == {"version": "3.11.2", "home": "/usr/bin"}
+    (tmp_path / "pyvenv.cfg").write_text("home = /opt/bin\nversion_info = 3.12.1.final.0\n")
+    assert ckan_venv.interpreter(str(tmp_path)) == {"version": "3.12.1", "home": "/opt/bin"}
+
+
+def test_freeze_reads_metadata_with_normal_names(source, tmp_path):
+    for folder, name in ((site(source), "My_Pkg"), (tmp_path / "checkout", "Old.Style")):
+        folder.mkdir(exist_ok=True)
+        kind = "dist-info/METADATA" if name == "My_Pkg" else "egg-info/PKG-INFO"
+        info = folder / f"{name}-1.0.{kind}"
+        info.parent.mkdir()
+        info.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (site(source) / "old.egg-link").write_text(f"{tmp_path}/checkout\n.")
+    assert ckan_venv.freeze(str(source)) == {"my-pkg": "1.0", "old-style": "1.0"}
+
+
+def test_install_refuses_options_and_texts(source):
+    for wrong in (["--index-url=http://x"], "requests", [""]):
+        with pytest.raises(SaltInvocationError):
+            ckan_venv.install(str(source), requirements=wrong)
+    assert ckan_venv.install(str(source)) == {"changes": {}, "seconds": 0.0}
+
+
+def test_a_missing_uv_is_named(source):
+    with pytest.raises(CommandExecutionError, match="not installed as 'no-such-uv'"):
+        ckan_venv.install(str(source), ["x"], uv="no-such-uv")
+
+
+def test_errors_show_no_password():
+    ret = {"stderr": "failed: https://me:secret@host/simple\n\n", "stdout": ""}
+    assert ckan_venv._tail(ret) == "failed: https://host/simple"
+
+
+def test_compile_replaces_linked_bytecode(source, tmp_path):
+    (site(source) / "mod.py").write_text("x = 1\n")
+    assert ckan_venv.compile_(str(source))["compiled"] == 1
+    cached = next((site(source) / "__pycache__").glob("mod.*.pyc"))
+    before = cached.read_bytes()
+    assert str(source).encode() not in before
+    target = tmp_path / "target"
+    ckan_venv.clone(str(source), str(target))
+    assert ckan_venv.compile_(str(target))["compiled"] == 0
+    (site(target) / "mod.py").unlink()
+    (site(target) / "mod.py").write_text("x = 22\n")
+    os.utime(site(target) / "mod.py", (1, 1))
+    (site(target) / "broken.py").write_text("{{ template }} !\n")
+    result = ckan_venv.compile_(str(target))
+    assert result["compiled"] == 1
+    assert result["failed"] == [f"{site(target)}/broken.py"]
+    assert cached.read_bytes() == before
