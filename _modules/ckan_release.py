@@ -262,12 +262,14 @@ def verify(release: str, by: str = "") -> dict:
         return __salt__["ckan_web.health"](release, settings)
 
 
-def finish(release: str, by: str = "") -> dict:
+def finish(release: str, prune: bool = True, by: str = "") -> dict:
     """
     End a deploy: the old app servers finish their requests and stop, old releases are pruned.
 
     release
         The id of the live release.
+    prune
+        Prune as well; False after a rollback.
     by
         Who asked.
 
@@ -283,7 +285,7 @@ def finish(release: str, by: str = "") -> dict:
     with _stage(settings, "finish", release, by):
         path = __salt__["ckan_store.directory"](settings["paths"], release)
         stopped = __salt__["ckan_web.stop_others"](path, settings)
-        return {"stopped": stopped, "pruned": _prune(settings, settings["keep"])}
+        return {"stopped": stopped, "pruned": _prune(settings, settings["keep"]) if prune else []}
 
 
 def abort(release: str, reason: str = "", by: str = "") -> dict:
@@ -429,7 +431,7 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
                 f"{planned['current'] or 'what it served'} as before; mend the cause and deploy again."
             ) from exc
         seconds[name] = round(time.monotonic() - begun, 2)
-    finish(release, by)
+    finish(release, by=by)
     return {"current": release, "previous": planned["current"], "commits": planned["commits"], "seconds": seconds}
 
 

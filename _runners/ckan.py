@@ -1,6 +1,6 @@
 """
 What the master can be asked about the hosts of an environment: where they stand, what a deploy would do, who holds
-the lock. The exit code is not 0 when the answer is a complaint.
+the lock. An answer with ``error`` is a complaint, and makes the exit code 1: ``salt-run`` takes it from ``retcode``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import salt.client
 import salt.utils.user
 
 
-def status(env: str) -> dict | str:
+def status(env: str) -> dict:
     """
     Say where each host stands: the release linked, the one that answers, the app servers that run.
 
     env
         The name of the environment.
 
-    Returns ``{host: {"current", "state", "running", "answers"}}``. The exit code is 1 when a host does not answer, or
-    the hosts disagree.
+    Returns ``{"hosts": {host: {"current", "state", "running", "answers"}}}``. The exit code is 1 when a host does not
+    answer, serves another release than the one that is linked, or the hosts disagree.
 
     CLI Example:
 
@@ -41,11 +41,11 @@ def status(env: str) -> dict | str:
     linked = {row["current"] if isinstance(row, dict) else None for row in rows.values()}
     honest = all(isinstance(row, dict) and row["answers"] == row["current"] for row in rows.values())
     if len(linked) > 1 or not honest:
-        __context__["retcode"] = 1
-    return rows
+        return {"hosts": rows, **_complain("the hosts do not all serve one release; see the rows")}
+    return {"hosts": rows}
 
 
-def pending(env: str, extensions: dict | None = None) -> dict | str:
+def pending(env: str, extensions: dict | None = None) -> dict:
     """
     Say what a deploy would build now: the commits that the refs stand for. Nothing is changed.
 
@@ -68,7 +68,7 @@ def pending(env: str, extensions: dict | None = None) -> dict | str:
     return {key: planned[key] for key in ("release", "hosts", "commits")}
 
 
-def lock(env: str, reason: str) -> str:
+def lock(env: str, reason: str) -> dict | str:
     """
     Keep deploys and rollbacks of an environment out until ``ckan.unlock``.
 
@@ -140,9 +140,8 @@ def lock_status(env: str) -> str:
     return f"{env} is locked by {held['by']} since {held['since']} ({held['kind']}{why})"
 
 
-def _complain(sentence: str) -> str:
-    __context__["retcode"] = 1
-    return sentence
+def _complain(sentence: str) -> dict:
+    return {"error": sentence, "retcode": 1}
 
 
 def _file(env: str) -> str:

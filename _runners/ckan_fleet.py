@@ -198,7 +198,7 @@ def take_back(env: str, job: str = "") -> dict:
         function, kwargs = "ckan_release.abort", {"release": ticket["release"]}
     else:
         function, kwargs = "ckan_release.activate", {"release": ticket["left"], "force": True}
-    causes = "; ".join(f"{f['host']} failed at {f['stage']}: {f['cause']}" for f in ticket["failures"])
+    causes = _causes(ticket["failures"])
     kwargs.update(reason=causes, by=ticket["by"])
     results, failures = _ask(ticket["hosts"], function, kwargs)
     serving: dict[str, list[str]] = {}
@@ -298,6 +298,9 @@ def _arguments(function: str, ticket: dict) -> dict:
         }  # fmt: skip
     if function == "ckan_release.rollback":
         return {"to": ticket["release"], "reason": ticket["reason"], "force": ticket["force"], "finish": False, **by}
+    if function == "ckan_release.finish":
+        # After a rollback the release that was left stays for a look at it; the next deploy prunes it.
+        return {"release": ticket["release"], "prune": ticket["kind"] == "deploy", **by}
     return {"release": ticket["release"], **by}
 
 
@@ -338,7 +341,15 @@ def _remarks(name: str, results: dict) -> str:
 
 
 def _join(failures: dict, stage_name: str) -> str:
-    return "; ".join(f"{host} failed at {stage_name}: {cause}" for host, cause in sorted(failures.items()))
+    return _causes([{"host": host, "stage": stage_name, "cause": cause} for host, cause in failures.items()])
+
+
+def _causes(failures: list[dict]) -> str:
+    """Which hosts failed at which stage, and why: hosts with the same trouble in one sentence."""
+    same: dict[tuple, list[str]] = {}
+    for failure in failures:
+        same.setdefault((failure["stage"], failure["cause"]), []).append(failure["host"])
+    return "; ".join(f"{', '.join(sorted(hosts))} failed at {name}: {why}" for (name, why), hosts in same.items())
 
 
 def _no(comment: str) -> dict:

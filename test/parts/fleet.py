@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from parts.ports import free_port
+from parts.ports import answers, free_port
 from parts.process import PartError, Service
 
 REPO = Path(__file__).resolve().parents[2]
@@ -70,8 +70,9 @@ class Fleet:
             },
         )  # fmt: skip
         master = self.services["master"] = Service(self.sandbox, "salt-master")
-        ready = self.sandbox / "salt/ms/publish_pull.ipc"
-        master.launch([salt_program("salt-master"), "-c", self.config], ready.exists, timeout=90)
+        master.launch(
+            [salt_program("salt-master"), "-c", self.config], lambda: answers(ret) and answers(publish), timeout=90
+        )
         for index, minion in enumerate(self.minions):
             self._write(
                 self.minion_config(minion) / "minion",
