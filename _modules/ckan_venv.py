@@ -246,7 +246,7 @@ def install(
     ret = _uv(command + wanted, uv=uv, user=user, cwd=path, env=env, cache_dir=cache_dir, timeout=timeout)
     if ret["retcode"] != 0:
         raise CommandExecutionError(
-            f"uv could not install packages into {path}; correct what it names and try again:\n{_tail(ret)}"
+            f"uv could not install the packages: {_tail(ret)}; correct what it names and deploy again."
         )
     changes: dict[str, dict[str, str]] = {}
     for sign, name, version in re.findall(r"^ ([-+~]) (\S+?)==(\S+)", ret["stderr"], re.MULTILINE):
@@ -423,6 +423,8 @@ def _uv(
         "VIRTUAL_ENV": "",
         "UV_NO_PROGRESS": "1",
         "UV_PYTHON_DOWNLOADS": "never",
+        # The host's own certificates: an index behind a company's certificate works as it does for apt and git.
+        "UV_SYSTEM_CERTS": "1",
         "NO_COLOR": "1",
         **(env or {}),
     }
@@ -453,10 +455,11 @@ def _run(
 
 
 def _tail(ret: dict[str, Any], lines: int = 12) -> str:
-    """Return the last lines of what a program said, without passwords in addresses."""
+    """Return the last lines of what a program said as one, without its progress and passwords in addresses."""
     text = ret["stderr"] if ret["stderr"].strip() else ret["stdout"]
-    kept = [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
-    return re.sub(r"://[^/@\s]+@", "://", "\n".join(kept))
+    kept = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    first = next((index for index, line in enumerate(kept) if re.match(r"(error|×|x )", line)), 0)
+    return re.sub(r"://[^/@\s]+@", "://", " ".join(kept[first:][-lines:]))
 
 
 def _same_device(cache_dir: str | None, path: str) -> bool:

@@ -48,17 +48,20 @@ def check(ini: str, result: dict) -> None:
         result["errors"].append(f"{where} does not start: {one_line(exc)}")
         return
     result["plugins"] = str(config.get("ckan.plugins", "")).split()
-    check_configuration(config, result)
+    check_configuration(result)
     check_migrations(config, result)
     check_search(app, result)
 
 
-def check_configuration(config: dict, result: dict) -> None:
+def check_configuration(result: dict) -> None:
     try:
         from ckan.common import config_declaration
     except ImportError:
         return
-    _, errors = config_declaration.validate(config)
+    # CKAN's own object: it holds the defaults, too, which the validators want.
+    from ckan.common import config as loaded
+
+    _, errors = config_declaration.validate(loaded)
     for key, messages in sorted((errors or {}).items()):
         # The message may quote the value, and the value may be a secret: the key is enough.
         result["errors"].append(f"configuration option {key} is not valid ({len(messages)} problem)")
@@ -161,8 +164,12 @@ def heads(config: dict) -> dict:
 
 def guilty_plugin(exc: BaseException) -> str:
     """The plugin that CKAN was busy with when it failed, read from the frames of the traceback."""
-    for frame, _ in reversed(list(traceback.walk_tb(exc.__traceback__))):
-        if not frame.f_globals.get("__name__", "").startswith("ckan."):
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    for frame, inner in reversed(list(zip(frames, [*frames[1:], None]))):
+        module = frame.f_globals.get("__name__", "")
+        # Core calls a plugin, or loads one. A loop's variable lives on after the loop: then core called core.
+        calls_plugin = inner is not None and not inner.f_globals.get("__name__", "").startswith("ckan.")
+        if not module.startswith("ckan.") or not (calls_plugin or module.startswith("ckan.plugins")):
             continue
         for name in ("plugin_name", "plugin"):
             value = frame.f_locals.get(name)

@@ -107,9 +107,12 @@ class Portal:
 
         Returns {"code": exit code, "hosts": {host: {state id: result}}}.
         """
-        done = self.fleet.run("salt", "-I", f"ckan:env:{self.env}", "state.highstate", "--out=json", "--static",
-                              *arguments)  # fmt: skip
-        return {"code": done.returncode, "hosts": _json(done.stdout), "text": done.stdout + done.stderr}
+        # Not with --static: that makes salt exit 0 although a state failed.
+        done = self.fleet.run("salt", "-I", f"ckan:env:{self.env}", "state.highstate", "--out=json", *arguments)
+        hosts: dict[str, Any] = {}
+        for document in re.split(r"(?<=^\})\n", done.stdout, flags=re.M):
+            hosts.update(_json(document) or {})
+        return {"code": done.returncode, "hosts": hosts, "text": done.stdout + done.stderr}
 
     def deploy(self, kind: str = "deploy", **pillar: Any) -> dict[str, Any]:
         """Run the orchestration of a deploy or a rollback.
@@ -155,7 +158,8 @@ def next_second() -> None:
 def _merged(one: Mapping, two: Mapping) -> dict:
     out = dict(one)
     for key, value in two.items():
-        out[key] = _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if both else value
     return out
 
 

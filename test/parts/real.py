@@ -1,0 +1,108 @@
+"""A portal with the real CKAN and its real services, and an extension whose text stands on every page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from parts.base import build_base
+from parts.portal import Portal
+from parts.postgres import Postgres
+from parts.redis import Redis
+from parts.solr import Solr, schema_of
+from stub import repos
+
+# Runs inside a release: makes a system administrator and prints an API token of theirs. One boot instead of three.
+_ADMIN = """
+import sys
+from ckan.cli import CKANConfigLoader
+from ckan.config.middleware import make_app
+app = make_app(CKANConfigLoader(sys.argv[1]).get_config())
+from ckan import model
+from ckan.plugins import toolkit
+with app.test_request_context("/"):
+    site = {"ignore_auth": True}
+    toolkit.get_action("user_create")(site, {"name": "admin", "email": "admin@example.org", "password": "demo-password"})
+    user = model.User.get("admin")
+    user.sysadmin = True
+    model.Session.commit()
+    token = toolkit.get_action("api_token_create")({"ignore_auth": True, "user": "admin"},
+                                                   {"user": "admin", "name": "demo"})
+print("TOKEN", token["token"])
+"""
+
+
+class RealPortal(Portal):
+    """A Portal on PostgreSQL, Redis, Solr and CKAN, with `ckanext-mycity` in its pillar.
+
+    sandbox
+        Directory of all the parts.
+    hosts
+        Ids of the web hosts.
+    say
+        Called with progress lines.
+    """
+
+    def __init__(
+        self, sandbox: Path, hosts: Sequence[str] = ("web1", "web2"), say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.say = say
+        super().__init__(sandbox, build_base(say=say), hosts)
+        self.token = ""
+        (self.sandbox / "git").mkdir(exist_ok=True)
+        self.mycity = repos.make_repo(self.sandbox / "git", "mycity", "Welcome to My City")
+
+    def start(self, say: Callable[[str], None] | None = None) -> RealPortal:
+        """Start the data services, the web hosts and Salt, and write the pillar."""
+        say = say or self.say
+        say("starting PostgreSQL, Redis and Solr")
+        postgres = Postgres(self.sandbox).start()
+        postgres.create_database("ckan_default", "ckan_default", "p-ss-for-ckan")
+        redis = Redis(self.sandbox).start()
+        self.solr = Solr(self.sandbox, schema_of(self.base)).start(say=say)
+        self.write_pillar(
+            {
+                "database": {"host": "127.0.0.1", "port": postgres.port, "password": "p-ss-for-ckan"},
+                "redis_url": redis.url,
+                "solr_url": self.solr.url,
+                "secrets": {"session": "the-demo-signs-sessions-with-this", "api_token": "the-demo-signs-tokens"},
+                "extensions": {"ckanext-mycity": {"url": str(self.mycity), "ref": "main"}},
+                "plugins": ["mycity"],
+                "config": {"ckan.site_title": "Portal of My City"},
+            }
+        )
+        super().start(say)
+        return self
+
+    def add_sample_data(self) -> list[str]:
+        """Make an organisation and three datasets over the API; returns the titles of the datasets."""
+        host = self.hosts[0]
+        release = self.root(host) / "usr/lib/ckan/current"
+        done = subprocess.run(
+            ["runuser", "-u", "www-data", "--", release / "bin/python", "-c", _ADMIN, release / f"{self.env}.ini"],
+            capture_output=True, text=True, cwd="/", check=False,
+        )  # fmt: skip
+        lines = [line for line in done.stdout.splitlines() if line.startswith("TOKEN ")]
+        if not lines:
+            raise RuntimeError(f"no API token could be made: {done.stderr[-2000:]}")
+        self.token = lines[0].split()[1]
+        self.api("organization_create", {"name": "city-hall", "title": "City Hall"})
+        titles = ["Bus stops", "Street trees", "Air quality"]
+        for title in titles:
+            name = title.lower().replace(" ", "-")
+            self.api("package_create", {"name": name, "title": title, "owner_org": "city-hall", "notes": "A sample."})
+        return titles
+
+    def api(self, action: str, data: dict[str, Any]) -> Any:
+        """Call an action of CKAN's API through the front door, as the administrator; returns its result."""
+        request = urllib.request.Request(
+            f"{self.url}/api/3/action/{action}",
+            data=json.dumps(data).encode(),
+            headers={"Content-Type": "application/json", "Authorization": self.token, "Host": "127.0.0.1"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)["result"]
