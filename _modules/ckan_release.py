@@ -2,16 +2,14 @@
 The life of a release on one host: plan, build, check, migrate, start, activate, verify, finish; rollback and prune.
 
 Each stage is a function that can be called on its own. A deploy over several hosts calls the same functions, a stage
-at a time on all hosts (``orch/deploy.sls``); ``deploy`` here runs them all on this host. How things are built, stored
-and served is the business of ``ckan_venv``, ``ckan_source``, ``ckan_app``, ``ckan_store`` and ``ckan_web``.
+at a time on all hosts (``orch/deploy.sls``); ``deploy`` here runs them all on this host. How things are built, asked,
+stored and served is the business of ``ckan_build``, ``ckan_app``, ``ckan_store`` and ``ckan_web``.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import os
-import shutil
 import time
 from typing import Any
 
@@ -19,8 +17,6 @@ from salt.exceptions import CommandExecutionError, SaltException
 
 __virtualname__ = "ckan_release"
 __func_alias__ = {"list_": "list"}
-
-REQUIREMENT_FILES = ("requirements.txt", "pip-requirements.txt")
 
 
 def __virtual__() -> str:
@@ -38,7 +34,7 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
     resolve
         Ask the origins for the commits; False where another host has been asked already.
 
-    Returns ``{"release", "env", "current", "commits": {extension: commit}, "free_mb"}``. Raises
+    Returns ``{"release", "env", "current", "commits": {extension: commit}}``. Raises
     ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
@@ -50,37 +46,15 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
     settings = _settings(extensions)
     paths = settings["paths"]
     release = __salt__["ckan_store.check_id"](release or new_id())
-    problems = []
-    if not os.path.exists(os.path.join(paths["base"], "bin", "python")):
-        problems.append(f"there is no virtualenv in {paths['base']}; run state.apply ckan first")
-    newest = [m["id"] for m in __salt__["ckan_store.all_manifests"](paths)][-1:]
-    if newest and newest[0] >= release:
-        problems.append(f"release {newest[0]} here is not older than {release}; compare the clocks of master and host")
-    free = shutil.disk_usage(_existing(paths["releases"])).free // 2**20
-    if free < settings["disk_free_mb"]:
-        problems.append(
-            f"{free} MB are free under {paths['releases']}, ckan:disk_free_mb asks for {settings['disk_free_mb']}; "
-            "make room (ckan_release.prune)"
-        )
-    front = __salt__["ckan_web.front_problem"](settings)
-    if front:
-        problems.append(front)
+    problems = __salt__["ckan_build.obstacles"](settings, release)
     if problems:
         raise CommandExecutionError("; ".join(problems) + ".")
-    commits = {}
-    if resolve:
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            jobs = {
-                name: pool.submit(__salt__["ckan_source.resolve"], extension["url"], extension["ref"])
-                for name, extension in settings["extensions"].items()
-            }
-        commits = {name: job.result() for name, job in jobs.items()}
+    commits = __salt__["ckan_build.resolve"](settings) if resolve else {}
     return {
         "release": release,
         "env": settings["env"],
         "current": __salt__["ckan_store.current"](paths),
         "commits": commits,
-        "free_mb": free,
     }
 
 
@@ -113,17 +87,8 @@ def build(
         path = __salt__["ckan_store.directory"](paths, release)
         __salt__["ckan_store.create"](paths, release, env=settings["env"], site=settings["site"], by=by, job=job)
         with _marking_failed(paths, release, by):
-            __salt__["ckan_venv.clone"](paths["base"], path, link=settings["link"])
-            origins = _checkouts(settings, path, commits or {})
-            _install(settings, path)
-            ini = __salt__["ckan_app.write_ini"](path, settings)
-            packages = __salt__["ckan_venv.freeze"](path)
-            return __salt__["ckan_store.set_state"](
-                paths, release, "built", by,
-                base={"path": paths["base"], "ckan": packages.get("ckan", ""),
-                      "python": __salt__["ckan_venv.interpreter"](path)["version"]},
-                extensions=origins, packages=packages, plugins=settings["plugins"], configuration=ini["hash"],
-            )  # fmt: skip
+            contents = __salt__["ckan_build.fill"](path, settings, commits)
+            return __salt__["ckan_store.set_state"](paths, release, "built", by, **contents)
 
 
 def check(release: str, by: str = "") -> dict:
@@ -307,7 +272,7 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
 
         salt web1 ckan_release.abort 20261125021500Z reason='verify failed on web2'
     """
-    settings = _settings(strict=False)
+    settings = _settings()
     paths = settings["paths"]
     path = __salt__["ckan_store.directory"](paths, release)
     if release not in [m["id"] for m in __salt__["ckan_store.all_manifests"](paths)]:
@@ -361,12 +326,12 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
     force
         Go to a release that is marked bad, too.
     by
-        Who asked; by default the user of the command.
+        Who asked.
     finish
         Stop the app server of the release that is left. False in a rollback of a fleet, which does that last.
 
-    Returns ``{"current": id, "left": id}``. Raises ``CommandExecutionError``, with nothing changed, when there is no
-    such release or it does not start.
+    Returns ``{"current": id, "left": id}``. Raises ``CommandExecutionError`` when there is no such release, or it does
+    not start or answer; the host then serves what it served before.
 
     CLI Example:
 
@@ -383,9 +348,12 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, target), settings)
         _switch(paths, target, "bad", by, reason or "rolled back")
         if finish:
-            path = __salt__["ckan_store.directory"](paths, target)
-            __salt__["ckan_web.health"](target, settings)
-            __salt__["ckan_web.stop_others"](path, settings)
+            try:
+                __salt__["ckan_web.health"](target, settings)
+            except CommandExecutionError as exc:
+                _switch(paths, left, "retired", by, str(exc))
+                raise CommandExecutionError(f"{exc}; this host is back on {left}") from exc
+            __salt__["ckan_web.stop_others"](__salt__["ckan_store.directory"](paths, target), settings)
         return {"current": target, "left": left}
 
 
@@ -561,62 +529,8 @@ def new_id() -> str:
     return time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
 
 
-def _settings(extensions: dict | None = None, strict: bool = True) -> dict:
+def _settings(extensions: dict | None = None) -> dict:
     return __salt__["ckan_settings.get"]({"extensions": extensions} if extensions else None)
-
-
-def _checkouts(settings: dict, path: str, commits: dict) -> dict:
-    """Check out all extensions at once; returns what the manifest says of each."""
-    os.makedirs(os.path.join(path, "src"), exist_ok=True)
-    mirrors = os.path.join(settings["paths"]["shared"], "mirrors")
-    # Looked up here, not in the threads: Salt's loader finds its context only in the calling thread.
-    resolve_ref, check_out = __salt__["ckan_source.resolve"], __salt__["ckan_source.checkout"]
-
-    def one(name: str, extension: dict) -> dict:
-        commit = commits.get(name) or resolve_ref(extension["url"], extension["ref"])
-        target = os.path.join(path, "src", name)
-        if os.path.exists(target):
-            shutil.rmtree(target)  # the base brought an older checkout of its own
-        got = check_out(extension["url"], commit, target, mirrors)
-        return {"kind": "git", "url": extension["url"], "ref": extension["ref"], "commit": got["commit"], "subject": got["subject"]}
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        jobs = {name: pool.submit(one, name, extension) for name, extension in settings["extensions"].items()}
-    return {name: job.result() for name, job in jobs.items()}
-
-
-def _install(settings: dict, path: str) -> None:
-    """Install all extensions with their requirements in one resolution, held to the versions of the base."""
-    installer = settings["installer"]
-    constraints = os.path.join(path, "constraints.txt")
-    with open(constraints, "w", encoding="utf-8") as handle:
-        handle.writelines(f"{name}=={version}\n" for name, version in __salt__["ckan_venv.freeze"](path).items())
-    editable, files = [], []
-    for name, extension in settings["extensions"].items():
-        source = os.path.join(path, "src", name)
-        editable.append(source)
-        wanted = extension["requirements"]
-        names = REQUIREMENT_FILES if wanted == "auto" else () if wanted == "none" else (wanted,)
-        found = [os.path.join(source, file) for file in names if os.path.isfile(os.path.join(source, file))]
-        if wanted not in ("auto", "none") and not found:
-            raise CommandExecutionError(f"{name} has no {wanted}; correct ckan:extensions:{name}:requirements.")
-        files += found[:1]
-    needs_server = settings["web"]["server"] != "none" and not os.path.exists(os.path.join(path, "bin", "uwsgi"))
-    requirements = ["uwsgi"] if needs_server else []
-    if not (editable or files or requirements):
-        return
-    __salt__["ckan_venv.install"](
-        path,
-        requirements=requirements,
-        requirement_files=files,
-        editable=editable,
-        constraints=constraints,
-        cache_dir=os.path.join(settings["paths"]["shared"], "cache"),
-        uv=installer["uv"],
-        index_url=installer["index_url"],
-        find_links=installer["find_links"],
-        offline=installer["offline"],
-    )
 
 
 def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) -> dict:
@@ -630,7 +544,7 @@ def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) ->
         manifest["previous"] = previous
         __salt__["ckan_store.write"](paths, manifest)
     __salt__["ckan_store.point"](paths, release)
-    __salt__["ckan_store.set_state"](paths, release, "live", by)
+    __salt__["ckan_store.set_state"](paths, release, "live", by, bad_reason="")
     if previous:
         left = __salt__["ckan_store.read"](paths, previous)
         if left["state"] == "checked":
@@ -660,12 +574,6 @@ def _expect(manifest: dict, *states: str) -> None:
         raise CommandExecutionError(
             f"release {manifest['id']} is {manifest['state']}, not {' or '.join(states)}; see ckan_release.list."
         )
-
-
-def _existing(path: str) -> str:
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
 
 
 @contextlib.contextmanager

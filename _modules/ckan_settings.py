@@ -53,12 +53,14 @@ SCHEMA = {
     "user": Setting("str", "www-data", "Who runs CKAN.", pattern=r"[a-z_][a-z0-9_-]*"),
     "group": Setting("str", "www-data", "The group that may read the ini.", pattern=r"[a-z_][a-z0-9_-]*"),
     "base:version": Setting(
-        "str", "", "CKAN version to make the base from; empty to adopt the one at `paths:base`.",
+        "str",
+        "",
+        "CKAN version to make the base from; empty to adopt the one at `paths:base`.",
         pattern=r"([0-9][0-9A-Za-z.+!-]*)?",
     ),
     "base:python": Setting("str", "/usr/bin/python3", "Interpreter that the base is made with."),
     "base:packages": Setting("list", [], "Further requirements of a base that is made."),
-    "installer:uv": Setting("str", "{shared}/tools/bin/uv", "The program uv; the default is installed by the highstate."),
+    "installer:uv": Setting("str", "{shared}/tools/bin/uv", "The program uv; by default the highstate installs it."),
     "installer:index_url": Setting("str", "", "Package index; empty for uv's own default."),
     "installer:find_links": Setting("str", "", "Directory or page with wheels."),
     "installer:offline": Setting("bool", False, "Install without any network."),
@@ -69,8 +71,8 @@ SCHEMA = {
     "config": Setting("options", {}, "Any option of CKAN; wins over what follows from the settings."),
     "site_url": Setting("str", "", "Address of the site, without a slash at the end.", required=True),
     "site_id": Setting("str", "default", "`ckan.site_id`."),
-    "domain": Setting("str", "", "Host name; by default that of `site_url`.", pattern=r"([A-Za-z0-9]([A-Za-z0-9.-]*)?)?"),
-    "aliases": Setting("list", [], "Further host names."),
+    "domain": Setting("str", "", "Host name; by default that of `site_url`.", pattern=r"([A-Za-z0-9][A-Za-z0-9.-]*)?"),
+    "aliases": Setting("list", [], "Further host names.", pattern=r"[A-Za-z0-9*][A-Za-z0-9.*-]*"),
     "database:host": Setting("str", "localhost", "Host of PostgreSQL."),
     "database:port": Setting("int", 5432, "Port of PostgreSQL.", least=1),
     "database:name": Setting("str", "ckan_default", "Name of the database."),
@@ -104,7 +106,8 @@ EXTENSION = {
     "requirements": Setting("str", "auto", "`auto`, `none`, or a file in the repository."),
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_SECRET_WORDS = re.compile(r"(password|secret|token|(^|[._-])key([._-]|$))", re.I)
+_SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
+_SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def __virtual__() -> str:
@@ -156,8 +159,14 @@ def show(overrides: dict | None = None) -> dict:
         option: MASK if _SECRET_WORDS.search(option) or "@" in str(value) else value
         for option, value in settings["config"].items()
     }
-    settings["redis_url"] = re.sub(r"://[^/@]*@", f"://{MASK}@", settings["redis_url"])
-    settings["solr_url"] = re.sub(r"://[^/@]*@", f"://{MASK}@", settings["solr_url"])
+    for place, name in (
+        (settings, "redis_url"),
+        (settings, "solr_url"),
+        (settings["installer"], "index_url"),
+        (settings["installer"], "find_links"),
+    ):
+        # Up to the last @: a password may hold one, and a slash too.
+        place[name] = re.sub(r"://.*@", f"://{MASK}@", place[name])
     return settings
 
 
@@ -183,26 +192,32 @@ def validate(overrides: dict | None = None) -> bool:
 def _resolve(pillar: Any, overrides: dict | None = None) -> dict:
     """Defaults, pillar and overrides as one dictionary; all problems in one error. Knows nothing of Salt."""
     if pillar is None:
-        raise CommandExecutionError("the pillar has no key ckan for this minion; see pillar.example and pillar/top.sls.")
+        raise CommandExecutionError("the pillar has no key ckan for this minion; see pillar.example and its top.sls.")
     if not isinstance(pillar, dict):
         raise CommandExecutionError("the pillar's key ckan is not a dictionary; see pillar.example.")
     problems: list[str] = []
     pillar = _plain(pillar)
     _look_for_ciphertext("ckan", pillar, problems)
+    if problems:
+        # Whatever else could be said of these values is noise, and may quote them.
+        raise CommandExecutionError("\n".join(problems))
     if overrides:
         _override(pillar, overrides, problems)
     settings: dict[str, Any] = {}
     _unknown("ckan", pillar, {name.split(":")[0] for name in SCHEMA}, problems)
     for group in sorted({name.split(":")[0] for name in SCHEMA if ":" in name}):
-        inside = pillar.get(group, {})
-        if not isinstance(inside, dict):
-            problems.append(f"ckan:{group} must be a dictionary, not {_named(inside)}")
-            pillar[group] = {}
-            continue
+        inside = pillar.get(group)
+        if inside is not None and not isinstance(inside, dict):
+            # A number here may be a password that was put one level too high.
+            problems.append(f"ckan:{group} must be a dictionary, not {_named(inside, secret=True)}")
+            inside = None
+        inside = inside or {}
         _unknown(f"ckan:{group}", inside, {n.split(":")[1] for n in SCHEMA if n.startswith(f"{group}:")}, problems)
+        # A key with nothing behind it is as good as none: its default holds.
+        pillar[group] = {leaf: value for leaf, value in inside.items() if value is not None}
     for name, setting in SCHEMA.items():
         group, _, leaf = name.rpartition(":")
-        source = pillar.get(group, {}) if group else pillar
+        source = pillar[group] if group else pillar
         _put(settings, name, _value(f"ckan:{name}", source.get(leaf), setting, problems))
     if problems:
         raise CommandExecutionError("\n".join(problems))
@@ -228,13 +243,15 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
             return []
         if any(_CONTROL.search(item) or "\n" in item or " " in item for item in value):
             problems.append(f"{key} has an item with blanks or control characters; write one name an item")
+        elif setting.pattern and (odd := [item for item in value if not re.fullmatch(setting.pattern, item)]):
+            problems.append(f"{key} has the item {odd[0]!r}, which is not valid; correct it")
         if len(set(value)) != len(value):
             problems.append(f"{key} lists {next(i for i in value if value.count(i) > 1)} twice; remove one")
         return value
     wanted = {"str": str, "int": int, "bool": bool}[setting.kind]
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         if wanted is str:
-            problems.append(f"{key} is {_named(value)}; put the value in quotes in the pillar")
+            problems.append(f"{key} is {_named(value, setting.secret)}; put the value in quotes in the pillar")
         else:
             kind = {"int": "a whole number", "bool": "True or False"}[setting.kind]
             problems.append(f"{key} must be {kind}, not {_named(value)}")
@@ -272,20 +289,21 @@ def _extensions(key: str, value: Any, problems: list[str]) -> dict:
 
 
 def _check_origin(key: str, extension: dict, problems: list[str]) -> None:
-    url, ref = str(extension["url"]), str(extension["ref"])
-    for leaf, text in (("url", url), ("ref", ref), ("requirements", str(extension["requirements"]))):
+    url, ref, requirements = extension["url"], extension["ref"], extension["requirements"]
+    for leaf, text in (("url", url), ("ref", ref), ("requirements", requirements)):
         if text.startswith("-"):
             problems.append(f"{key}:{leaf} begins with '-', which git would take for an option; correct it")
     if re.match(r"^[A-Za-z0-9+.-]+::", url):
         problems.append(f"{key}:url names a helper program of git; use https, ssh, git or a path")
     if re.search(r"\s|\.\.|[~^:?*\[\\]|@\{", ref):
         problems.append(f"{key}:ref ({ref!r}) cannot be the name of a branch, a tag or a commit; correct it")
-    requirements = str(extension["requirements"])
     if requirements.startswith("/") or ".." in requirements.split("/"):
         problems.append(f"{key}:requirements must be a path inside the repository")
     try:
-        if urlsplit(url).password:
-            problems.append(f"{key}:url has a password in it; take it out")
+        parts = urlsplit(url)
+        # A name alone may be a token over http; over ssh it is the login.
+        if parts.password or (parts.username and parts.scheme in ("http", "https")):
+            problems.append(f"{key}:url has a password or a token in it; take it out and give git a credential helper")
     except ValueError:
         problems.append(f"{key}:url cannot be read as an address; correct it")
 
@@ -309,15 +327,17 @@ def _config(key: str, value: Any, problems: list[str]) -> dict:
 def _derive(settings: dict, pillar: dict) -> None:
     """Fill in the defaults that follow from other settings."""
     paths, root, site = settings["paths"], settings["root"], settings["site"]
-    if "home" not in pillar.get("paths", {}) and site != "default":
+    if "home" not in pillar["paths"] and site != "default":
         paths["home"] += f"/sites/{site}"
-    paths["home"] = paths["home"].replace("{root}", root)
+    if "home" not in pillar["paths"]:
+        paths["home"] = paths["home"].format(root=root)
     for name, value in paths.items():
-        if name not in pillar.get("paths", {}):
+        if name not in pillar["paths"]:
             paths[name] = value.format(root=root, site=site, home=paths["home"])
     if settings["installer"]["uv"].startswith("{shared}"):
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
-    settings["domain"] = settings["domain"] or (urlsplit(settings["site_url"]).hostname or "")
+    if not settings["domain"] and _SITE_URL.fullmatch(settings["site_url"]):
+        settings["domain"] = urlsplit(settings["site_url"]).hostname or ""
 
 
 def _check_together(settings: dict, problems: list[str]) -> None:
@@ -326,9 +346,8 @@ def _check_together(settings: dict, problems: list[str]) -> None:
             problems.append(f"ckan:paths:{name} ({value}) must be an absolute path without '..' or a slash at the end")
         elif re.search(r"[\s\"'{}$;%,]", value):
             problems.append(f"ckan:paths:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
-    url = urlsplit(settings["site_url"])
-    if url.scheme not in ("http", "https") or not url.hostname or settings["site_url"].endswith("/"):
-        problems.append("ckan:site_url must be http(s)://host without a slash at the end")
+    if not _SITE_URL.fullmatch(settings["site_url"]):
+        problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
     if settings["web"]["server"] != "none" and len(socket.encode()) > SOCKET_LIMIT:
         problems.append(
@@ -337,6 +356,9 @@ def _check_together(settings: dict, problems: list[str]) -> None:
 
 
 def _override(pillar: dict, overrides: dict, problems: list[str]) -> None:
+    if not isinstance(overrides, dict):
+        problems.append("what one deploy changes must be a dictionary such as {extensions: {ckanext-x: {ref: y}}}")
+        return
     for name in overrides:
         if name != "extensions":
             problems.append(f"{name} cannot be given for one deploy, only extensions can; put it in the pillar")
@@ -344,12 +366,17 @@ def _override(pillar: dict, overrides: dict, problems: list[str]) -> None:
     if not isinstance(wanted, dict) or not all(isinstance(content, dict) for content in wanted.values()):
         problems.append("extensions must be a dictionary such as {ckanext-mycity: {ref: fix-42}}")
         return
-    known = pillar.setdefault("extensions", {})
+    known = pillar.get("extensions") or {}
+    if not isinstance(known, dict):
+        return  # refused by its key later on
+    pillar["extensions"] = known
     for name, content in _plain(wanted).items():
         if name not in known and "url" not in content:
-            problems.append(f"extension {name} is not in the pillar{_near(name, known)}; give its url and ref, or correct it")
+            near = _near(name, known)
+            problems.append(f"extension {name} is not in the pillar{near}; give its url and ref, or correct it")
             continue
-        known[name] = {**known.get(name, {}), **content}
+        if isinstance(known.get(name, {}), dict):
+            known[name] = {**known.get(name, {}), **content}
 
 
 def _unknown(key: str, found: dict, known: set, problems: list[str]) -> None:
@@ -361,7 +388,7 @@ def _unknown(key: str, found: dict, known: set, problems: list[str]) -> None:
 
 
 def _near(name: str, known: dict) -> str:
-    near = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), sorted(map(str, known)), n=1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
@@ -373,11 +400,13 @@ def _look_for_ciphertext(key: str, value: Any, problems: list[str]) -> None:
         for index, content in enumerate(value):
             _look_for_ciphertext(f"{key}:{index}", content, problems)
     elif isinstance(value, str) and "-----BEGIN PGP" in value:
-        problems.append(f"{key} is still encrypted (a PGP block); check its file's #!yaml|gpg line and the master's key")
+        problems.append(f"{key} is still encrypted (PGP); check its file's #!yaml|gpg line and the master's key")
 
 
-def _named(value: Any) -> str:
-    """What YAML made of a value, for people; never the value of text, which may be a secret."""
+def _named(value: Any, secret: bool = False) -> str:
+    """What YAML made of a value, for people; never the value of text or of a secret."""
+    if secret and isinstance(value, (int, float)):
+        return "a number or a yes/no value"
     if isinstance(value, bool):
         return f"the yes/no value {value}"
     if isinstance(value, (int, float)):

@@ -137,8 +137,8 @@ def _git(args: list[str], what: str) -> str:
     done = _run(args)
     if done["retcode"] != 0:
         lines = [line for line in done["stderr"].splitlines() if line.strip()]
-        why = next((line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))), (lines or ["no message"])[-1])
-        raise CommandExecutionError(f"{what}: {why.strip()}")
+        named = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))]
+        raise CommandExecutionError(f"{what}: {(named or lines[-1:] or ['no message'])[0].strip()}")
     return done["stdout"]
 
 

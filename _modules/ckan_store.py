@@ -197,7 +197,7 @@ def all_manifests(paths: dict) -> list[dict]:
     except FileNotFoundError:
         return []
     found = [_load(os.path.join(paths["releases"], name, MANIFEST)) for name in names]
-    return [manifest for manifest, name in zip(found, names) if manifest and manifest.get("id") == name]
+    return [manifest for manifest, name in zip(found, names, strict=True) if manifest and manifest.get("id") == name]
 
 
 def current(paths: dict) -> str:

@@ -170,7 +170,8 @@ def health(release: str, settings: dict) -> dict:
     if not problem and answered != release:
         problem = f"is answered by release {answered or 'unknown'} instead of {release}"
     if problem:
-        raise CommandExecutionError(f"the front door {url}{web['health_path']} {problem}; see {_log(release, settings)}")
+        log = _log(release, settings)
+        raise CommandExecutionError(f"the front door {url}{web['health_path']} {problem}; see {log}")
     return {"status": web["health_status"], "release": answered, "seconds": round(time.monotonic() - begun, 3)}
 
 
@@ -212,7 +213,9 @@ def reload_front(settings: dict | None = None) -> bool:
     nginx = ["nginx", *(["-p", os.path.dirname(conf), "-c", conf] if conf else [])]
     tested = _run([*nginx, "-t", "-q"])
     if tested["retcode"] != 0:
-        raise CommandExecutionError(f"nginx finds its configuration not valid, so it was not reloaded: {_last(tested['stderr'])}")
+        raise CommandExecutionError(
+            f"nginx finds its configuration not valid, so it was not reloaded: {_last(tested['stderr'])}"
+        )
     done = _run([*nginx, "-s", "reload"])
     if done["retcode"] != 0:
         raise CommandExecutionError(f"nginx cannot be reloaded (is it running?): {_last(done['stderr'])}")
@@ -279,7 +282,8 @@ def _asks(path: str, settings: dict) -> str | None:
 def _judge(connection: http.client.HTTPConnection, settings: dict) -> tuple[str, str]:
     web = settings["web"]
     try:
-        connection.request("GET", web["health_path"], headers={"Host": settings["domain"], "User-Agent": "ckan-formula"})
+        headers = {"Host": settings["domain"], "User-Agent": "ckan-formula"}
+        connection.request("GET", web["health_path"], headers=headers)
         response = connection.getresponse()
         body = response.read()
     except http.client.HTTPException as exc:

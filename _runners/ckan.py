@@ -37,7 +37,9 @@ def status(env: str) -> dict:
         answers = client.cmd(found["hosts"], "ckan_release.status", tgt_type="list", timeout=10)
     rows: dict[str, Any] = {}
     for host in found["hosts"]:
-        rows[host] = answers.get(host) or "does not answer; start its salt-minion"
+        row = answers.get(host)
+        silent = not row or str(row).startswith("Minion did not return")
+        rows[host] = "does not answer; start its salt-minion" if silent else row
     linked = {row["current"] if isinstance(row, dict) else None for row in rows.values()}
     honest = all(isinstance(row, dict) and row["answers"] == row["current"] for row in rows.values())
     if len(linked) > 1 or not honest:
@@ -98,12 +100,15 @@ def lock(env: str, reason: str) -> dict | str:
     return f"{env} is locked; free it with: salt-run ckan.unlock {env}"
 
 
-def unlock(env: str) -> str:
+def unlock(env: str, force: bool = False) -> dict | str:
     """
-    Free the lock of an environment, whoever holds it.
+    Free the lock of an environment, whoever holds it. The lock of a run that is still at work is kept: that run needs
+    it to find its way back.
 
     env
         The name of the environment.
+    force
+        Free that one, too.
 
     CLI Example:
 
@@ -112,6 +117,9 @@ def unlock(env: str) -> str:
         salt-run ckan.unlock production
     """
     was = lock_status(env)
+    held = _read(env)
+    if held and not force and os.path.exists(f"/proc/{held.get('pid') or 'none'}"):
+        return _complain(f"{was} and is still at work; wait for it, or repeat with force=True")
     if os.path.exists(_file(env)):
         os.unlink(_file(env))
         return f"freed: {was}"
@@ -131,10 +139,8 @@ def lock_status(env: str) -> str:
 
         salt-run ckan.lock_status production
     """
-    try:
-        with open(_file(env), encoding="utf-8") as handle:
-            held = json.load(handle)
-    except (FileNotFoundError, ValueError):
+    held = _read(env)
+    if not held:
         return f"{env} is not locked"
     why = f": {held['reason']}" if held.get("reason") else ""
     return f"{env} is locked by {held['by']} since {held['since']} ({held['kind']}{why})"
@@ -142,6 +148,14 @@ def lock_status(env: str) -> str:
 
 def _complain(sentence: str) -> dict:
     return {"error": sentence, "retcode": 1}
+
+
+def _read(env: str) -> dict | None:
+    try:
+        with open(_file(env), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _file(env: str) -> str:

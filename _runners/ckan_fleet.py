@@ -158,7 +158,11 @@ def stage(env: str, name: str, job: str = "") -> dict:
     hosts = ticket["hosts"][:1] if name in ON_ONE_HOST else ticket["hosts"]
     results: dict[str, Any] = {}
     for function in (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]:
-        results, failures = _ask(hosts, function, _arguments(function, ticket))
+        asked = hosts
+        if function == "ckan_release.rollback":
+            # A fleet that disagrees is brought together: some hosts may be on the target already.
+            asked = [host for host in hosts if ticket["left"][host] != ticket["release"]]
+        results, failures = _ask(asked, function, _arguments(function, ticket))
         if failures:
             break
     ticket["seconds"][name] = round(time.monotonic() - begun, 1)
@@ -194,13 +198,18 @@ def take_back(env: str, job: str = "") -> dict:
     ticket = _load(env) if isinstance(env, str) and env else None
     if not ticket or ticket["job"] != job:
         return _no("nothing was touched")
-    if ticket["kind"] == "deploy":
-        function, kwargs = "ckan_release.abort", {"release": ticket["release"]}
-    else:
-        function, kwargs = "ckan_release.activate", {"release": ticket["left"], "force": True}
+    if "release" not in ticket:
+        _release(env)
+        return _no("the plan did not come to its end; nothing was touched")
     causes = _causes(ticket["failures"])
-    kwargs.update(reason=causes, by=ticket["by"])
-    results, failures = _ask(ticket["hosts"], function, kwargs)
+    results, failures, undo = {}, {}, {}
+    for release, hosts in _ways_back(ticket).items():
+        function = "ckan_release.abort" if ticket["kind"] == "deploy" else "ckan_release.activate"
+        force = {} if ticket["kind"] == "deploy" else {"force": True}
+        some, not_reached = _ask(hosts, function, {"release": release, "reason": causes, "by": ticket["by"], **force})
+        results.update(some)
+        failures.update(not_reached)
+        undo.update({host: f"{function} {release}{' force=True' if force else ''}" for host in hosts})
     serving: dict[str, list[str]] = {}
     for host, result in results.items():
         if host not in failures:
@@ -208,8 +217,7 @@ def take_back(env: str, job: str = "") -> dict:
     parts = [causes or "the run did not come to its end"]
     parts += [f"{', '.join(sorted(hosts))} on {release}" for release, hosts in sorted(serving.items())]
     parts += [
-        f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {function} "
-        f"{kwargs['release']}{' force=True' if ticket['kind'] == 'rollback' else ''}"
+        f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {undo[host]}"
         for host, cause in failures.items()
     ]
     _release(env)
@@ -266,21 +274,35 @@ def _plan_rollback(ticket: dict, to: str) -> dict:
     failures = _refresh(hosts)
     if failures:
         return _no(_join(failures, "plan"))
-    answers, failures = _ask(hosts, "ckan_release.rollback_target", {"to": to, "force": ticket["force"]})
-    if not failures:
-        states, failures = _ask(hosts, "ckan_release.status", {})
+    states, failures = _ask(hosts, "ckan_release.status", {})
     if failures:
         return _no(_join(failures, "plan"))
-    linked = {host: state["current"] for host, state in states.items()}
-    for what, found in (("would go back to", answers), ("serve", linked)):
-        if len(set(found.values())) > 1:
-            each = ", ".join(f"{host} {release}" for host, release in sorted(found.items()))
-            return _no(f"the hosts {what} different releases ({each}); name one with to: RELEASE, or roll back a host")
-    ticket["release"], ticket["left"] = answers[hosts[0]], linked[hosts[0]]
+    left = {host: state["current"] for host, state in states.items()}
+    asked = [host for host in hosts if not to or left[host] != to]
+    if not asked:
+        return _no(f"{', '.join(hosts)} are on {to} already; name another release with to")
+    answers, failures = _ask(asked, "ckan_release.rollback_target", {"to": to, "force": ticket["force"]})
+    if failures:
+        return _no(_join(failures, "plan"))
+    if not to and (len(set(answers.values())) > 1 or len(set(left.values())) > 1):
+        each = ", ".join(f"{host} from {left[host]} to {answers[host]}" for host in hosts)
+        return _no(f"the hosts would not go back together ({each}); name a release that all have with to: RELEASE")
+    ticket["release"], ticket["left"] = answers[asked[0]], left
+    from_ = ", ".join(sorted(set(left.values()) - {ticket["release"]}))
     return {
         "ok": True, "release": ticket["release"], "hosts": hosts, "commits": {},
-        "comment": f"from {ticket['left']} back to {ticket['release']} on {', '.join(hosts)}",
+        "comment": f"from {from_} back to {ticket['release']} on {', '.join(asked)}",
     }  # fmt: skip
+
+
+def _ways_back(ticket: dict) -> dict[str, list[str]]:
+    """What each host is told when a run is undone: for a deploy the candidate to abort, for a rollback the one left."""
+    if ticket["kind"] == "deploy":
+        return {ticket["release"]: ticket["hosts"]}
+    back: dict[str, list[str]] = {}
+    for host in ticket["hosts"]:
+        back.setdefault(ticket["left"][host], []).append(host)
+    return back
 
 
 def _refresh(hosts: list[str]) -> dict:
@@ -315,7 +337,9 @@ def _ask(hosts: list[str], function: str, kwargs: dict, timeout: int = STAGE_TIM
             failures[host] = "does not answer; start its salt-minion, then repeat"
             continue
         results[host] = answer.get("ret")
-        if answer.get("retcode", 0) != 0:
+        if str(results[host]).startswith("Minion did not return"):
+            failures[host] = "does not answer; start its salt-minion, then repeat"
+        elif answer.get("retcode", 0) != 0:
             failures[host] = _sentence(answer.get("ret"), function, host)
     return results, failures
 

@@ -44,7 +44,8 @@ def base(name: str, version: str = "", python: str = "/usr/bin/python3", package
     if os.path.exists(os.path.join(name, "bin", "python")):
         found = __salt__["ckan_venv.freeze"](name).get("ckan")
         if not found:
-            ret.update(result=False, comment=f"{name} is a virtualenv without CKAN; install CKAN into it, or move it away")
+            ret["result"] = False
+            ret["comment"] = f"{name} is a virtualenv without CKAN; install CKAN into it, or move it away"
         elif version and found != version:
             ret["comment"] = f"{name} holds CKAN {found} and is left as it is (ckan:base:version says {version})"
         else:

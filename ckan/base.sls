@@ -12,4 +12,4 @@ ckan-base:
     - installer: {{ settings.installer | json }}
     - cache_dir: {{ settings.paths.shared }}/cache
     - require:
-      - file: ckan-directories
+      - sls: ckan.host

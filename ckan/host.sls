@@ -9,6 +9,7 @@ ckan-packages:
       - git
       - libmagic1
       - libpq5
+      - python3-venv
       {%- if settings.base.version %}
       # What uWSGI is built with.
       - build-essential
@@ -61,3 +62,18 @@ ckan-data:
     - group: {{ settings.group }}
     - mode: '0755'
     - makedirs: True
+
+{%- if settings.manage.packages and settings.installer.uv == paths.shared ~ '/tools/bin/uv' %}
+
+ckan-uv:
+  cmd.run:
+    - name: /usr/bin/python3 -m venv {{ paths.shared }}/tools && {{ paths.shared }}/tools/bin/pip install --quiet uv
+    - creates: {{ paths.shared }}/tools/bin/uv
+    {%- if settings.installer.index_url %}
+    - env:
+      - PIP_INDEX_URL: {{ settings.installer.index_url }}
+    {%- endif %}
+    - require:
+      - pkg: ckan-packages
+      - file: ckan-directories
+{%- endif %}

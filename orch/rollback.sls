@@ -5,6 +5,7 @@
 
     A stage that fails on any host returns every host to the release that it served before. -#}
 {%- set env = pillar.get('env', '') %}
+{%- set dry_run = pillar.get('dry_run', False) %}
 
 plan:
   ckan_fleet.planned:
@@ -13,6 +14,8 @@ plan:
     - to: {{ pillar.get('to', '') | json }}
     - reason: {{ pillar.get('reason', '') | json }}
     - force: {{ pillar.get('force', False) | json }}
+    - dry_run: {{ dry_run | json }}
+{%- if not dry_run %}
 {%- set stages = ['activate', 'verify', 'finish'] %}
 {%- for stage in stages %}
 
@@ -37,3 +40,4 @@ way back:
 {%- for stage in stages %}
       - ckan_fleet: {{ stage }}
 {%- endfor %}
+{%- endif %}

@@ -165,7 +165,7 @@ def heads(config: dict) -> dict:
 def guilty_plugin(exc: BaseException) -> str:
     """The plugin that CKAN was busy with when it failed, read from the frames of the traceback."""
     frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
-    for frame, inner in reversed(list(zip(frames, [*frames[1:], None]))):
+    for frame, inner in reversed(list(zip(frames, [*frames[1:], None], strict=True))):
         module = frame.f_globals.get("__name__", "")
         # Core calls a plugin, or loads one. A loop's variable lives on after the loop: then core called core.
         calls_plugin = inner is not None and not inner.f_globals.get("__name__", "").startswith("ckan.")

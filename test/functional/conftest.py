@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import salt.config
 import salt.loader
-from parts.base import uv_path
 from saltfactories.utils.functional import Loaders
+
+from parts.base import uv_path
 
 REPO = Path(__file__).resolve().parents[2]
 SECRETS = {"session": "a-session-secret-of-some-length", "api_token": "an-api-token-secret"}

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from parts.portal import next_second
 from salt.exceptions import CommandExecutionError
+
+from parts.portal import next_second
 from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]
@@ -354,8 +355,9 @@ def test_the_wsgi_pointer_serves_the_release_it_was_started_for_and_else_the_cur
         "import runpy, io\n"
         f"app = runpy.run_path({str(pointer)!r})['application']\n"
         "out = []\n"
-        "body = b''.join(app({'REQUEST_METHOD': 'GET', 'PATH_INFO': '/', 'wsgi.input': io.BytesIO(), 'SERVER_NAME': 'x',"
-        " 'SERVER_PORT': '80', 'wsgi.url_scheme': 'http', 'QUERY_STRING': ''}, lambda s, h, e=None: out.append(dict(h))))\n"
+        "environ = {'REQUEST_METHOD': 'GET', 'PATH_INFO': '/', 'wsgi.input': io.BytesIO(), 'SERVER_NAME': 'x',"
+        " 'SERVER_PORT': '80', 'wsgi.url_scheme': 'http', 'QUERY_STRING': ''}\n"
+        "body = b''.join(app(environ, lambda status, headers, exc=None: out.append(dict(headers))))\n"
         "print(out[0]['X-CKAN-Release'], 'Hello two' in body.decode())"
     )
     assert host.python(second, ask) == f"{second} True"

@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from parts import base, process, solr, system
 from parts.nginx import Nginx, host_nginx
 from parts.ports import answers, free_port

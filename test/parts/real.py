@@ -26,7 +26,8 @@ from ckan import model
 from ckan.plugins import toolkit
 with app.test_request_context("/"):
     site = {"ignore_auth": True}
-    toolkit.get_action("user_create")(site, {"name": "admin", "email": "admin@example.org", "password": "demo-password"})
+    admin = {"name": "admin", "email": "admin@example.org", "password": "demo-password"}
+    toolkit.get_action("user_create")(site, admin)
     user = model.User.get("admin")
     user.sysadmin = True
     model.Session.commit()

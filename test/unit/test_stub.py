@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from parts.base import uv_path
 from stub import repos
 

@@ -1,0 +1,26 @@
+# What all environments share. An environment's own file wins over what stands here.
+# Put versions, branches, tags and commits in quotes: YAML reads 2.10 as the number 2.1.
+ckan:
+  keep: 5
+  extensions:
+    ckanext-mycity:
+      url: https://git.example.org/ckanext-mycity.git
+      ref: 'main'
+    ckanext-harvest:
+      url: https://git.example.org/ckanext-harvest.git
+      ref: 'v1.6.2'
+  # The order counts: of two plugins that do the same, the first wins.
+  plugins:
+    - mycity
+    - harvest
+    - ckan_harvester
+    - activity
+  # Any option of CKAN.
+  config:
+    ckan.site_title: My City's Data
+    ckan.locale_default: en
+    ckan.auth.create_user_via_web: false
+  web:
+    processes: 4
+    threads: 4
+    upload_limit_mb: 200

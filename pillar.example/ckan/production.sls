@@ -1,0 +1,11 @@
+include:
+  - ckan.common
+  - ckan.secrets.production
+
+ckan:
+  env: production
+  site_url: https://data.example.org
+  database:
+    host: db.example.org
+  solr_url: http://solr.example.org:8983/solr/ckan
+  redis_url: redis://redis.example.org:6379/0

@@ -1,0 +1,583 @@
+"""The settings: what is accepted, what is refused and how it is said, and that secrets stay out of every message."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.utils import yaml
+from salt.utils.secret import MaskedDict, MaskedList
+
+from _modules import ckan_settings
+
+REPO = Path(__file__).resolve().parents[2]
+PGP = "-----BEGIN PGP MESSAGE-----\n\nhQEMA5x\n-----END PGP MESSAGE-----\n"
+
+
+def pillar(**changes: Any) -> dict:
+    """The least that a host needs, with changes; `web__listen` stands for web:listen."""
+    made: dict[str, Any] = {
+        "env": "production",
+        "site_url": "https://data.example.org",
+        "database": {"password": "database-secret"},
+        "secrets": {"session": "session-secret", "api_token": "token-secret"},
+        "extensions": {"ckanext-mycity": {"url": "https://git.example.org/ckanext-mycity.git", "ref": "main"}},
+    }
+    for name, value in changes.items():
+        group, _, leaf = name.rpartition("__")
+        (made.setdefault(group, {}) if group else made)[leaf] = value
+    return made
+
+
+def extension(**changes: Any) -> dict:
+    return pillar(extensions={"ckanext-a": {"url": "https://git.example.org/a.git", "ref": "main", **changes}})
+
+
+def refused(given: Any, overrides: Any = None) -> str:
+    with pytest.raises(CommandExecutionError) as failure:
+        ckan_settings._resolve(given, overrides)
+    return str(failure.value)
+
+
+@pytest.fixture
+def minion(monkeypatch):
+    """Put a pillar before the module, as Salt's loader would."""
+
+    def put(ckan: Any = None, **more: Any) -> None:
+        content = {**({} if ckan is None else {"ckan": ckan}), **more}
+        monkeypatch.setattr(ckan_settings, "__pillar__", content, raising=False)
+
+    return put
+
+
+# Defaults, and what follows from other settings.
+
+
+def test_the_least_pillar_gets_every_default():
+    settings = ckan_settings._resolve(pillar())
+    for name, setting in ckan_settings.SCHEMA.items():
+        group, _, leaf = name.rpartition(":")
+        assert leaf in (settings[group] if group else settings)
+        assert setting.text
+    assert settings["keep"] == 5
+    assert settings["domain"] == "data.example.org"
+    assert settings["extensions"]["ckanext-mycity"]["requirements"] == "auto"
+    assert settings["paths"] == {
+        "home": "/usr/lib/ckan",
+        "base": "/usr/lib/ckan/default",
+        "releases": "/usr/lib/ckan/releases",
+        "current": "/usr/lib/ckan/current",
+        "shared": "/usr/lib/ckan/shared",
+        "config": "/etc/ckan/default",
+        "data": "/var/lib/ckan/default",
+        "log": "/var/log/ckan",
+        "nginx_site": "/etc/nginx/conf.d/ckan-default.conf",
+        "supervisor_programs": "/etc/supervisor/conf.d",
+    }
+    assert settings["installer"]["uv"] == "/usr/lib/ckan/shared/tools/bin/uv"
+
+
+def test_a_root_stands_before_every_default_path_and_before_none_that_is_given():
+    settings = ckan_settings._resolve(pillar(root="/srv/x", paths={"log": "/var/log/portal"}))
+    log = settings["paths"].pop("log")
+    assert log == "/var/log/portal"
+    assert all(path.startswith("/srv/x/") for path in settings["paths"].values())
+    assert settings["installer"]["uv"].startswith("/srv/x/")
+
+
+def test_a_second_site_has_paths_of_its_own():
+    first, second = (ckan_settings._resolve(pillar(site=site))["paths"] for site in ("default", "museum"))
+    assert second["releases"] == "/usr/lib/ckan/sites/museum/releases"
+    same = {name for name in first if first[name] == second[name]}
+    assert same == {"log", "supervisor_programs"}
+
+
+def test_a_home_that_is_given_carries_the_paths_below_it():
+    paths = ckan_settings._resolve(pillar(root="/srv/x", paths={"home": "/opt/portal"}))["paths"]
+    assert (paths["home"], paths["current"]) == ("/opt/portal", "/opt/portal/current")
+    assert paths["config"] == "/srv/x/etc/ckan/default"
+
+
+def test_a_program_uv_that_is_given_is_taken_as_it_is():
+    assert ckan_settings._resolve(pillar(installer__uv="/opt/uv"))["installer"]["uv"] == "/opt/uv"
+
+
+def test_a_key_with_nothing_behind_it_has_its_default():
+    given = yaml.safe_load("keep:\nweb:\npaths: {home: }\nextensions:\nplugins:\nconfig:\n")
+    settings = ckan_settings._resolve({**pillar(), **given})
+    assert (settings["keep"], settings["web"]["listen"], settings["extensions"]) == (5, "80", {})
+    assert settings["paths"]["releases"] == "/usr/lib/ckan/releases"
+
+
+def test_two_results_share_no_default():
+    first = ckan_settings._resolve(pillar())
+    first["plugins"].append("x")
+    first["config"]["x"] = "y"
+    second = ckan_settings._resolve(pillar())
+    assert (second["plugins"], second["config"]) == ([], {})
+
+
+# Unknown names.
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pillar(plugin=["a"]), "ckan:plugin is not a setting; did you mean ckan:plugins?"),
+        (pillar(web__listn="80"), "ckan:web:listn is not a setting; did you mean ckan:web:listen?"),
+        (extension(reff="x"), "ckan:extensions:ckanext-a:reff is not a setting; did you mean "
+                              "ckan:extensions:ckanext-a:ref?"),
+        (pillar(zzz=1), "ckan:zzz is not a setting; see docs/pillar.md"),
+        ({**pillar(), 7: 1}, "ckan:7 is not a setting; see docs/pillar.md"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(given, message):
+    assert refused(given) == message
+
+
+def test_options_of_ckan_are_free():
+    config = {"ckan.site_title": "Catálogo – données", "a.b": 1, "c": True, "d": 1.5, "e": ["x", "y"], "f": "a\nb"}
+    assert ckan_settings._resolve(pillar(config=config))["config"] == config
+
+
+# Quotes.
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "seen"),
+    [
+        ("base: {version: 2.10}", "ckan:base:version", "the number 2.1"),
+        ("base: {version: 2}", "ckan:base:version", "the number 2"),
+        ("extensions: {a: {url: /a, ref: 2.10}}", "ckan:extensions:a:ref", "the number 2.1"),
+        ("extensions: {a: {url: /a, ref: 0012345}}", "ckan:extensions:a:ref", "the number 12345"),
+        ("extensions: {a: {url: /a, ref: 1234567}}", "ckan:extensions:a:ref", "the number 1234567"),
+        ("extensions: {a: {url: /a, ref: off}}", "ckan:extensions:a:ref", "the yes/no value False"),
+        ("extensions: {a: {url: /a, ref: 12:30:45}}", "ckan:extensions:a:ref", "the number 45045"),
+    ],
+)
+def test_a12_a_version_or_ref_without_quotes_is_refused_by_key(text, key, seen):
+    message = refused({**pillar(), **yaml.safe_load(text)})
+    assert message == f"{key} is {seen}; put the value in quotes in the pillar"
+
+
+@pytest.mark.parametrize("ref", ["'2.10'", "'0012345'", "'1234567'", "'off'", "12345e10", "2026-01-02", "v2.10"])
+def test_a12_a_ref_that_yaml_leaves_as_text_is_taken_as_it_stands(ref):
+    given = yaml.safe_load(f"extensions: {{a: {{url: /a, ref: {ref}}}}}")
+    assert ckan_settings._resolve({**pillar(), **given})["extensions"]["a"]["ref"] == ref.strip("'")
+
+
+def test_a_list_of_plugins_with_a_number_or_yes_no_word_is_refused():
+    for text in ("[a, 1]", "[a, on]", "[a, '']", "a b", "{a: b}"):
+        message = refused(pillar(plugins=yaml.safe_load(text)))
+        assert message.startswith("ckan:plugins must be a list of text") and "in quotes" in message
+
+
+# What is missing or of the wrong kind.
+
+
+def test_all_missing_settings_are_named_at_once():
+    lines = refused({}).splitlines()
+    for key in ("env", "site_url", "database:password", "secrets:session", "secrets:api_token"):
+        assert f"ckan:{key} is missing; set it in the pillar" in lines
+    assert len(lines) == 5
+
+
+def test_an_empty_secret_is_missing():
+    assert refused(pillar(secrets__session="")) == "ckan:secrets:session is missing; set it in the pillar"
+
+
+def test_an_extension_without_url_and_ref_is_refused():
+    lines = refused(pillar(extensions={"a": {}})).splitlines()
+    assert lines == [
+        "ckan:extensions:a:url is missing; set it in the pillar",
+        "ckan:extensions:a:ref is missing; set it in the pillar",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep": "5"}, "ckan:keep must be a whole number, not text"),
+        ({"keep": True}, "ckan:keep must be a whole number, not the yes/no value True"),
+        ({"keep": 2.5}, "ckan:keep must be a whole number, not the number 2.5"),
+        ({"keep": 1}, "ckan:keep is 1; use 2 or more"),
+        ({"web__processes": 0}, "ckan:web:processes is 0; use 1 or more"),
+        ({"installer__offline": "yes"}, "ckan:installer:offline must be True or False, not text"),
+        ({"manage__user": 1}, "ckan:manage:user must be True or False, not the number 1"),
+        ({"web__listen": 80}, "ckan:web:listen is the number 80; put the value in quotes in the pillar"),
+        ({"link": "soft"}, "ckan:link is 'soft'; use hard or copy"),
+        ({"web": "nginx"}, "ckan:web must be a dictionary, not text"),
+        ({"web": ["nginx"]}, "ckan:web must be a dictionary, not a list"),
+        ({"config": ["a"]}, "ckan:config must be a dictionary of CKAN's options"),
+        ({"config": {"a": {"b": "c"}}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
+        ({"config": {"a": None}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
+        ({"config": {"a b": "c"}}, "ckan:config: 'a b' cannot be the name of an option; correct it"),
+        ({"config": {7: "c"}}, "ckan:config: 7 cannot be the name of an option; correct it"),
+        ({"config": {"a": "b\x1bc"}}, "ckan:config:a has control characters in it; remove them"),
+        ({"extensions": ["a"]}, "ckan:extensions must be a dictionary of extensions by name"),
+        ({"extensions": {"a": "main"}}, "ckan:extensions:a must be a dictionary with url and ref"),
+        ({"plugins": ["a", "b", "a"]}, "ckan:plugins lists a twice; remove one"),
+        ({"aliases": ["a.org;"]}, "ckan:aliases has the item 'a.org;', which is not valid; correct it"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_key(changes, message):
+    assert refused(pillar(**changes)) == message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"env": "Production"}, {"env": "a/b"}, {"env": "-x"}, {"site": "a_b"}, {"site": ".."}, {"root": "srv"},
+        {"root": "/srv/"}, {"user": "www data"}, {"base__version": "-e x"}, {"domain": "a b"}, {"domain": "a;b"},
+        {"web__listen": "80; x"}, {"web__health_path": "status"}, {"site": "a\nb"}, {"plugins": ["a b"]},
+        {"plugins": ["a\nb"]}, {"aliases": ["a b"]},
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_form_is_refused_by_key(changes):
+    key = next(iter(changes)).replace("__", ":")
+    message = refused(pillar(**changes))
+    assert message.startswith(f"ckan:{key} ") and len(message.splitlines()) == 1
+
+
+def test_a_pillar_that_is_no_dictionary_is_refused():
+    assert refused(["env"]) == "the pillar's key ckan is not a dictionary; see pillar.example."
+
+
+def test_all_problems_are_named_at_once():
+    lines = refused(pillar(keep="x", plugin=[], link="soft", web__processes=0)).splitlines()
+    assert [line.split()[0] for line in lines] == ["ckan:plugin", "ckan:link", "ckan:keep", "ckan:web:processes"]
+
+
+# Extensions.
+
+
+@pytest.mark.parametrize("name", ["../a", "-a", "", "a b", ".git", "a/b", 7, True])
+def test_an_extension_s_name_that_could_be_a_path_or_an_option_is_refused(name):
+    message = refused(pillar(extensions={name: {"url": "/a", "ref": "main"}}))
+    assert message.startswith(f"ckan:extensions: {name!r} is not the name of an extension; use ")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ext::sh -c 'touch /tmp/x'", "names a helper program of git"),
+        ("--upload-pack=touch /tmp/x", "begins with '-'"),
+        ("https://me:hunter2@git.example.org/a.git", "has a password or a token in it"),
+        ("https://hunter2@git.example.org/a.git", "has a password or a token in it"),
+        ("ssh://git:hunter2@git.example.org/a.git", "has a password or a token in it"),
+        ("https://[git.example.org/a.git", "cannot be read as an address"),
+        ("https://git.example.org/a\n.git", "has control characters or line breaks"),
+    ],
+)
+def test_an_origin_that_could_run_a_program_or_hold_a_password_is_refused(url, why):
+    message = refused(extension(url=url))
+    assert message.startswith("ckan:extensions:ckanext-a:url ") and why in message
+    assert "hunter2" not in message and "touch" not in message
+
+
+@pytest.mark.parametrize(
+    "url", ["https://h/a.git", "ssh://git@h/a.git", "git@h:team/a.git", "/srv/git/a.git", "file:///srv/a"]
+)
+def test_usual_origins_are_accepted(url):
+    assert ckan_settings._resolve(extension(url=url))["extensions"]["ckanext-a"]["url"] == url
+
+
+@pytest.mark.parametrize(
+    "ref", ["-x", "--upload-pack=x", "a..b", "a b", " main", "main ", "a\tb", "a~1", "a^", "a:b", "a?", "@{1}", "a\\b"]
+)
+def test_a_ref_that_no_branch_tag_or_commit_can_have_is_refused(ref):
+    message = refused(extension(ref=ref))
+    assert message.startswith("ckan:extensions:ckanext-a:ref ") and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("ref", ["main", "feature/a-b", "v1.2.3", "0012345", "ckan-2.10", "b9ab0d1"])
+def test_usual_refs_are_accepted(ref):
+    assert ckan_settings._resolve(extension(ref=ref))["extensions"]["ckanext-a"]["ref"] == ref
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x.txt", "a/../../x.txt", "-r"])
+def test_a_requirements_file_outside_the_repository_is_refused(path):
+    assert refused(extension(requirements=path)).startswith("ckan:extensions:ckanext-a:requirements ")
+
+
+@pytest.mark.parametrize("path", ["auto", "none", "requirements-py3.txt", "req/a.txt", "a..b.txt"])
+def test_a_requirements_file_inside_the_repository_is_accepted(path):
+    settings = ckan_settings._resolve(extension(requirements=path))
+    assert settings["extensions"]["ckanext-a"]["requirements"] == path
+
+
+# Paths and addresses.
+
+
+@pytest.mark.parametrize("path", ["srv/x", "/srv/../x", "/srv/x/", "/srv//x", ""])
+def test_a_path_that_is_relative_or_winds_is_refused(path):
+    assert refused(pillar(paths={"data": path})) == (
+        f"ckan:paths:data ({path}) must be an absolute path without '..' or a slash at the end"
+    )
+
+
+@pytest.mark.parametrize("path", ["/srv/a b", "/srv/%(x)s", "/srv/{root}", "/srv/a;b", "/srv/$x", '/srv/"'])
+def test_a_path_that_a_configuration_file_would_read_otherwise_is_refused(path):
+    assert refused(pillar(paths={"data": path})).startswith(f"ckan:paths:data ({path}) has blanks or one of ")
+
+
+def test_a_root_that_winds_is_refused():
+    assert "ckan:paths:home (/srv/../x/usr/lib/ckan) must be an absolute path" in refused(pillar(root="/srv/../x"))
+
+
+def test_a_path_too_long_for_a_socket_is_refused_where_there_is_a_socket():
+    # /releases/YYYYMMDDhhmmssZ/run/web.sock: 38 bytes
+    longest = "/" + "x" * (ckan_settings.SOCKET_LIMIT - 39)
+    ckan_settings._resolve(pillar(paths={"home": longest}))
+    message = refused(pillar(paths={"home": longest + "x"}))
+    assert "longer than the 107 bytes" in message and message.endswith("choose a shorter ckan:paths:home")
+    ckan_settings._resolve(pillar(paths={"home": longest + "x"}, web__server="none"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data.example.org", "//data.example.org", "ftp://data.example.org", "https://", "https:///x",
+        "https://data.example.org/", "https://data.example.org/path", "https://data.example.org?x=1",
+        "https://me:hunter2@data.example.org", "https://data example.org", "https://[data", "https://a;b.org",
+        "https://data.example.org:http", " https://data.example.org",
+    ],
+)  # fmt: skip
+def test_a_site_url_that_is_more_or_less_than_scheme_host_and_port_is_refused(url):
+    message = refused(pillar(site_url=url))
+    assert message == "ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it"
+
+
+@pytest.mark.parametrize(
+    ("url", "domain"),
+    [
+        ("http://data.example.org", "data.example.org"),
+        ("https://Data.Example.org:8443", "data.example.org"),
+        ("http://127.0.0.1:5000", "127.0.0.1"),
+        ("http://[::1]:5000", "::1"),
+    ],
+)
+def test_the_domain_is_the_host_of_the_site_url(url, domain):
+    assert ckan_settings._resolve(pillar(site_url=url))["domain"] == domain
+
+
+def test_a_domain_that_is_given_wins():
+    assert ckan_settings._resolve(pillar(domain="inside.example.org"))["domain"] == "inside.example.org"
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"secrets__session": PGP}, "ckan:secrets:session"),
+        ({"database__password": PGP}, "ckan:database:password"),
+        ({"config": {"ckanext.x.token": PGP}}, "ckan:config:ckanext.x.token"),
+        ({"config": {"a": ["x", PGP]}}, "ckan:config:a:1"),
+        ({"aliases": ["a.org", PGP]}, "ckan:aliases:1"),
+        ({"extensions": {"a": {"url": "/a", "ref": PGP}}}, "ckan:extensions:a:ref"),
+        ({"env": PGP}, "ckan:env"),
+    ],
+)
+def test_a_value_that_is_still_encrypted_is_refused_by_key_only(changes, key):
+    message = refused(pillar(**changes))
+    assert message == f"{key} is still encrypted (PGP); check its file's #!yaml|gpg line and the master's key"
+
+
+@pytest.mark.parametrize("value", ["hunter2\x00", "hunter2\x1b[31m", "hunter2\n", 9999999, 99999.99, True,
+                                   {"hunter2": 1}, {"a": "hunter2"}, ["hunter2"], b"hunter2"])  # fmt: skip
+@pytest.mark.parametrize("key", ["database:password", "secrets:session", "secrets:api_token"])
+def test_no_message_holds_the_value_of_a_secret(key, value):
+    message = refused(pillar(**{key.replace(":", "__"): value}))
+    assert message.startswith(f"ckan:{key} ") and len(message.splitlines()) == 1
+    assert "hunter2" not in message and "9999" not in message and "True" not in message
+
+
+@pytest.mark.parametrize("value", ["hunter2", 9999999, ["hunter2"]])
+@pytest.mark.parametrize("group", ["database", "secrets"])
+def test_no_message_holds_a_secret_that_stands_one_level_too_high(group, value):
+    message = refused(pillar(**{group: value}))
+    assert f"ckan:{group} must be a dictionary, not " in message
+    assert "hunter2" not in message and "9999" not in message
+
+
+def test_a_secret_with_odd_characters_is_taken_as_it_is():
+    for odd in ("pa%ss", "100%(x)s", "a b", "ä@/:#'\"", "{x}"):
+        assert ckan_settings._resolve(pillar(database__password=odd))["database"]["password"] == odd
+
+
+def test_get_refuses_a_call_whose_answer_would_travel(minion):
+    minion(pillar())
+    with pytest.raises(SaltInvocationError, match="type ckan_settings.show") as failure:
+        ckan_settings.get(__pub_fun="ckan_settings.get", __pub_jid="1")
+    assert "secret" not in str(failure.value).replace("send secrets", "")
+    assert ckan_settings.get()["secrets"]["session"] == "session-secret"
+
+
+def test_show_masks_secrets_and_tells_all_else(minion):
+    minion(
+        pillar(
+            redis_url="redis://me:hunter2/@x@redis.example.org:6379/0",
+            solr_url="http://me:hunter2@solr.example.org/solr/ckan",
+            installer={"index_url": "https://me:hunter2@index.example.org/simple", "find_links": "https://hunter2@h/w"},
+            config={
+                "smtp.password": "hunter2", "beaker.session.secret": "hunter2", "ckanext.x.api_key": "hunter2",
+                "x.apikey": "hunter2", "ckan.recaptcha.privatekey": "hunter2", "api_token.x": "hunter2",
+                "smtp.passwd": "hunter2", "ckan.datastore.write_url": "postgresql://u:hunter2@h/d",
+                "x.urls": ["https://u:hunter2@h/"], "ckan.site_title": "Data", "ckan.max_size": 5,
+            },
+        )
+    )  # fmt: skip
+    shown = ckan_settings.show()
+    text = repr(shown)
+    for secret in ("hunter2", "database-secret", "session-secret", "token-secret"):
+        assert secret not in text
+    assert shown["database"] == {**shown["database"], "password": ckan_settings.MASK, "host": "localhost"}
+    assert shown["redis_url"] == f"redis://{ckan_settings.MASK}@redis.example.org:6379/0"
+    assert shown["installer"]["index_url"] == f"https://{ckan_settings.MASK}@index.example.org/simple"
+    assert (shown["config"]["ckan.site_title"], shown["config"]["ckan.max_size"]) == ("Data", 5)
+    assert shown["extensions"]["ckanext-mycity"]["url"] == "https://git.example.org/ckanext-mycity.git"
+
+
+def test_show_tells_addresses_without_credentials_as_they_are(minion):
+    minion(pillar())
+    shown = ckan_settings.show()
+    assert (shown["redis_url"], shown["solr_url"]) == ("redis://127.0.0.1:6379/0", "http://127.0.0.1:8983/solr/ckan")
+
+
+# What differs for one deploy.
+
+
+def test_an_override_changes_the_ref_for_this_call_only():
+    given = pillar()
+    settings = ckan_settings._resolve(given, {"extensions": {"ckanext-mycity": {"ref": "fix-42"}}})
+    assert settings["extensions"]["ckanext-mycity"]["ref"] == "fix-42"
+    assert settings["extensions"]["ckanext-mycity"]["url"] == "https://git.example.org/ckanext-mycity.git"
+    assert given == pillar()
+
+
+def test_an_override_of_an_unknown_extension_is_refused_with_the_near_name():
+    message = refused(pillar(), {"extensions": {"ckanext-myctiy": {"ref": "x"}}})
+    assert message == (
+        "extension ckanext-myctiy is not in the pillar (did you mean ckanext-mycity?); "
+        "give its url and ref, or correct it"
+    )
+
+
+def test_an_override_may_add_an_extension_with_url_and_ref():
+    override = {"extensions": {"ckanext-new": {"url": "/srv/new.git", "ref": "main"}}}
+    assert list(ckan_settings._resolve(pillar(), override)["extensions"]) == ["ckanext-mycity", "ckanext-new"]
+    for none in ({"extensions": None}, {"extensions": {}}):
+        assert list(ckan_settings._resolve(pillar(**none), override)["extensions"]) == ["ckanext-new"]
+    assert refused(pillar(), {"extensions": {"ckanext-new": {"url": "/srv/new.git"}}}) == (
+        "ckan:extensions:ckanext-new:ref is missing; set it in the pillar"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"plugins": ["a"]}, "plugins cannot be given for one deploy, only extensions can; put it in the pillar"),
+        ({"extensions": {"ckanext-mycity": {"ref": 2.1}}}, "ckan:extensions:ckanext-mycity:ref is the number 2.1; "
+                                                           "put the value in quotes in the pillar"),
+        ({"extensions": {"ckanext-mycity": {"ref": "-x"}}}, "ckan:extensions:ckanext-mycity:ref begins with '-', "
+                                                            "which git would take for an option; correct it"),
+        ({"extensions": {"ckanext-mycity": {"reff": "x"}}}, "ckan:extensions:ckanext-mycity:reff is not a setting; "
+                                                            "did you mean ckan:extensions:ckanext-mycity:ref?"),
+        ({"extensions": {"ckanext-mycity": "fix"}}, "extensions must be a dictionary such as "
+                                                    "{ckanext-mycity: {ref: fix-42}}"),
+        ({"extensions": ["ckanext-mycity"]}, "extensions must be a dictionary such as {ckanext-mycity: {ref: fix-42}}"),
+        (["extensions"], "what one deploy changes must be a dictionary such as "
+                         "{extensions: {ckanext-x: {ref: y}}}"),
+        ("extensions", "what one deploy changes must be a dictionary such as {extensions: {ckanext-x: {ref: y}}}"),
+    ],
+)  # fmt: skip
+def test_an_override_of_anything_else_or_of_the_wrong_form_is_refused(overrides, message):
+    assert refused(pillar(), overrides) == message
+
+
+@pytest.mark.parametrize("broken", [["a"], {"ckanext-mycity": "x"}, {"ckanext-mycity": None}, {7: {}, "a": {}}])
+def test_an_override_on_a_broken_pillar_is_refused_by_the_pillar_s_key(broken):
+    message = refused(pillar(extensions=broken), {"extensions": {"ckanext-mycity": {"ref": "x", "url": "/a"}}})
+    assert message.startswith("ckan:extensions")
+
+
+# The pillar as Salt hands it over.
+
+
+def test_a_host_without_pillar_is_told_so(minion):
+    for content in ({}, {"ckan": None}):
+        minion(**content)
+        with pytest.raises(CommandExecutionError, match="the pillar has no key ckan for this minion; see"):
+            ckan_settings.get()
+
+
+def test_a_pillar_that_failed_to_render_is_not_used(minion):
+    minion(pillar(), _errors=["Rendering SLS 'ckan.secrets' failed"])
+    for function in (ckan_settings.get, ckan_settings.show, ckan_settings.validate):
+        with pytest.raises(CommandExecutionError, match="failed to render: Rendering SLS 'ckan.secrets' failed"):
+            function()
+
+
+def test_the_pillar_is_never_changed(minion):
+    given = pillar(plugins=["a"], config={"x": ["y"]}, web=None, paths={"home": None}, extensions=None)
+    before = copy.deepcopy(given)
+    minion(given)
+    settings = ckan_settings.get({"extensions": {"n": {"url": "/n", "ref": "main"}}})
+    settings["plugins"].append("b")
+    settings["config"]["x"].append("z")
+    settings["secrets"]["session"] = "other"
+    assert given == before
+    ckan_settings.show()
+    assert given == before
+
+
+def test_salt_s_masked_pillar_becomes_plain(minion):
+    minion(MaskedDict(pillar(plugins=["a"], config={"x": ["y"]})))
+
+    def masked(value: Any) -> bool:
+        if isinstance(value, dict):
+            return isinstance(value, MaskedDict) or any(map(masked, value.values()))
+        return isinstance(value, MaskedList)
+
+    settings = ckan_settings.get()
+    assert not masked(settings)
+    assert settings["database"]["password"] == "database-secret"
+    assert settings["config"] == {"x": ["y"]} and type(settings["config"]["x"]) is list
+
+
+def test_validate_says_true_or_names_the_problems(minion):
+    minion(pillar())
+    assert ckan_settings.validate() is True
+    minion(pillar(keep="x"))
+    with pytest.raises(CommandExecutionError, match="ckan:keep must be"):
+        ckan_settings.validate()
+
+
+# The page of the settings.
+
+
+def test_the_page_of_the_settings_is_current():
+    check = [sys.executable, str(REPO / "tools/settings_docs.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_page_of_the_settings_is_reported(tmp_path):
+    for name in ("tools/settings_docs.py", "_modules/ckan_settings.py"):
+        copied = tmp_path / name
+        copied.parent.mkdir()
+        copied.write_text((REPO / name).read_text())
+    (tmp_path / "docs").mkdir()
+    program = [sys.executable, str(tmp_path / "tools/settings_docs.py")]
+    stale = subprocess.run([*program, "--check"], capture_output=True, text=True)
+    assert stale.returncode == 1 and "run make docs" in stale.stderr
+    assert subprocess.run(program).returncode == 0
+    assert subprocess.run([*program, "--check"]).returncode == 0
+    assert (tmp_path / "docs/pillar.md").read_text() == (REPO / "docs/pillar.md").read_text()
