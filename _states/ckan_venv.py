@@ -15,8 +15,9 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def base(name: str, version: str = "", python: str = "/usr/bin/python3", packages: list | None = None,
-         installer: dict | None = None, cache_dir: str = "") -> dict:  # fmt: skip
+def base(
+    name: str, version: str = "", python: str = "/usr/bin/python3", packages: list | None = None
+) -> dict:
     """
     Make sure that there is a virtualenv with CKAN. One that exists is adopted as it is, never changed.
 
@@ -28,10 +29,6 @@ def base(name: str, version: str = "", python: str = "/usr/bin/python3", package
         The interpreter to make it with.
     packages
         Further requirements to install beside CKAN.
-    installer
-        ``ckan:installer`` of the settings.
-    cache_dir
-        The package cache.
 
     .. code-block:: yaml
 
@@ -40,7 +37,6 @@ def base(name: str, version: str = "", python: str = "/usr/bin/python3", package
             - version: '2.12.0'
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
-    installer = installer or {}
     if os.path.exists(os.path.join(name, "bin", "python")):
         found = __salt__["ckan_venv.freeze"](name).get("ckan")
         if not found:
@@ -61,18 +57,21 @@ def base(name: str, version: str = "", python: str = "/usr/bin/python3", package
     if __opts__["test"]:
         ret.update(result=None, comment=f"a virtualenv with CKAN {version} would be made in {name}")
         return ret
-    uv = installer.get("uv", "uv")
+    # Taken here and not from arguments: an index may have a password, and states' arguments are logged.
+    settings = __salt__["ckan_settings.get"]()
+    installer, uv = settings["installer"], settings["installer"]["uv"]
     try:
         __salt__["ckan_venv.create"](name, python=python, uv=uv)
         __salt__["ckan_venv.install"](
             name,
             requirements=[f"ckan[requirements]=={version}", "uwsgi", *(packages or [])],
-            cache_dir=cache_dir,
+            cache_dir=os.path.join(settings["paths"]["shared"], "cache"),
             uv=uv,
-            index_url=installer.get("index_url", ""),
-            find_links=installer.get("find_links", ""),
-            offline=installer.get("offline", False),
+            index_url=installer["index_url"],
+            find_links=installer["find_links"],
+            offline=installer["offline"],
         )
+        __salt__["ckan_venv.compile"](name)
     except CommandExecutionError as exc:
         __salt__["file.remove"](name)  # half a base would be adopted by the next run
         ret.update(result=False, changes={}, comment=str(exc))

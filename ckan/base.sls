@@ -9,7 +9,5 @@ ckan-base:
     - version: {{ settings.base.version | json }}
     - python: {{ settings.base.python | json }}
     - packages: {{ settings.base.packages | json }}
-    - installer: {{ settings.installer | json }}
-    - cache_dir: {{ settings.paths.shared }}/cache
     - require:
       - sls: ckan.host

@@ -69,10 +69,6 @@ ckan-uv:
   cmd.run:
     - name: /usr/bin/python3 -m venv {{ paths.shared }}/tools && {{ paths.shared }}/tools/bin/pip install --quiet uv
     - creates: {{ paths.shared }}/tools/bin/uv
-    {%- if settings.installer.index_url %}
-    - env:
-      - PIP_INDEX_URL: {{ settings.installer.index_url }}
-    {%- endif %}
     - require:
       - pkg: ckan-packages
       - file: ckan-directories

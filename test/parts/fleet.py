@@ -84,7 +84,7 @@ class Fleet:
                 },
             )  # fmt: skip
             self.start_minion(minion)
-        self._wait_for_minions()
+        self.wait_for_minions()
         self.sync()
         return self
 
@@ -124,7 +124,8 @@ class Fleet:
         """Return the environment that Salt's programs run in."""
         return {**os.environ, "LC_ALL": "C.UTF-8"}
 
-    def _wait_for_minions(self) -> None:
+    def wait_for_minions(self) -> None:
+        """Wait until every minion answers the master."""
         for _ in range(20):
             done = self.run("salt", "*", "test.ping", "--out=txt", "--timeout=5")
             if all(f"{minion}: True" in done.stdout for minion in self.minions):

@@ -1,0 +1,121 @@
+"""Two web hosts with real daemons: Salt, uWSGI, supervisor, nginx. Only CKAN is a small stand-in (test/stub)."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parts.base import CACHE, uv_path
+from parts.portal import Portal, next_second
+from parts.process import sandbox
+from stub import repos
+
+REPO = Path(__file__).resolve().parents[2]
+PASSWORD, SESSION = "marked-database-password", "marked-session-secret-of-this-test"
+
+
+@pytest.fixture(scope="session")
+def stub_base() -> Path:
+    """A virtualenv with the stand-in and uWSGI, kept between runs since uWSGI is built from source."""
+    base = CACHE / "stub-base"
+    if not (base / "bin/uwsgi").exists():
+        subprocess.run([uv_path(), "venv", "-q", "--clear", "-p", "/usr/bin/python3", base], check=True)
+        subprocess.run([uv_path(), "pip", "install", "-q", "-p", base / "bin/python", "uwsgi"], check=True)
+    install = [uv_path(), "pip", "install", "-q", "--reinstall-package", "ckan", "-p", base / "bin/python"]
+    subprocess.run([*install, REPO / "test/stub/ckan"], check=True)
+    return base
+
+
+class Site(Portal):
+    """The portal of the daemon tests: one extension, and settings that a test may change for one host."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(sandbox("ckan-t-"), base)
+        self.repo = repos.make_repo(self.sandbox, "mycity", "Hello one", backend="uv_build")
+        self.settings: dict[str, Any] = {
+            "extensions": {"ckanext-mycity": {"url": str(self.repo), "ref": "main"}},
+            "plugins": ["mycity"],
+            "database": {"password": PASSWORD},
+            "secrets": {"session": SESSION, "api_token": "marked-token-secret"},
+            "web": {"boot_timeout": 15, "drain_timeout": 5},
+            # The stand-in's database is a file: one for both hosts, as a real one would be.
+            "config": {"stub.database": str(self.sandbox / "database/stub.json")},
+        }
+        database = self.sandbox / "database"
+        database.mkdir()
+        subprocess.run(["chown", "www-data", database], check=True)
+        self.write_pillar(self.settings)
+
+    def write_host(self, host: str, **changes: Any) -> None:
+        """Give one host other settings than the rest."""
+        before = (self.fleet.pillar_roots / f"{host}.sls").read_text()
+        settings = copy.deepcopy(self.settings)
+        for key, value in changes.items():
+            settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+        self.write_pillar(settings)
+        changed = (self.fleet.pillar_roots / f"{host}.sls").read_text()
+        self.write_pillar(self.settings)
+        assert changed != before
+        (self.fleet.pillar_roots / f"{host}.sls").write_text(changed)
+
+    def served(self) -> list[str]:
+        """What each host's own front door says."""
+        return [self.get("/", host)[1].split('mycity-marker">')[-1].split("<")[0] for host in self.hosts]
+
+    def linked(self) -> list[str]:
+        return [self.current(host) for host in self.hosts]
+
+    def disk(self) -> dict[str, Any]:
+        """What must not change when something is refused: links, releases and their manifests, app servers."""
+        found: dict[str, Any] = {}
+        for host in self.hosts:
+            home = self.root(host) / "usr/lib/ckan"
+            found[host] = {
+                "current": os.readlink(home / "current") if (home / "current").is_symlink() else "",
+                "releases": {p.parent.name: p.read_text() for p in home.glob("releases/*/release.json")},
+                "names": self.releases(host),
+                "programs": sorted(p.name for p in (self.root(host) / "etc/supervisor/conf.d").glob("*.conf")),
+            }
+        return found
+
+    def good_deploy(self, text: str) -> str:
+        """Deploy a new commit and return the release."""
+        next_second()
+        repos.commit_change(self.repo, text)
+        done = self.deploy()
+        assert done["code"] == 0, done["text"]
+        return self.current("web1")
+
+
+@pytest.fixture(scope="session")
+def cold_site(stub_base: Path) -> Iterator[Site]:
+    """Hosts with nothing on them yet."""
+    site = Site(stub_base)
+    try:
+        site.start()
+        yield site
+    finally:
+        site.destroy()
+
+
+@pytest.fixture(scope="session")
+def first_site(cold_site: Site) -> Site:
+    """Hosts after their first highstate."""
+    if not cold_site.current("web1"):
+        done = cold_site.highstate()
+        assert done["code"] == 0, done["text"]
+    return cold_site
+
+
+@pytest.fixture
+def site(first_site: Site) -> Iterator[Site]:
+    """Hosts after their first highstate, with the pillar as it was when the test is over, on one good release."""
+    yield first_site
+    first_site.write_pillar(first_site.settings)
+    repos.commit_change(first_site.repo, f"after a test {first_site.linked()}")
