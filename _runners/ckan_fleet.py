@@ -20,7 +20,8 @@ from typing import Any
 
 import salt.client
 import salt.key
-import salt.utils.master
+import salt.pillar
+import salt.utils.minions
 import salt.utils.user
 
 ID_FORMAT = "%Y%m%d%H%M%SZ"
@@ -67,24 +68,33 @@ def targets(env: Any) -> dict:
     accepted = salt.key.get_key(__opts__).list_keys()["minions"]
     by_env: dict[str, list[str]] = {}
     broken = []
-    if accepted:
-        pillars = salt.utils.master.MasterPillarUtil(
-            accepted, "list", use_cached_grains=True, use_cached_pillar=False, grains_fallback=False, opts=__opts__
-        ).get_minion_pillar()
-        for host in accepted:
-            pillar = pillars.get(host) or {}
-            if pillar.get("_errors"):
-                broken.append(host)
-            name = (pillar.get("ckan") or {}).get("env")
-            if isinstance(name, str):
-                by_env.setdefault(name, []).append(host)
+    for host in accepted:
+        name, rendered = _environment_of(host)
+        if isinstance(name, str) and name:
+            by_env.setdefault(name, []).append(host)
+        if not rendered and name in ("", env):
+            broken.append(host)
+    if broken:
+        # A host that may belong to it must not be left behind in silence.
+        return _no(
+            f"the pillar of {', '.join(sorted(broken))} does not render (see the master's log), so it cannot be told "
+            f"what belongs to {env}; correct it"
+        )
     if env in by_env:
         return {"ok": True, "comment": "", "hosts": sorted(by_env[env])}
     known = "; ".join(f"{name}: {', '.join(sorted(hosts))}" for name, hosts in sorted(by_env.items()))
     comment = f"no accepted minion has ckan:env: {env} in its pillar; environments known: {known or 'none'}"
-    if broken:
-        comment += f"; the pillar of {', '.join(sorted(broken))} failed to render (see the master's log)"
     return _no(comment)
+
+
+def _environment_of(host: str) -> tuple[str, bool]:
+    """The environment that a minion's pillar names, '' for none, and whether that pillar renders as it is now."""
+    _, grains, known = salt.utils.minions.get_minion_data(host, __opts__)
+    pillar = salt.pillar.Pillar(__opts__, grains or {"fqdn": host}, host, "base").compile_pillar()
+    errors = pillar.get("_errors")
+    # What the master remembers of a pillar that does not render now: enough to tell another environment's host.
+    ckan = ((known if errors else pillar) or {}).get("ckan") or {}
+    return (ckan.get("env") or "") if isinstance(ckan, dict) else "", not errors
 
 
 def plan(
