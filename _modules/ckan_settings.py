@@ -105,7 +105,9 @@ EXTENSION = {
     "ref": Setting("str", "", "Branch, tag or commit.", required=True),
     "requirements": Setting("str", "auto", "`auto`, `none`, or a file in the repository."),
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Options of CKAN may have several lines.
+_CONTROL_IN_OPTION = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
 _SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
@@ -197,12 +199,13 @@ def _resolve(pillar: Any, overrides: dict | None = None) -> dict:
         raise CommandExecutionError("the pillar's key ckan is not a dictionary; see pillar.example.")
     problems: list[str] = []
     pillar = _plain(pillar)
-    _look_for_ciphertext("ckan", pillar, problems)
-    if problems:
-        # Whatever else could be said of these values is noise, and may quote them.
-        raise CommandExecutionError("\n".join(problems))
-    if overrides:
+    if overrides is not None:
         _override(pillar, overrides, problems)
+    encrypted: list[str] = []
+    _look_for_ciphertext("ckan", pillar, encrypted)
+    if encrypted:
+        # Whatever else could be said of these values is noise, and may quote them.
+        raise CommandExecutionError("\n".join(encrypted))
     settings: dict[str, Any] = {}
     _unknown("ckan", pillar, {name.split(":")[0] for name in SCHEMA}, problems)
     for group in sorted({name.split(":")[0] for name in SCHEMA if ":" in name}):
@@ -241,7 +244,7 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             problems.append(f"{key} must be a list of text (put numbers and yes/no words in quotes)")
             return []
-        if any(_CONTROL.search(item) or "\n" in item or " " in item for item in value):
+        if any(re.search(r"\s", item) or _CONTROL.search(item) for item in value):
             problems.append(f"{key} has an item with blanks or control characters; write one name an item")
         elif setting.pattern and (odd := [item for item in value if not re.fullmatch(setting.pattern, item)]):
             problems.append(f"{key} has the item {odd[0]!r}, which is not valid; correct it")
@@ -256,7 +259,7 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
             kind = {"int": "a whole number", "bool": "True or False"}[setting.kind]
             problems.append(f"{key} must be {kind}, not {_named(value)}")
         return setting.default
-    if wanted is str and (_CONTROL.search(value) or "\n" in value):
+    if wanted is str and _CONTROL.search(value):
         problems.append(f"{key} has control characters or line breaks in it; remove them")
     elif setting.pattern and not re.fullmatch(setting.pattern, value):
         problems.append(f"{key} is not valid ({value!r}); {setting.text[0].lower()}{setting.text[1:]}")
@@ -295,12 +298,14 @@ def _check_origin(key: str, extension: dict, problems: list[str]) -> None:
             problems.append(f"{key}:{leaf} begins with '-', which git would take for an option; correct it")
     if re.match(r"^[A-Za-z0-9+.-]+::", url):
         problems.append(f"{key}:url names a helper program of git; use https, ssh, git or a path")
-    if re.search(r"\s|\.\.|[~^:?*\[\\]|@\{", ref):
+    if not _CONTROL.search(ref) and re.search(r"\s|\.\.|[~^:?*\[\\]|@\{", ref):
         problems.append(f"{key}:ref ({ref!r}) cannot be the name of a branch, a tag or a commit; correct it")
     if requirements.startswith("/") or ".." in requirements.split("/"):
         problems.append(f"{key}:requirements must be a path inside the repository")
     try:
         parts = urlsplit(url)
+        # Raises where the port is none: what is taken for one may be half of a password.
+        _ = parts.port
         # A name alone may be a token over http; over ssh it is the login.
         if parts.password or (parts.username and parts.scheme in ("http", "https")):
             problems.append(f"{key}:url has a password or a token in it; take it out and give git a credential helper")
@@ -317,9 +322,9 @@ def _config(key: str, value: Any, problems: list[str]) -> dict:
             problems.append(f"{key}: {option!r} cannot be the name of an option; correct it")
         items = content if isinstance(content, list) else [content]
         for item in items:
-            if isinstance(item, dict) or isinstance(item, list) or item is None:
+            if not isinstance(item, (str, int, float)):
                 problems.append(f"{key}:{option} must be text, a number, True or False, or a list of them")
-            elif isinstance(item, str) and _CONTROL.search(item):
+            elif isinstance(item, str) and _CONTROL_IN_OPTION.search(item):
                 problems.append(f"{key}:{option} has control characters in it; remove them")
     return value
 
@@ -334,18 +339,23 @@ def _derive(settings: dict, pillar: dict) -> None:
     for name, value in paths.items():
         if name not in pillar["paths"]:
             paths[name] = value.format(root=root, site=site, home=paths["home"])
-    if settings["installer"]["uv"].startswith("{shared}"):
+    if "uv" not in pillar["installer"]:
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
     if not settings["domain"] and _SITE_URL.fullmatch(settings["site_url"]):
         settings["domain"] = urlsplit(settings["site_url"]).hostname or ""
 
 
 def _check_together(settings: dict, problems: list[str]) -> None:
-    for name, value in settings["paths"].items():
+    paths = {f"paths:{name}": value for name, value in settings["paths"].items()}
+    for name in ("nginx_conf", "supervisor_conf"):
+        # Empty means the system's own.
+        if settings["web"][name]:
+            paths[f"web:{name}"] = settings["web"][name]
+    for name, value in paths.items():
         if not os.path.isabs(value) or os.path.normpath(value) != value:
-            problems.append(f"ckan:paths:{name} ({value}) must be an absolute path without '..' or a slash at the end")
+            problems.append(f"ckan:{name} ({value}) must be an absolute path without '..' or a slash at the end")
         elif re.search(r"[\s\"'{}$;%,]", value):
-            problems.append(f"ckan:paths:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
+            problems.append(f"ckan:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
     if not _SITE_URL.fullmatch(settings["site_url"]):
         problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
@@ -362,7 +372,9 @@ def _override(pillar: dict, overrides: dict, problems: list[str]) -> None:
     for name in overrides:
         if name != "extensions":
             problems.append(f"{name} cannot be given for one deploy, only extensions can; put it in the pillar")
-    wanted = overrides.get("extensions") or {}
+    wanted = overrides.get("extensions")
+    if wanted is None:
+        return
     if not isinstance(wanted, dict) or not all(isinstance(content, dict) for content in wanted.values()):
         problems.append("extensions must be a dictionary such as {ckanext-mycity: {ref: fix-42}}")
         return

@@ -73,8 +73,9 @@ before it changes anything.
 - **Several sites on one machine.** Another `site` has its own home (`/usr/lib/ckan/sites/SITE`), its own base in it,
   and its own configuration, data and nginx file; the log directory and supervisor's directory are shared. Give it
   a database, a Solr core, a Redis database and a domain of its own too: these do not follow from `site`.
-- **Paths** are absolute and without `..`, blanks or any of `"'{{}}$;%,`. The path of a release's socket has a limit of
-  {SOCKET_LIMIT} bytes. `root` is put before every default path, and before none that is given.
+- **Paths**, `ckan:web:nginx_conf` and `ckan:web:supervisor_conf` among them, are absolute and without `..`, blanks
+  or any of `"'{{}}$;%,`. The path of a release's socket has a limit of {SOCKET_LIMIT} bytes.
+  `root` is put before every default path, and before none that is given.
 - **For one deploy** only `extensions` may differ: `extensions: {{ckanext-mycity: {{ref: fix-42}}}}` beside `env`.
 """
 EXTENSIONS = """\

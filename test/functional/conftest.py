@@ -47,6 +47,18 @@ def stub_base(session_dir: Path) -> Path:
     return base
 
 
+class HostLoaders(Loaders):
+    """Salt's loaders with grains that were gathered once: they take a second each time, and no test is about them."""
+
+    _gathered: dict[str, Any] = {}
+
+    @property
+    def grains(self) -> dict[str, Any]:
+        if not self._gathered:
+            self._gathered.update(salt.loader.grains(self.opts))
+        return dict(self._gathered)
+
+
 class Host:
     """A host seen through Salt's loaders; `pillar` is what its pillar says under `ckan`, and may be changed."""
 
@@ -64,7 +76,7 @@ class Host:
             "installer": {"uv": uv_path()},
             "config": {},
         }
-        self._loaders: dict[tuple, Loaders] = {}
+        self._loaders: dict[tuple, HostLoaders] = {}
         self._opts = salt.config.minion_config(None)
         self._opts.update(
             id="web1", root_dir=str(root / "salt"), cachedir=str(root / "salt/cache"), file_client="local",
@@ -81,18 +93,18 @@ class Host:
         storage.mkdir(parents=True)
         shutil.chown(storage, "www-data", "www-data")
 
-    def loaders(self, test: bool = False) -> Loaders:
+    def loaders(self, test: bool = False) -> HostLoaders:
         """Return loaders that see the pillar as it is now."""
         key = (repr(self.pillar), test)
         if key not in self._loaders:
             self._loaders[key] = self._make(test)
         return self._loaders[key]
 
-    def _make(self, test: bool) -> Loaders:
+    def _make(self, test: bool) -> HostLoaders:
         opts = copy.deepcopy(self._opts)
         opts["pillar"] = {"ckan": copy.deepcopy(self.pillar)}
         opts["test"] = test
-        return Loaders(opts)
+        return HostLoaders(opts)
 
     def __getattr__(self, name: str):
         """`host.deploy()` calls `ckan_release.deploy`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,8 @@ def test_a_home_that_is_given_carries_the_paths_below_it():
 
 
 def test_a_program_uv_that_is_given_is_taken_as_it_is():
-    assert ckan_settings._resolve(pillar(installer__uv="/opt/uv"))["installer"]["uv"] == "/opt/uv"
+    for given in ("/opt/uv", "uv", "{shared}/{x}"):
+        assert ckan_settings._resolve(pillar(installer__uv=given))["installer"]["uv"] == given
 
 
 def test_a_key_with_nothing_behind_it_has_its_default():
@@ -215,6 +217,9 @@ def test_an_extension_without_url_and_ref_is_refused():
         ({"web": ["nginx"]}, "ckan:web must be a dictionary, not a list"),
         ({"config": ["a"]}, "ckan:config must be a dictionary of CKAN's options"),
         ({"config": {"a": {"b": "c"}}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
+        ({"config": {"a": b"c"}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
+        ({"config": {"a": [datetime.date(2026, 1, 2)]}}, "ckan:config:a must be text, a number, True or False, "
+                                                         "or a list of them"),
         ({"config": {"a": None}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
         ({"config": {"a b": "c"}}, "ckan:config: 'a b' cannot be the name of an option; correct it"),
         ({"config": {7: "c"}}, "ckan:config: 7 cannot be the name of an option; correct it"),
@@ -235,7 +240,8 @@ def test_a_value_of_the_wrong_kind_is_refused_by_key(changes, message):
         {"env": "Production"}, {"env": "a/b"}, {"env": "-x"}, {"site": "a_b"}, {"site": ".."}, {"root": "srv"},
         {"root": "/srv/"}, {"user": "www data"}, {"base__version": "-e x"}, {"domain": "a b"}, {"domain": "a;b"},
         {"web__listen": "80; x"}, {"web__health_path": "status"}, {"site": "a\nb"}, {"plugins": ["a b"]},
-        {"plugins": ["a\nb"]}, {"aliases": ["a b"]},
+        {"plugins": ["a\nb"]}, {"aliases": ["a b"]}, {"plugins": ["a\tb"]}, {"plugins": ["a\xa0b"]},
+        {"database__host": "a\tb"}, {"database__host": "a\x85b"}, {"redis_url": "redis://a\r"},
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_form_is_refused_by_key(changes):
@@ -271,7 +277,9 @@ def test_an_extension_s_name_that_could_be_a_path_or_an_option_is_refused(name):
         ("https://hunter2@git.example.org/a.git", "has a password or a token in it"),
         ("ssh://git:hunter2@git.example.org/a.git", "has a password or a token in it"),
         ("https://[git.example.org/a.git", "cannot be read as an address"),
+        ("https://me:hunter2/x@git.example.org/a.git", "cannot be read as an address"),
         ("https://git.example.org/a\n.git", "has control characters or line breaks"),
+        ("https://git.example.org/a\t.git", "has control characters or line breaks"),
     ],
 )
 def test_an_origin_that_could_run_a_program_or_hold_a_password_is_refused(url, why):
@@ -324,6 +332,14 @@ def test_a_path_that_is_relative_or_winds_is_refused(path):
 @pytest.mark.parametrize("path", ["/srv/a b", "/srv/%(x)s", "/srv/{root}", "/srv/a;b", "/srv/$x", '/srv/"'])
 def test_a_path_that_a_configuration_file_would_read_otherwise_is_refused(path):
     assert refused(pillar(paths={"data": path})).startswith(f"ckan:paths:data ({path}) has blanks or one of ")
+
+
+@pytest.mark.parametrize("name", ["nginx_conf", "supervisor_conf"])
+def test_a_configuration_of_an_own_server_is_an_absolute_path(name):
+    assert ckan_settings._resolve(pillar(web={name: "/srv/own.conf"}))["web"][name] == "/srv/own.conf"
+    for path in ("own.conf", "../own.conf", "-x"):
+        assert refused(pillar(web={name: path})).startswith(f"ckan:web:{name} ({path}) must be an absolute path")
+    assert refused(pillar(web={name: "/srv/a;b"})).startswith(f"ckan:web:{name} (/srv/a;b) has blanks or one of ")
 
 
 def test_a_root_that_winds_is_refused():
@@ -390,7 +406,7 @@ def test_a_value_that_is_still_encrypted_is_refused_by_key_only(changes, key):
     assert message == f"{key} is still encrypted (PGP); check its file's #!yaml|gpg line and the master's key"
 
 
-@pytest.mark.parametrize("value", ["hunter2\x00", "hunter2\x1b[31m", "hunter2\n", 9999999, 99999.99, True,
+@pytest.mark.parametrize("value", ["hunter2\x00", "hunter2\t", "hunter2\x1b[31m", "hunter2\n", 9999999, 99999.99, True,
                                    {"hunter2": 1}, {"a": "hunter2"}, ["hunter2"], b"hunter2"])  # fmt: skip
 @pytest.mark.parametrize("key", ["database:password", "secrets:session", "secrets:api_token"])
 def test_no_message_holds_the_value_of_a_secret(key, value):
@@ -470,6 +486,18 @@ def test_an_override_of_an_unknown_extension_is_refused_with_the_near_name():
     )
 
 
+def test_an_override_that_is_still_encrypted_is_refused_by_key_only():
+    for override in ({"ckanext-mycity": {"ref": PGP}}, {"ckanext-new": {"url": PGP, "ref": "main"}}):
+        message = refused(pillar(), {"extensions": override})
+        assert message.startswith("ckan:extensions:ckanext-") and " is still encrypted (PGP); check " in message
+        assert len(message.splitlines()) == 1 and "hQEMA5x" not in message
+
+
+def test_an_override_of_nothing_changes_nothing():
+    for nothing in (None, {}, {"extensions": None}, {"extensions": {}}):
+        assert ckan_settings._resolve(pillar(), nothing) == ckan_settings._resolve(pillar())
+
+
 def test_an_override_may_add_an_extension_with_url_and_ref():
     override = {"extensions": {"ckanext-new": {"url": "/srv/new.git", "ref": "main"}}}
     assert list(ckan_settings._resolve(pillar(), override)["extensions"]) == ["ckanext-mycity", "ckanext-new"]
@@ -493,6 +521,10 @@ def test_an_override_may_add_an_extension_with_url_and_ref():
         ({"extensions": {"ckanext-mycity": "fix"}}, "extensions must be a dictionary such as "
                                                     "{ckanext-mycity: {ref: fix-42}}"),
         ({"extensions": ["ckanext-mycity"]}, "extensions must be a dictionary such as {ckanext-mycity: {ref: fix-42}}"),
+        *[({"extensions": odd}, "extensions must be a dictionary such as {ckanext-mycity: {ref: fix-42}}")
+          for odd in ([], "", False, 0)],
+        *[(odd, "what one deploy changes must be a dictionary such as {extensions: {ckanext-x: {ref: y}}}")
+          for odd in ([], "", False, 0)],
         (["extensions"], "what one deploy changes must be a dictionary such as "
                          "{extensions: {ckanext-x: {ref: y}}}"),
         ("extensions", "what one deploy changes must be a dictionary such as {extensions: {ckanext-x: {ref: y}}}"),
