@@ -119,3 +119,8 @@ def site(first_site: Site) -> Iterator[Site]:
     yield first_site
     first_site.write_pillar(first_site.settings)
     repos.commit_change(first_site.repo, f"after a test {first_site.linked()}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that want cold hosts come first: the hosts are shared, and warm after them."""
+    items.sort(key=lambda item: "cold_site" not in item.fixturenames or "first_site" in item.fixturenames)

@@ -108,7 +108,8 @@ class Portal:
         Returns {"code": exit code, "hosts": {host: {state id: result}}}.
         """
         # Not with --static: that makes salt exit 0 although a state failed.
-        done = self.fleet.run("salt", "-I", f"ckan:env:{self.env}", "state.highstate", "--out=json", *arguments)
+        done = self.fleet.run("salt", "-I", f"ckan:env:{self.env}", "state.highstate", "--out=json",
+                              "--timeout=60", *arguments)  # fmt: skip
         hosts: dict[str, Any] = {}
         for document in re.split(r"(?<=^\})\n", done.stdout, flags=re.M):
             hosts.update(_json(document) or {})
@@ -125,7 +126,8 @@ class Portal:
 
     def call(self, host: str, function: str, *arguments: str) -> tuple[int, Any]:
         """Call a function on a host; returns the exit code and the answer."""
-        done = self.fleet.run("salt", host, function, *arguments, "--out=json", "--static")
+        # A busy machine may be slow to say that a long job still runs: ask later, and less often.
+        done = self.fleet.run("salt", host, function, *arguments, "--out=json", "--static", "--timeout=60")
         answer = _json(done.stdout)
         return done.returncode, answer.get(host) if isinstance(answer, dict) else done.stdout + done.stderr
 
