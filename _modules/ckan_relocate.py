@@ -281,9 +281,7 @@ def _prefix_pattern(prefixes: Iterable[str]) -> re.Pattern[bytes] | None:
     if not names:
         return None
     body = b"|".join(re.escape(os.fsencode(name)) for name in names)
-    return re.compile(
-        rb"(?:(?P<url>file://)|(?<![/%s]))(?P<prefix>%s)(?![%s])" % (NAME_BYTES, body, NAME_BYTES)
-    )
+    return re.compile(rb"(?:(?P<url>file://)|(?<![/%s]))(?P<prefix>%s)(?![%s])" % (NAME_BYTES, body, NAME_BYTES))
 
 
 def _relocate(data: bytes, pattern: re.Pattern[bytes], target: str, script: bool) -> bytes:

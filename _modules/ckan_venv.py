@@ -119,9 +119,7 @@ def verify(path: str, forbidden: Iterable[str] = (), user: str | None = None) ->
     return __salt__["ckan_relocate.problems"](path, forbidden=list(forbidden)) + _prefix_problems(path, user)
 
 
-def create(
-    path: str, python: str = "/usr/bin/python3", uv: str = "uv", user: str | None = None
-) -> dict[str, str]:
+def create(path: str, python: str = "/usr/bin/python3", uv: str = "uv", user: str | None = None) -> dict[str, str]:
     """
     Make a new, empty virtualenv.
 
@@ -381,9 +379,7 @@ def interpreter(path: str) -> dict[str, str]:
         with open(f"{path}/pyvenv.cfg", encoding="utf-8") as handle:
             pairs = [line.partition("=") for line in handle]
     except OSError as exc:
-        raise CommandExecutionError(
-            f"{path} has no readable pyvenv.cfg; name an existing virtualenv."
-        ) from exc
+        raise CommandExecutionError(f"{path} has no readable pyvenv.cfg; name an existing virtualenv.") from exc
     values = {key.strip().lower(): value.strip() for key, _, value in pairs}
     version = values.get("version") or values.get("version_info", "")
     return {"version": ".".join(version.split(".")[:3]), "home": values.get("home", "")}

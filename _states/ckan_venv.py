@@ -15,9 +15,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def base(
-    name: str, version: str = "", python: str = "/usr/bin/python3", packages: list | None = None
-) -> dict:
+def base(name: str, version: str = "", python: str = "/usr/bin/python3", packages: list | None = None) -> dict:
     """
     Make sure that there is a virtualenv with CKAN. One that exists is adopted as it is, never changed.
 

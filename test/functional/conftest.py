@@ -48,7 +48,11 @@ def stub_base(session_dir: Path) -> Path:
 
 
 class HostLoaders(Loaders):
-    """Salt's loaders with grains that were gathered once: they take a second each time, and no test is about them."""
+    """
+    Salt's loaders, made once and given another host and pillar as often as a test asks.
+
+    Making them costs two seconds (they synchronise modules and gather grains), turning them to other options a tenth.
+    """
 
     _gathered: dict[str, Any] = {}
 
@@ -58,11 +62,32 @@ class HostLoaders(Loaders):
             self._gathered.update(salt.loader.grains(self.opts))
         return dict(self._gathered)
 
+    def turn_to(self, opts: dict) -> None:
+        if opts != self._original_opts:
+            self._original_opts = copy.deepcopy(opts)
+            self.reload_all()
+
+
+@pytest.fixture(scope="session")
+def session_loaders(session_dir: Path) -> HostLoaders:
+    salt_dir = session_dir / "salt"
+    opts = salt.config.minion_config(None)
+    opts.update(
+        id="web1", root_dir=str(salt_dir), cachedir=str(salt_dir / "cache"), file_client="local",
+        file_roots={"base": [str(REPO)]}, pillar_roots={"base": []}, module_dirs=[str(REPO / "_modules")],
+        states_dirs=[str(REPO / "_states")], pki_dir=str(salt_dir / "pki"), sock_dir=str(salt_dir / "s"),
+        extension_modules=str(salt_dir / "ext"), log_file=str(salt_dir / "log"), test=False,
+        fileserver_ignoresymlinks=False, grains={}, pillar={},
+    )  # fmt: skip
+    for name in ("cache", "pki", "s", "ext"):
+        (salt_dir / name).mkdir(parents=True, exist_ok=True)
+    return HostLoaders(opts)
+
 
 class Host:
     """A host seen through Salt's loaders; `pillar` is what its pillar says under `ckan`, and may be changed."""
 
-    def __init__(self, root: Path, base: Path):
+    def __init__(self, root: Path, base: Path, loaders: HostLoaders):
         self.root = root
         self.pillar: dict[str, Any] = {
             "env": "production",
@@ -76,17 +101,8 @@ class Host:
             "installer": {"uv": uv_path()},
             "config": {},
         }
-        self._loaders: dict[tuple, HostLoaders] = {}
-        self._opts = salt.config.minion_config(None)
-        self._opts.update(
-            id="web1", root_dir=str(root / "salt"), cachedir=str(root / "salt/cache"), file_client="local",
-            file_roots={"base": [str(REPO)]}, pillar_roots={"base": []}, module_dirs=[str(REPO / "_modules")],
-            states_dirs=[str(REPO / "_states")], pki_dir=str(root / "salt/pki"), sock_dir=str(root / "salt/s"),
-            extension_modules=str(root / "salt/ext"), log_file=str(root / "salt/log"), test=False,
-            fileserver_ignoresymlinks=False, grains={},
-        )  # fmt: skip
-        for name in ("cache", "pki", "s", "ext"):
-            (root / "salt" / name).mkdir(parents=True, exist_ok=True)
+        self._loaders = loaders
+        self._opts = copy.deepcopy(loaders.opts)
         root.chmod(0o755)
         # What the highstate makes: CKAN runs as an unprivileged user, and writes here only.
         storage = root / "var/lib/ckan/default/storage"
@@ -95,16 +111,8 @@ class Host:
 
     def loaders(self, test: bool = False) -> HostLoaders:
         """Return loaders that see the pillar as it is now."""
-        key = (repr(self.pillar), test)
-        if key not in self._loaders:
-            self._loaders[key] = self._make(test)
-        return self._loaders[key]
-
-    def _make(self, test: bool) -> HostLoaders:
-        opts = copy.deepcopy(self._opts)
-        opts["pillar"] = {"ckan": copy.deepcopy(self.pillar)}
-        opts["test"] = test
-        return HostLoaders(opts)
+        self._loaders.turn_to({**self._opts, "pillar": {"ckan": self.pillar}, "test": test})
+        return self._loaders
 
     def __getattr__(self, name: str):
         """`host.deploy()` calls `ckan_release.deploy`."""
@@ -146,9 +154,9 @@ class Host:
 
 
 @pytest.fixture
-def host(stub_base: Path):
+def host(stub_base: Path, session_loaders: HostLoaders):
     root = Path(tempfile.mkdtemp(prefix="ckan-h-", dir="/tmp"))
-    yield Host(root, stub_base)
+    yield Host(root, stub_base, session_loaders)
     shutil.rmtree(root, ignore_errors=True)
 
 

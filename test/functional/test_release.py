@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -13,7 +15,6 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from parts.portal import next_second
 from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]
@@ -32,9 +33,15 @@ def mycity(host, origins) -> Path:
     return repo
 
 
+def later_id(host) -> str:
+    """An id a second after the newest release: what a deploy a second later would give, without the wait."""
+    newest = [time.strptime(name, "%Y%m%d%H%M%SZ") for name in host.releases() if re.fullmatch(r"20[0-8]\d{11}Z", name)]
+    seconds = max([time.time(), *(calendar.timegm(stamp) + 1 for stamp in newest)])
+    return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds))
+
+
 def deployed(host, **options) -> str:
-    next_second()
-    return host.deploy(**options)["current"]
+    return host.deploy(release=later_id(host), **options)["current"]
 
 
 def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
@@ -251,8 +258,7 @@ def test_rollback_to_a_name_and_refused_ones_change_nothing(host, mycity):
 
 def test_a16_a_deploy_that_was_killed_is_no_target_and_is_pruned_by_the_next(host, mycity):
     first = deployed(host)
-    next_second()
-    killed = time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
+    killed = later_id(host)
     loaders = host.loaders()
     loaders.modules["ckan_store.create"](loaders.modules["ckan_settings.get"]()["paths"], killed)
     loaders.modules["ckan_venv.clone"](host.pillar["paths"]["base"], str(host.home / "releases" / killed))
@@ -306,8 +312,7 @@ def test_abort_of_a_first_deploy_leaves_no_link(host, mycity):
 
 def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     first = deployed(host)
-    next_second()
-    planned = host.plan()
+    planned = host.plan(release=later_id(host))
     host.build(planned["release"], planned["commits"])
     with pytest.raises(CommandExecutionError, match="is built, not checked or"):
         host.activate(planned["release"])

@@ -218,8 +218,10 @@ def test_an_extension_without_url_and_ref_is_refused():
         ({"config": ["a"]}, "ckan:config must be a dictionary of CKAN's options"),
         ({"config": {"a": {"b": "c"}}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
         ({"config": {"a": b"c"}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
-        ({"config": {"a": [datetime.date(2026, 1, 2)]}}, "ckan:config:a must be text, a number, True or False, "
-                                                         "or a list of them"),
+        (
+            {"config": {"a": [datetime.date(2026, 1, 2)]}},
+            "ckan:config:a must be text, a number, True or False, or a list of them",
+        ),
         ({"config": {"a": None}}, "ckan:config:a must be text, a number, True or False, or a list of them"),
         ({"config": {"a b": "c"}}, "ckan:config: 'a b' cannot be the name of an option; correct it"),
         ({"config": {7: "c"}}, "ckan:config: 7 cannot be the name of an option; correct it"),
