@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 export PYTHONPATH := test
 # A path of our own first: the parts call uv, salt and ruff by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The host's own certificates, as apt and git use them.
+export UV_SYSTEM_CERTS := 1
 
 .PHONY: test test-fast lint docs demo demo-stop bench setup setup-parts clean
 
