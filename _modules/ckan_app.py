@@ -6,6 +6,7 @@ Nothing here knows of releases or web servers: functions take the directory of a
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import hmac
 import json
@@ -99,7 +100,9 @@ def write_ini(path: str, settings: dict) -> dict:
     """
     text = _ini_text(settings)
     target = os.path.join(path, ini_name(settings))
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    if os.path.lexists(target):
+        os.unlink(target)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as handle:
         handle.write(text)
     if os.geteuid() == 0:
@@ -107,6 +110,27 @@ def write_ini(path: str, settings: dict) -> dict:
     os.chmod(target, 0o640)
     key = settings["secrets"]["session"].encode("utf-8")
     return {"path": target, "hash": hmac.new(key, text.encode("utf-8"), hashlib.sha256).hexdigest()}
+
+
+def compare_ini(old: str, new: str, settings: dict) -> dict:
+    """
+    Compare the inis of two virtualenvs.
+
+    old, new
+        Their directories.
+    settings
+        The settings.
+
+    Returns the names of options, never a value: ``{"added": [...], "removed": [...], "changed": [...]}``.
+
+    CLI Example: not for the command line; use ``ckan_release.diff``.
+    """
+    before, after = (_read_ini(os.path.join(path, ini_name(settings))) for path in (old, new))
+    return {
+        "added": sorted(after.keys() - before.keys()),
+        "removed": sorted(before.keys() - after.keys()),
+        "changed": sorted(name for name in before.keys() & after.keys() if before[name] != after[name]),
+    }
 
 
 def check(path: str, settings: dict) -> dict:
@@ -176,6 +200,17 @@ def _probe(mode: str, path: str, settings: dict) -> dict:
             message += f"; the database is now at {_heads_text(result.get('heads'))}, the live release runs on it"
         raise CommandExecutionError(message)
     return result
+
+
+def _read_ini(path: str) -> dict[str, str]:
+    parser = configparser.RawConfigParser()
+    parser.optionxform = str
+    try:
+        with open(path, encoding="utf-8") as handle:
+            parser.read_file(handle)
+        return dict(parser["app:main"])
+    except (OSError, configparser.Error, KeyError) as exc:
+        raise CommandExecutionError(f"{path} cannot be read; was it edited by hand?") from exc
 
 
 def _heads_text(heads: dict | None) -> str:

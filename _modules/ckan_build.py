@@ -1,30 +1,54 @@
 """
-What a release is made of: a clone of the base, a checkout per extension, one install of all of them, the ini.
+What a release is made of: a clone of the base with its patches, a checkout per extension, one install of all of them,
+the ini.
 
-Nothing here knows of states, of the link or of web servers.
+``resolve`` decides what that is, down to commits and versions: the *contents*, the same for all hosts of a fleet.
+``fill`` makes it so in a directory. Nothing here knows of states, of the link or of web servers.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import glob
 import os
+import pwd
+import re
 import shutil
+import stat
 
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_build"
 
-REQUIREMENT_FILES = ("requirements.txt", "pip-requirements.txt")
 AT_ONCE = 8
+# What root writes at the top of a release after the build: nothing of these names may come from build code.
+OURS = re.compile(r"^(run|.*\.ini|release\.json\.tmp)$")
 
 
 def __virtual__() -> str:
     return __virtualname__
 
 
+def installer(settings: dict) -> dict:
+    """
+    Return how packages are installed: the settings ``ckan:installer`` with ``cache`` and ``user``.
+
+    settings
+        The settings.
+
+    CLI Example: not for the command line, since an index may have a password.
+    """
+    return {
+        **settings["installer"],
+        "cache": os.path.join(settings["paths"]["shared"], "cache"),
+        "user": settings["build_user"] if os.geteuid() == 0 else "",
+        "link": settings["link"],
+    }
+
+
 def obstacles(settings: dict, release: str) -> list[str]:
     """
-    Say what keeps a release from being made here: no base, older than what is there, disk, supervisor.
+    Say what keeps a release from being made here: no base, no build user, older than what is there, disk, supervisor.
 
     settings
         The settings.
@@ -37,8 +61,13 @@ def obstacles(settings: dict, release: str) -> list[str]:
     """
     paths = settings["paths"]
     problems = []
-    if not os.path.exists(os.path.join(paths["base"], "bin", "python")):
+    if not settings["base"]["version"] and not os.path.exists(os.path.join(paths["base"], "bin", "python")):
         problems.append(f"there is no virtualenv in {paths['base']}; run state.apply ckan first")
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam(settings["build_user"])
+        except KeyError:
+            problems.append(f"there is no user {settings['build_user']} (ckan:build_user); run state.apply ckan first")
     newest = [manifest["id"] for manifest in __salt__["ckan_store.all_manifests"](paths)][-1:]
     if newest and newest[0] >= release:
         problems.append(f"release {newest[0]} here is not older than {release}; compare the clocks of master and host")
@@ -54,23 +83,45 @@ def obstacles(settings: dict, release: str) -> list[str]:
 
 def resolve(settings: dict) -> dict:
     """
-    Ask the origins of all extensions, at once, which commits their refs stand for.
+    Decide what a release will hold: refs become commits, requirements become versions, all resolved together.
+
+    Nothing is installed. What is fetched for it (mirrors, checkouts, a base that is to be made) stays under ``shared``.
 
     settings
         The settings.
 
-    Returns ``{extension: commit}``. Raises ``CommandExecutionError`` that names the first one that cannot be had.
+    Returns the contents: ``{"base": {"ckan", "python"}, "extensions": {name: pin}, "patches": [{"patch", "sha256"}],
+    "packages": {name: version}, "overridden": {name: {...}}}``. Nothing in it is secret. Raises
+    ``CommandExecutionError`` that names what cannot be had, or what does not go together.
 
     CLI Example: not for the command line; use ``ckan_release.plan``.
     """
-    ask = __salt__["ckan_source.resolve"]
-    wanted = settings["extensions"]
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = {name: pool.submit(ask, wanted[name]["url"], wanted[name]["ref"]) for name in wanted}
-        return {name: job.result() for name, job in jobs.items()}
+    shared, extensions = settings["paths"]["shared"], settings["extensions"]
+    base = __salt__["ckan_base.ensure"](settings)
+    patches = __salt__["ckan_patch.read"](settings["patches"])
+    pins = _at_once("ckan_origin.resolve", {name: (name, extensions[name], shared) for name in extensions})
+    how = installer(settings)
+    wanted = _prepared(settings, pins, how["user"])
+    locked = __salt__["ckan_packages.lock"](
+        base["path"], _wanted(wanted, settings), __salt__["ckan_packages.freeze"](base["path"]),
+        {name: extension["override"] for name, extension in extensions.items() if extension["override"]}, how,
+    )  # fmt: skip
+    for name, pin in pins.items():
+        pin.update(wanted[name]["notes"])
+        if pin["kind"] != "git":
+            pin["version"] = locked["packages"].get(_normal(name), "")
+        elif extensions[name]["upstream"]:
+            pin["upstream"] = _upstream(extensions[name], pin["commit"], shared)
+    return {
+        "base": {"ckan": base["ckan"], "python": base["python"]},
+        "extensions": pins,
+        "patches": [{"patch": patch["patch"], "sha256": patch["sha256"]} for patch in patches],
+        "packages": locked["packages"],
+        "overridden": locked["overridden"],
+    }
 
 
-def fill(path: str, settings: dict, commits: dict | None = None) -> dict:
+def fill(path: str, settings: dict, contents: dict) -> dict:
     """
     Fill the directory of a new release.
 
@@ -78,92 +129,127 @@ def fill(path: str, settings: dict, commits: dict | None = None) -> dict:
         The directory of the release; holds its manifest and nothing else.
     settings
         The settings.
-    commits
-        The commit of each extension; refs are resolved here where one is missing.
+    contents
+        What ``resolve`` decided, here or on another host.
 
-    Returns what the manifest says of it: ``{"base", "extensions", "packages", "plugins", "configuration"}``. Raises
-    ``CommandExecutionError``.
+    Returns what the manifest says of it: the contents, with ``plugins``, ``configuration`` and what became of patches.
+    Raises ``CommandExecutionError``.
 
     CLI Example: not for the command line; use ``ckan_release.build``.
     """
-    base = settings["paths"]["base"]
-    __salt__["ckan_venv.clone"](base, path, link=settings["link"])
-    extensions = _checkouts(settings, path, commits or {})
-    _install(settings, path)
-    __salt__["ckan_venv.compile"](path)
+    how = installer(settings)
+    base = __salt__["ckan_base.ensure"](settings)
+    if {"ckan": base["ckan"], "python": base["python"]} != contents["base"]:
+        planned = contents["base"]
+        raise CommandExecutionError(
+            f"the base here ({base['path']}) is CKAN {base['ckan']} on Python {base['python']}, the plan was made for "
+            f"CKAN {planned['ckan']} on Python {planned['python']}; make the bases of all hosts alike."
+        )
+    if set(contents["extensions"]) != set(settings["extensions"]):
+        raise CommandExecutionError("the pillar of this host has other extensions than the plan; make them alike.")
+    __salt__["ckan_venv.clone"](base["path"], path, link=settings["link"], owner=how["user"] or None)
+    wanted = _prepared(settings, contents["extensions"], how["user"])
+    patched = _patch_core(path, contents["patches"])
+    for name, item in wanted.items():
+        if "checkout" in item:
+            shutil.rmtree(os.path.join(path, "src", name), ignore_errors=True)  # the base brought one of its own
+            item["place"] = os.path.join(path, "src", name, settings["extensions"][name]["subdirectory"]).rstrip("/")
+    __salt__["ckan_packages.install"](path, _wanted(wanted, settings), contents["packages"], how)
+    os.makedirs(os.path.join(path, "src"), exist_ok=True)
+    for name, item in wanted.items():
+        if "checkout" in item:
+            # After the install: build code may have compiled something in it.
+            shutil.copytree(item["checkout"], os.path.join(path, "src", name), symlinks=True)
+    __salt__["ckan_namespace.unify"](path)
+    lost = __salt__["ckan_namespace.missing"](path, user=how["user"])
+    if lost:
+        each = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
+        raise CommandExecutionError(f"installed, but it cannot be imported: {each}; correct the extension.")
+    __salt__["ckan_venv.compile"](path, user=how["user"] or None)
+    if how["user"]:
+        _take_over(path, how["user"])
     ini = __salt__["ckan_app.write_ini"](path, settings)
-    packages = __salt__["ckan_venv.freeze"](path)
     return {
-        "base": {
-            "path": base,
-            "ckan": packages.get("ckan", ""),
-            "python": __salt__["ckan_venv.interpreter"](path)["version"],
-        },
-        "extensions": extensions,
-        "packages": packages,
+        **contents,
+        "base": {**contents["base"], "path": base["path"]},
+        "extensions": {name: {**pin, **wanted[name]["notes"]} for name, pin in contents["extensions"].items()},
+        "patches": patched,
+        "packages": __salt__["ckan_packages.freeze"](path),
         "plugins": settings["plugins"],
         "configuration": ini["hash"],
     }
 
 
-def _checkouts(settings: dict, path: str, commits: dict) -> dict:
-    """Check out all extensions at once; returns what the manifest says of each."""
-    os.makedirs(os.path.join(path, "src"), exist_ok=True)
-    mirrors = os.path.join(settings["paths"]["shared"], "mirrors")
+def _prepared(settings: dict, pins: dict, user: str) -> dict:
+    """Bring all that the pins name onto this host, several at once."""
+    shared, extensions = settings["paths"]["shared"], settings["extensions"]
+    return _at_once("ckan_origin.prepare", {name: (name, extensions[name], pins[name], shared, user) for name in pins})
+
+
+def _at_once(function: str, calls: dict) -> dict:
+    """Call a function for each extension, several at once; all the failures in one error."""
     # Looked up here, not in the threads: Salt's loader finds its context only in the calling thread.
-    resolve_ref, check_out = __salt__["ckan_source.resolve"], __salt__["ckan_source.checkout"]
-
-    def one(name: str, extension: dict) -> dict:
-        commit = commits.get(name) or resolve_ref(extension["url"], extension["ref"])
-        target = os.path.join(path, "src", name)
-        if os.path.exists(target):
-            shutil.rmtree(target)  # the base brought an older checkout of its own
-        got = check_out(extension["url"], commit, target, mirrors)
-        return {
-            "kind": "git",
-            "url": extension["url"],
-            "ref": extension["ref"],
-            "commit": got["commit"],
-            "subject": got["subject"],
-        }
-
+    run = __salt__[function]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = {name: pool.submit(one, name, extension) for name, extension in settings["extensions"].items()}
+        jobs = {name: pool.submit(run, *arguments) for name, arguments in sorted(calls.items())}
+    failures = [str(job.exception()) for job in jobs.values() if isinstance(job.exception(), CommandExecutionError)]
+    if failures:
+        raise CommandExecutionError("; ".join(failures))
     return {name: job.result() for name, job in jobs.items()}
 
 
-def _install(settings: dict, path: str) -> None:
-    """Install all extensions with their requirements in one resolution, held to the versions of the base."""
-    installer = settings["installer"]
-    constraints = os.path.join(path, "constraints.txt")
-    with open(constraints, "w", encoding="utf-8") as handle:
-        handle.writelines(f"{name}=={version}\n" for name, version in __salt__["ckan_venv.freeze"](path).items())
-    editable, files = [], []
-    for name, extension in settings["extensions"].items():
-        source = os.path.join(path, "src", name)
-        editable.append(source)
-        wanted = extension["requirements"]
-        names = REQUIREMENT_FILES if wanted == "auto" else () if wanted == "none" else (wanted,)
-        found = [os.path.join(source, file) for file in names if os.path.isfile(os.path.join(source, file))]
-        if wanted not in ("auto", "none") and not found:
-            raise CommandExecutionError(f"{name} has no {wanted}; correct ckan:extensions:{name}:requirements.")
-        files += found[:1]
-    needs_server = settings["web"]["server"] != "none" and not os.path.exists(os.path.join(path, "bin", "uwsgi"))
-    requirements = ["uwsgi"] if needs_server else []
-    if not (editable or files or requirements):
-        return
-    __salt__["ckan_venv.install"](
-        path,
-        requirements=requirements,
-        requirement_files=files,
-        editable=editable,
-        constraints=constraints,
-        cache_dir=os.path.join(settings["paths"]["shared"], "cache"),
-        uv=installer["uv"],
-        index_url=installer["index_url"],
-        find_links=installer["find_links"],
-        offline=installer["offline"],
-    )
+def _wanted(prepared: dict, settings: dict) -> list[dict]:
+    """What is installed into a release: the extensions, and uWSGI, which a base that was adopted may not have."""
+    keys = ("name", "editable", "place", "requirement", "files")
+    wanted = [{key: item[key] for key in keys if key in item} for _, item in sorted(prepared.items())]
+    return wanted + ([{"name": "uwsgi", "requirement": "uwsgi"}] if settings["web"]["server"] != "none" else [])
+
+
+def _patch_core(path: str, planned: list[dict]) -> list[dict]:
+    """Patch CKAN itself in a fresh clone; returns what became of each patch."""
+    if not planned:
+        return []
+    patches = __salt__["ckan_patch.read"]([patch["patch"] for patch in planned])
+    for patch, plan in zip(patches, planned, strict=True):
+        if patch["sha256"] != plan["sha256"]:
+            raise CommandExecutionError(f"{patch['patch']} was changed since the plan was made; deploy again.")
+    # From the index CKAN stands in site-packages, from a source install in a checkout of the clone.
+    places = [*glob.glob(os.path.join(glob.escape(path), "lib/python*/site-packages")), os.path.join(path, "src/ckan")]
+    for place in places:
+        if os.path.isfile(os.path.join(place, "ckan", "__init__.py")):
+            return __salt__["ckan_patch.apply"](place, patches, only=("ckan/", "ckanext/"))
+    raise CommandExecutionError(f"no CKAN was found to patch in {path}; correct the base.")
+
+
+def _take_over(path: str, user: str) -> None:
+    """
+    Take the directories of a release from the build user, so that nothing that it left running can change what is in
+    them. Files that are linked from its cache stay its own: as root's they could not be linked another time.
+    """
+    uid = pwd.getpwnam(user).pw_uid
+    for name in os.listdir(path):
+        if OURS.match(name):
+            entry = os.path.join(path, name)
+            shutil.rmtree(entry) if os.path.isdir(entry) and not os.path.islink(entry) else os.unlink(entry)
+    for folder, folders, files in os.walk(path):
+        os.chown(folder, 0, 0)
+        for name in [*folders, *files]:
+            entry = os.path.join(folder, name)
+            status = os.lstat(entry)
+            if status.st_uid == uid and (status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)):
+                os.chown(entry, 0, 0, follow_symlinks=False)
+
+
+def _upstream(extension: dict, commit: str, shared: str) -> dict:
+    """How far a fork is from its upstream. That one is only for comparison: a failure is noted, no more."""
+    try:
+        return __salt__["ckan_source.compare_upstream"](extension, commit, os.path.join(shared, "mirrors"))
+    except CommandExecutionError as exc:
+        return {"url": extension["upstream"], "problem": str(exc)}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _existing(path: str) -> str:

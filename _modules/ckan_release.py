@@ -25,16 +25,17 @@ def __virtual__() -> str:
 
 def plan(release: str = "", extensions: dict | None = None, resolve: bool = True) -> dict:
     """
-    Look whether a deploy could start here, and resolve the refs of the extensions to commits. Changes nothing.
+    Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
 
     release
         The id of the release to make; by default a stamp of now.
     extensions
         What differs from the pillar for this deploy, such as ``{ckanext-mycity: {ref: fix-42}}``.
     resolve
-        Ask the origins for the commits; False where another host has been asked already.
+        Ask the origins and resolve the packages; False where another host has been asked already.
 
-    Returns ``{"release", "env", "current", "commits": {extension: commit}}``. Raises
+    Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences]}``;
+    ``contents`` is what ``ckan_build.resolve`` returns, ``changes`` compares it with the current release. Raises
     ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
@@ -49,25 +50,30 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
     problems = __salt__["ckan_build.obstacles"](settings, release)
     if problems:
         raise CommandExecutionError("; ".join(problems) + ".")
-    commits = __salt__["ckan_build.resolve"](settings) if resolve else {}
-    return {
-        "release": release,
-        "env": settings["env"],
-        "current": __salt__["ckan_store.current"](paths),
-        "commits": commits,
-    }
+    current_id = __salt__["ckan_store.current"](paths)
+    planned = {"release": release, "env": settings["env"], "current": current_id, "contents": {}}
+    planned.update(extensions={}, changes=[])
+    if resolve:
+        before = __salt__["ckan_store.read"](paths, current_id) if current_id else {}
+        contents = __salt__["ckan_build.resolve"](settings)
+        _follow_tags(contents["extensions"], before.get("extensions", {}), settings["extensions"])
+        difference = __salt__["ckan_diff.compare"](before, contents, os.path.join(paths["shared"], "mirrors"))
+        planned["contents"] = contents
+        planned["extensions"] = __salt__["ckan_diff.brief"](contents["extensions"])
+        planned["changes"] = __salt__["ckan_diff.sentences"](difference, contents)
+    return planned
 
 
 def build(
-    release: str, commits: dict | None = None, extensions: dict | None = None, by: str = "", job: str = ""
+    release: str, contents: dict | None = None, extensions: dict | None = None, by: str = "", job: str = ""
 ) -> dict:
     """
     Build a release: clone the base, check out and install the extensions, render the ini, write the manifest.
 
     release
         The id of the release to make.
-    commits
-        The commit of each extension, as ``plan`` gave it; refs are resolved here where it is missing.
+    contents
+        What ``plan`` decided, here or on another host; decided here where it is missing.
     extensions
         What differs from the pillar for this deploy.
     by, job
@@ -85,10 +91,12 @@ def build(
     paths = settings["paths"]
     with _stage(settings, "build", release, by):
         path = __salt__["ckan_store.directory"](paths, release)
-        __salt__["ckan_store.create"](paths, release, env=settings["env"], site=settings["site"], by=by, job=job)
+        contents = contents or __salt__["ckan_build.resolve"](settings)
+        about = {"env": settings["env"], "site": settings["site"], "extensions": contents["extensions"]}
+        __salt__["ckan_store.create"](paths, release, by=by, job=job, **about)
         with _marking_failed(paths, release, by):
-            contents = __salt__["ckan_build.fill"](path, settings, commits)
-            return __salt__["ckan_store.set_state"](paths, release, "built", by, **contents)
+            filled = __salt__["ckan_build.fill"](path, settings, contents)
+            return __salt__["ckan_store.set_state"](paths, release, "built", by, **filled)
 
 
 def check(release: str, by: str = "") -> dict:
@@ -113,9 +121,11 @@ def check(release: str, by: str = "") -> dict:
     paths = settings["paths"]
     with _stage(settings, "check", release, by):
         path = __salt__["ckan_store.directory"](paths, release)
-        _expect(__salt__["ckan_store.read"](paths, release), "built", "checked")
+        manifest = __salt__["ckan_store.read"](paths, release)
+        _expect(manifest, "built", "checked")
         with _marking_failed(paths, release, by):
-            __salt__["ckan_venv.check"](path, uv=settings["installer"]["uv"])
+            how = __salt__["ckan_build.installer"](settings)
+            __salt__["ckan_packages.check"](path, how, tolerate=sorted(manifest.get("overridden", {})))
             result = __salt__["ckan_app.check"](path, settings)
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
             return result
@@ -368,7 +378,7 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
     by, job
         Who asked, and the id of the job.
 
-    Returns ``{"current": id, "previous": id, "commits": {...}, "seconds": {stage: s}}``. Raises
+    Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``. Raises
     ``CommandExecutionError`` that names the stage.
 
     CLI Example:
@@ -378,10 +388,13 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
         salt web1 ckan_release.deploy
     """
     seconds = {}
-    planned = plan(release, extensions)
+    try:
+        planned = plan(release, extensions)
+    except SaltException as exc:
+        raise CommandExecutionError(f"the deploy failed at plan: {exc} -- nothing was touched.") from exc
     release = planned["release"]
     stages = {
-        "build": lambda: build(release, planned["commits"], extensions, by, job),
+        "build": lambda: build(release, planned["contents"], extensions, by, job),
         "check": lambda: check(release, by),
         "migrate": lambda: migrate(release, by),
         "start": lambda: start(release, by),
@@ -400,7 +413,7 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
             ) from exc
         seconds[name] = round(time.monotonic() - begun, 2)
     finish(release, by=by)
-    return {"current": release, "previous": planned["current"], "commits": planned["commits"], "seconds": seconds}
+    return {"current": release, "previous": planned["current"], "changes": planned["changes"], "seconds": seconds}
 
 
 def prune(keep: int | None = None) -> list[str]:
@@ -426,7 +439,7 @@ def list_() -> list[dict]:
     """
     Return the releases of this host, newest first, a row each.
 
-    Returns ``[{"release", "state", "current", "created", "by", "commits": {extension: "ref commit"}}]``.
+    Returns ``[{"release", "state", "current", "created", "by", "extensions": {name: "ref commit" or version}}]``.
 
     CLI Example:
 
@@ -443,7 +456,7 @@ def list_() -> list[dict]:
             "current": m["id"] == current_id,
             "created": m.get("created", ""),
             "by": m.get("by", ""),
-            "commits": {name: f"{e['ref']} {e['commit'][:12]}" for name, e in m.get("extensions", {}).items()},
+            "extensions": __salt__["ckan_diff.brief"](m.get("extensions", {})),
             **({"reason": m["bad_reason"]} if m.get("bad_reason") else {}),
         }
         for m in reversed(__salt__["ckan_store.all_manifests"](paths))
@@ -468,6 +481,34 @@ def show(release: str = "") -> dict:
     if not release:
         raise CommandExecutionError("no release is current on this host; run state.apply ckan for the first one.")
     return __salt__["ckan_store.read"](paths, release)
+
+
+def diff(old: str = "", new: str = "") -> dict:
+    """
+    Say what differs between two releases of this host.
+
+    old
+        A release; by default the one that a rollback would go to.
+    new
+        A release; by default the current one.
+
+    Returns ``{"from", "to", "base", "extensions", "packages", "patches", "plugins", "configuration"}``: for each
+    extension from git the commits between with their subjects, for packages old and new version, for the
+    configuration the names of the options added, removed and changed, never a value.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.diff 20261125021500Z 20261126090000Z
+    """
+    settings = _settings()
+    paths = settings["paths"]
+    one, two = show(old or rollback_target()), show(new)
+    difference = __salt__["ckan_diff.compare"](one, two, os.path.join(paths["shared"], "mirrors"))
+    folders = [__salt__["ckan_store.directory"](paths, m["id"]) for m in (one, two)]
+    difference["configuration"] = __salt__["ckan_app.compare_ini"](*folders, settings)
+    return {"from": one["id"], "to": two["id"], **difference}
 
 
 def history(limit: int = 50) -> list[dict]:
@@ -566,7 +607,26 @@ def _prune(settings: dict, keep: int) -> list[str]:
         __salt__["ckan_web.stop"](path, settings, drain=False)
         __salt__["ckan_web.forget"](path, settings)
         __salt__["ckan_store.remove"](paths, release)
+    kept = [pin for m in manifests if m["id"] not in gone for pin in m.get("extensions", {}).values()]
+    __salt__["ckan_origin.forget"](kept, paths["shared"])
     return gone
+
+
+def _follow_tags(pins: dict, before: dict, extensions: dict) -> None:
+    """Note the tags that stand for another commit than in the release before; refuse those of a locked extension."""
+    moved = []
+    for name, pin in pins.items():
+        was = before.get(name, {})
+        if pin.get("ref_kind") != "tag" or (was.get("url"), was.get("ref")) != (pin["url"], pin["ref"]):
+            continue
+        if was["commit"] != pin["commit"]:
+            pin["moved_from"] = was["commit"]
+            if extensions[name]["locked"]:
+                moved.append(f"tag {pin['ref']} of {name} moved from {was['commit'][:12]} to {pin['commit'][:12]}")
+    if moved:
+        raise CommandExecutionError(
+            f"{'; '.join(moved)}, and the extension is locked; find out why, then take a new tag or locked: false."
+        )
 
 
 def _expect(manifest: dict, *states: str) -> None:

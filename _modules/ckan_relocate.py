@@ -114,6 +114,51 @@ def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
     return found_problems
 
 
+def rename(path: str, places: dict[str, str]) -> int:
+    """
+    Let a virtualenv's files name other places: a checkout that it was installed from stands elsewhere in the end.
+
+    path
+        Absolute path of the virtualenv, in its normal form.
+    places
+        ``{old absolute path: new absolute path}``.
+
+    Returns how many files were written anew. Raises OSError.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_relocate.rename /srv/venv '{/srv/old: /srv/venv/src/new}'
+    """
+    # The longest first: one may lie inside another.
+    pairs = [(_prefix_pattern([old]), places[old]) for old in sorted(places, key=len, reverse=True)]
+    count = 0
+    for name in _telling_files(path):
+        with open(name, "rb") as handle:
+            data = handle.read()
+        changed = data
+        if not _is_binary(data):
+            for pattern, new in pairs:
+                changed = _relocate(changed, pattern, new, os.path.dirname(name) == f"{path}/bin")
+        if changed == data:
+            continue
+        status = os.stat(name)
+        draft = f"{name}.new"
+        if os.path.lexists(draft):
+            os.unlink(draft)
+        with open(draft, "xb") as handle:
+            handle.write(changed)
+        os.chmod(draft, stat.S_IMODE(status.st_mode))
+        os.rename(draft, name)
+        if name.endswith(".py"):
+            folder, module = os.path.split(name)
+            for old in glob.glob(f"{glob.escape(folder)}/__pycache__/{glob.escape(module[:-3])}.*.pyc"):
+                os.unlink(old)
+        count += 1
+    return count
+
+
 class _Cloner:
     """One pass over a virtualenv that makes another one of it."""
 

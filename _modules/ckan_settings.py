@@ -14,6 +14,8 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "ckan_settings"
@@ -35,7 +37,8 @@ class Setting(NamedTuple):
     least: int = 0
 
 
-# Kinds: str, int, bool, list (of text), options (free options of CKAN), extensions.
+# Kinds: str, text (of several lines), int, bool, list (of words), lines (list of text),
+# options (free options of CKAN), extensions.
 SCHEMA = {
     "env": Setting("str", "", "Name of the environment.", required=True, pattern=r"[a-z][a-z0-9_-]*"),
     "site": Setting("str", "default", "Name of the site on this machine.", pattern=r"[a-z][a-z0-9-]*"),
@@ -52,21 +55,32 @@ SCHEMA = {
     "paths:supervisor_programs": Setting("str", "{root}/etc/supervisor/conf.d", "Where supervisor finds its programs."),
     "user": Setting("str", "www-data", "Who runs CKAN.", pattern=r"[a-z_][a-z0-9_-]*"),
     "group": Setting("str", "www-data", "The group that may read the ini.", pattern=r"[a-z_][a-z0-9_-]*"),
+    "build_user": Setting(
+        "str",
+        "ckan-build",
+        "Who runs the build code of extensions; neither root nor who runs CKAN.",
+        pattern=r"[a-z_][a-z0-9_-]*",
+    ),
     "base:version": Setting(
         "str",
         "",
-        "CKAN version to make the base from; empty to adopt the one at `paths:base`.",
+        "CKAN version to make the base from, under `shared/bases`; empty to adopt the one at `paths:base`.",
         pattern=r"([0-9][0-9A-Za-z.+!-]*)?",
     ),
     "base:python": Setting("str", "/usr/bin/python3", "Interpreter that the base is made with."),
     "base:packages": Setting("list", [], "Further requirements of a base that is made."),
+    "installer:kind": Setting(
+        "str", "auto", "The installer; `auto` is uv, and pip where there is no uv.", choices=("auto", "uv", "pip")
+    ),
     "installer:uv": Setting("str", "{shared}/tools/bin/uv", "The program uv; by default the highstate installs it."),
-    "installer:index_url": Setting("str", "", "Package index; empty for uv's own default."),
+    "installer:index_url": Setting("str", "", "Package index, may hold a password; empty for the default."),
     "installer:find_links": Setting("str", "", "Directory or page with wheels."),
     "installer:offline": Setting("bool", False, "Install without any network."),
     "link": Setting("str", "hard", "How a release shares files with the base.", choices=("hard", "copy")),
     "keep": Setting("int", 5, "How many good releases are kept.", least=2),
-    "extensions": Setting("extensions", {}, "Extensions by name: `url`, `ref`, `requirements`."),
+    "extensions": Setting("extensions", {}, "Extensions by name; see below."),
+    "patches": Setting("list", [], "Diffs to CKAN itself, in order.", pattern=r"salt://\S+"),
+    "git:host_keys": Setting("lines", [], "Lines of a known_hosts file, for all git servers."),
     "plugins": Setting("list", [], "`ckan.plugins`, in order."),
     "config": Setting("options", {}, "Any option of CKAN; wins over what follows from the settings."),
     "site_url": Setting("str", "", "Address of the site, without a slash at the end.", required=True),
@@ -101,10 +115,33 @@ SCHEMA = {
     "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
 }
 EXTENSION = {
-    "url": Setting("str", "", "Address of the git origin.", required=True),
-    "ref": Setting("str", "", "Branch, tag or commit.", required=True),
+    "url": Setting("str", "", "Git: address of the origin (https, ssh, git, or a path)."),
+    "ref": Setting("str", "", "Git: branch, tag or commit (also a short one)."),
+    "subdirectory": Setting("str", "", "Git: directory in the repository that holds the Python package."),
+    "submodules": Setting("bool", True, "Git: check out submodules, too."),
+    "upstream": Setting("str", "", "Git: the origin that this one is a fork of, for comparison."),
+    "locked": Setting("bool", False, "Git: refuse a tag that was moved since the last release."),
+    "deploy_key": Setting("text", "", "Git over ssh: the private key of this origin alone.", secret=True),
+    "host_keys": Setting("lines", [], "Git over ssh: lines of a known_hosts file, beside `git:host_keys`."),
+    "token": Setting("str", "", "Git over https: token or password.", secret=True),
+    "token_user": Setting("str", "oauth2", "Git over https: the user that goes with the token."),
+    "version": Setting("str", "", "Package index: a version, or specifiers such as `>=1.4,<2`."),
+    "archive": Setting("str", "", "Archive: a wheel or sdist, `https://...` or `salt://...`."),
+    "hash": Setting("str", "", "Archive: `sha256=...` of it.", pattern=r"(sha256|sha512)[=:][0-9A-Fa-f]+"),
     "requirements": Setting("str", "auto", "`auto`, `none`, or a file in the repository."),
+    "override": Setting("lines", [], "Requirements that win over all others, CKAN's own included."),
+    "patches": Setting("list", [], "Diffs to this extension, in order.", pattern=r"salt://\S+"),
 }
+# An extension has one origin: which settings each kind needs, and which it may have.
+ORIGINS = {
+    "git": {
+        "needs": ("url", "ref"),
+        "may": ("subdirectory", "submodules", "upstream", "locked", "deploy_key", "host_keys", "token", "token_user",
+                "requirements", "patches"),
+    },
+    "index": {"needs": ("version",), "may": ()},
+    "archive": {"needs": ("archive", "hash"), "may": ()},
+}  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Options of CKAN may have several lines.
 _CONTROL_IN_OPTION = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -157,6 +194,10 @@ def show(overrides: dict | None = None) -> dict:
     for name, setting in SCHEMA.items():
         if setting.secret:
             _put(settings, name, MASK)
+    for extension in settings["extensions"].values():
+        for leaf, setting in EXTENSION.items():
+            if setting.secret and extension[leaf]:
+                extension[leaf] = MASK
     settings["config"] = {
         option: MASK if _SECRET_WORDS.search(option) or "@" in str(value) else value
         for option, value in settings["config"].items()
@@ -240,6 +281,13 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
         return copy.deepcopy(setting.default)
     if setting.kind == "options":
         return _config(key, value, problems)
+    if setting.kind == "lines":
+        if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+            problems.append(f"{key} must be a list of text, a line an item")
+            return []
+        if any(_CONTROL.search(item) for item in value):
+            problems.append(f"{key} has an item with control characters or line breaks; write one line an item")
+        return value
     if setting.kind == "list":
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             problems.append(f"{key} must be a list of text (put numbers and yes/no words in quotes)")
@@ -251,7 +299,7 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
         if len(set(value)) != len(value):
             problems.append(f"{key} lists {next(i for i in value if value.count(i) > 1)} twice; remove one")
         return value
-    wanted = {"str": str, "int": int, "bool": bool}[setting.kind]
+    wanted = {"str": str, "text": str, "int": int, "bool": bool}[setting.kind]
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         if wanted is str:
             problems.append(f"{key} is {_named(value, setting.secret)}; put the value in quotes in the pillar")
@@ -259,7 +307,10 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
             kind = {"int": "a whole number", "bool": "True or False"}[setting.kind]
             problems.append(f"{key} must be {kind}, not {_named(value)}")
         return setting.default
-    if wanted is str and _CONTROL.search(value):
+    if setting.kind == "text":
+        if _CONTROL_IN_OPTION.search(value):
+            problems.append(f"{key} has control characters in it; remove them")
+    elif wanted is str and _CONTROL.search(value):
         problems.append(f"{key} has control characters or line breaks in it; remove them")
     elif setting.pattern and not re.fullmatch(setting.pattern, value):
         problems.append(f"{key} is not valid ({value!r}); {setting.text[0].lower()}{setting.text[1:]}")
@@ -282,35 +333,92 @@ def _extensions(key: str, value: Any, problems: list[str]) -> dict:
             problems.append(f"{key}: {name!r} is not the name of an extension; use letters, digits, '.', '_' and '-'")
             continue
         if not isinstance(content, dict):
-            problems.append(f"{key}:{name} must be a dictionary with url and ref")
+            problems.append(f"{key}:{name} must be a dictionary such as {{url: ..., ref: ...}}")
             continue
         _unknown(f"{key}:{name}", content, set(EXTENSION), problems)
-        got = {leaf: _value(f"{key}:{name}:{leaf}", content.get(leaf), s, problems) for leaf, s in EXTENSION.items()}
+        given = {leaf: content.get(leaf) for leaf in EXTENSION}
+        got = {
+            leaf: copy.deepcopy(s.default) if given[leaf] in (None, "") else _value(
+                f"{key}:{name}:{leaf}", given[leaf], s, problems
+            )
+            for leaf, s in EXTENSION.items()
+        }  # fmt: skip
+        got["kind"] = _kind_of_origin(f"{key}:{name}", given, problems)
         _check_origin(f"{key}:{name}", got, problems)
         result[name] = got
+    # Two spellings of one package (ckanext_a, ckanext-a) would be installed over one another.
+    spellings: dict[str, str] = {}
+    for name in result:
+        other = spellings.setdefault(re.sub(r"[-_.]+", "-", name).lower(), name)
+        if other != name:
+            problems.append(f"{key}:{name} and {key}:{other} are the same package; remove one")
     return result
 
 
+def _kind_of_origin(key: str, given: dict, problems: list[str]) -> str:
+    """The one kind of origin that an extension names."""
+    kinds = [kind for kind, parts in ORIGINS.items() if given[parts["needs"][0]] not in (None, "")]
+    if len(kinds) > 1:
+        firsts = " and ".join(ORIGINS[kind]["needs"][0] for kind in kinds)
+        problems.append(f"{key} has {firsts}: name one origin (url and ref, version, or archive and hash)")
+        return kinds[0]
+    if not kinds and given["ref"] in (None, ""):
+        problems.append(f"{key} names no origin; give url and ref, version, or archive and hash")
+        return "git"
+    kind = kinds[0] if kinds else "git"
+    missing = [leaf for leaf in ORIGINS[kind]["needs"] if given[leaf] in (None, "")]
+    problems += [f"{key}:{leaf} is missing; set it in the pillar" for leaf in missing]
+    known = {*ORIGINS[kind]["needs"], *ORIGINS[kind]["may"], "override"}
+    for leaf, value in given.items():
+        if value not in (None, "", []) and leaf not in known:
+            problems.append(f"{key}:{leaf} means nothing for an extension from {kind}; remove it")
+    return kind
+
+
 def _check_origin(key: str, extension: dict, problems: list[str]) -> None:
-    url, ref, requirements = extension["url"], extension["ref"], extension["requirements"]
-    for leaf, text in (("url", url), ("ref", ref), ("requirements", requirements)):
-        if text.startswith("-"):
+    url, ref = extension["url"], extension["ref"]
+    for leaf in ("url", "ref", "requirements", "upstream", "subdirectory", "archive"):
+        if extension[leaf].startswith("-"):
             problems.append(f"{key}:{leaf} begins with '-', which git would take for an option; correct it")
-    if re.match(r"^[A-Za-z0-9+.-]+::", url):
-        problems.append(f"{key}:url names a helper program of git; use https, ssh, git or a path")
+    for leaf in ("url", "upstream"):
+        if re.match(r"^[A-Za-z0-9+.-]+::", extension[leaf]):
+            problems.append(f"{key}:{leaf} names a helper program of git; use https, ssh, git or a path")
     if not _CONTROL.search(ref) and re.search(r"\s|\.\.|[~^:?*\[\\]|@\{", ref):
         problems.append(f"{key}:ref ({ref!r}) cannot be the name of a branch, a tag or a commit; correct it")
-    if requirements.startswith("/") or ".." in requirements.split("/"):
-        problems.append(f"{key}:requirements must be a path inside the repository")
+    for leaf in ("requirements", "subdirectory"):
+        if extension[leaf].startswith("/") or ".." in extension[leaf].split("/"):
+            problems.append(f"{key}:{leaf} must be a path inside the repository")
+    for leaf in ("url", "upstream", "archive"):
+        try:
+            parts = urlsplit(extension[leaf])
+            # Raises where the port is none: what is taken for one may be half of a password.
+            _ = parts.port
+            # A name alone may be a token over http; over ssh it is the login.
+            if parts.password or (parts.username and parts.scheme in ("http", "https")):
+                problems.append(f"{key}:{leaf} has a password or a token in it; take it out and set {key}:token")
+        except ValueError:
+            problems.append(f"{key}:{leaf} cannot be read as an address; correct it")
+    if extension["archive"] and not re.match(r"^(https?|salt)://", extension["archive"]):
+        problems.append(f"{key}:archive must begin with https://, http:// or salt://")
+    if extension["version"] and not _specifier(extension["version"]):
+        problems.append(f"{key}:version ({extension['version']!r}) is neither a version nor specifiers; correct it")
+    for line in extension["override"]:
+        try:
+            Requirement(line)
+        except InvalidRequirement:
+            problems.append(f"{key}:override has the item {line!r}, which is no requirement such as 'name==1.0'")
+    if extension["deploy_key"] and "PRIVATE KEY-----" not in extension["deploy_key"]:
+        problems.append(f"{key}:deploy_key is not a private key; it begins with -----BEGIN")
+    if extension["token"] and not url.startswith("https://") and not url.startswith("http://"):
+        problems.append(f"{key}:token is for https, and url is not https; use deploy_key, or correct url")
+
+
+def _specifier(version: str) -> bool:
     try:
-        parts = urlsplit(url)
-        # Raises where the port is none: what is taken for one may be half of a password.
-        _ = parts.port
-        # A name alone may be a token over http; over ssh it is the login.
-        if parts.password or (parts.username and parts.scheme in ("http", "https")):
-            problems.append(f"{key}:url has a password or a token in it; take it out and give git a credential helper")
-    except ValueError:
-        problems.append(f"{key}:url cannot be read as an address; correct it")
+        SpecifierSet(version if version[0] in "<>=!~" else f"=={version}")
+    except InvalidSpecifier:
+        return False
+    return True
 
 
 def _config(key: str, value: Any, problems: list[str]) -> dict:
@@ -341,6 +449,8 @@ def _derive(settings: dict, pillar: dict) -> None:
             paths[name] = value.format(root=root, site=site, home=paths["home"])
     if "uv" not in pillar["installer"]:
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
+    for extension in settings["extensions"].values():
+        extension["host_keys"] = [*extension["host_keys"], *settings["git"]["host_keys"]]
     if not settings["domain"] and _SITE_URL.fullmatch(settings["site_url"]):
         settings["domain"] = urlsplit(settings["site_url"]).hostname or ""
 
@@ -388,7 +498,12 @@ def _override(pillar: dict, overrides: dict, problems: list[str]) -> None:
             problems.append(f"extension {name} is not in the pillar{near}; give its url and ref, or correct it")
             continue
         if isinstance(known.get(name, {}), dict):
-            known[name] = {**known.get(name, {}), **content}
+            mine = known.get(name, {})
+            if any(parts["needs"][0] in content for parts in ORIGINS.values()):
+                # Another origin for once: what belongs to the one in the pillar goes.
+                firsts = {leaf for parts in ORIGINS.values() for leaf in parts["needs"]}
+                mine = {leaf: value for leaf, value in mine.items() if leaf not in firsts or leaf in content}
+            known[name] = {**mine, **content}
 
 
 def _unknown(key: str, found: dict, known: set, problems: list[str]) -> None:

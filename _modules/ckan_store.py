@@ -457,11 +457,15 @@ def _load(path: str) -> dict | None:
 
 def _write_atomically(path: str, text: str) -> None:
     temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as handle:
+    if os.path.lexists(temporary):
+        os.unlink(temporary)  # of a run that was killed
+    # Exclusively: while a release is built its directory is the build user's, who could have put a link there.
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with os.fdopen(fd, "w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
-        os.fsync(handle.fileno())
-    os.chmod(temporary, 0o644)
+        os.fchmod(fd, 0o644)
+        os.fsync(fd)
     os.rename(temporary, path)
     _sync_directory(os.path.dirname(path))
 

@@ -49,14 +49,14 @@ def status(env: str) -> dict:
 
 def pending(env: str, extensions: dict | None = None) -> dict:
     """
-    Say what a deploy would build now: the commits that the refs stand for. Nothing is changed.
+    Say what a deploy would build now, and what that changes. Nothing that is served is touched.
 
     env
         The name of the environment.
     extensions
         What would differ from the pillar, as for a deploy.
 
-    Returns ``{"release", "hosts", "commits"}``.
+    Returns ``{"release", "hosts", "extensions": {name: what}, "changes": [sentences]}``.
 
     CLI Example:
 
@@ -67,7 +67,7 @@ def pending(env: str, extensions: dict | None = None) -> dict:
     planned = __salt__["ckan_fleet.plan"](env, extensions=extensions, dry_run=True)
     if not planned["ok"]:
         return _complain(planned["comment"])
-    return {key: planned[key] for key in ("release", "hosts", "commits")}
+    return {key: planned[key] for key in ("release", "hosts", "extensions", "changes")}
 
 
 def lock(env: str, reason: str) -> dict | str:

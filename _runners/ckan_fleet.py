@@ -3,7 +3,7 @@ A deploy or a rollback over all hosts of an environment, stage by stage. ``orch/
 call this through the states of the same name; ``salt-run ckan...`` is what people type.
 
 Each function returns ``{"ok": bool, "comment": sentence, ...}``: a runner that raises is shown with a traceback. What a
-run knows (its hosts, its release, its commits, what failed) stands in a ticket, a file on the master, from ``plan`` to
+run knows (hosts, release, what that holds, what failed) stands in a ticket, a file on the master, from ``plan`` to
 ``close``. The ticket is the lock, too: one run at a time per environment.
 
 Hosts are the accepted minions whose pillar names the environment, never the ones that happen to answer: Salt leaves
@@ -102,7 +102,7 @@ def plan(
     reason: str = "", force: bool = False, job: str = "",
 ) -> dict:  # fmt: skip
     """
-    Begin a run: hosts answer, lock taken, settings valid, refs resolved to commits once. Touches no host.
+    Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
 
     env
         The name of the environment.
@@ -119,7 +119,7 @@ def plan(
     job
         The id of the job.
 
-    Returns ``{"ok", "comment", "release", "hosts", "commits"}``.
+    Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``.
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
@@ -262,7 +262,7 @@ def _plan_deploy(ticket: dict) -> dict:
     failures = _refresh(hosts)
     if failures:
         return _no(_join(failures, "plan"))
-    # One host asks the origins, so that all build the same commits.
+    # One host asks the origins and resolves the packages, so that all build the same.
     arguments = {"release": ticket["release"], "extensions": ticket["extensions"]}
     first, failures = _ask(hosts[:1], "ckan_release.plan", {**arguments, "resolve": True})
     others: dict = {}
@@ -270,12 +270,15 @@ def _plan_deploy(ticket: dict) -> dict:
         others, failures = _ask(hosts[1:], "ckan_release.plan", {**arguments, "resolve": False})
     if failures:
         return _no(_join(failures, "plan"))
-    ticket["commits"] = first[hosts[0]]["commits"]
+    plan_ = first[hosts[0]]
+    ticket["contents"] = plan_["contents"]
     ticket["before"] = {host: answer["current"] for host, answer in {**first, **others}.items()}
-    commits = ", ".join(f"{name} {commit[:12]}" for name, commit in sorted(ticket["commits"].items())) or "no extension"
+    extensions = ", ".join(f"{name} {what}" for name, what in sorted(plan_["extensions"].items())) or "no extension"
+    changes = "".join(f"; {sentence}" for sentence in plan_["changes"])
     return {
-        "ok": True, "release": ticket["release"], "hosts": hosts, "commits": ticket["commits"],
-        "comment": f"release {ticket['release']} with {commits} for {', '.join(hosts)}",
+        "ok": True, "release": ticket["release"], "hosts": hosts, "extensions": plan_["extensions"],
+        "changes": plan_["changes"],
+        "comment": f"release {ticket['release']} with {extensions} for {', '.join(hosts)}{changes}",
     }  # fmt: skip
 
 
@@ -300,7 +303,7 @@ def _plan_rollback(ticket: dict, to: str) -> dict:
     ticket["release"], ticket["left"] = answers[asked[0]], left
     from_ = ", ".join(sorted(set(left.values()) - {ticket["release"]}))
     return {
-        "ok": True, "release": ticket["release"], "hosts": hosts, "commits": {},
+        "ok": True, "release": ticket["release"], "hosts": hosts, "extensions": {}, "changes": [],
         "comment": f"from {from_} back to {ticket['release']} on {', '.join(asked)}",
     }  # fmt: skip
 
@@ -325,7 +328,7 @@ def _arguments(function: str, ticket: dict) -> dict:
     by = {"by": ticket["by"]}
     if function == "ckan_release.build":
         return {
-            "release": ticket["release"], "commits": ticket["commits"], "extensions": ticket["extensions"],
+            "release": ticket["release"], "contents": ticket["contents"], "extensions": ticket["extensions"],
             "job": ticket["job"], **by,
         }  # fmt: skip
     if function == "ckan_release.rollback":

@@ -84,5 +84,6 @@ def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any
         lines = str(answer).strip().splitlines()
         hint = "; type: salt-run saltutil.sync_all" if "is not available" in str(answer) else ""
         answer = {"ok": False, "comment": f"{lines[-1] if lines else 'no answer'}{hint}"}
-    changes = {k: v for k, v in answer.items() if k in ("release", "hosts", "commits")} if answer["ok"] else {}
+    told = ("release", "hosts", "extensions", "changes")
+    changes = {k: v for k, v in answer.items() if k in told} if answer["ok"] else {}
     return {"name": name, "result": answer["ok"], "changes": changes, "comment": answer["comment"]}

@@ -8,6 +8,7 @@ ckan-packages:
     - pkgs:
       - git
       - libmagic1
+      - openssh-client
       - libpq5
       - python3-venv
       {%- if settings.base.version %}
@@ -39,6 +40,18 @@ ckan-user:
       - group: ckan-group
     - require_in:
       - file: ckan-data
+
+# Build code of extensions runs as this one, which may read no secret and write into no release that is served.
+ckan-build-user:
+  user.present:
+    - name: {{ settings.build_user }}
+    - usergroup: True
+    - system: True
+    - createhome: False
+    - home: {{ paths.shared }}/cache/home
+    - shell: /usr/sbin/nologin
+    - require_in:
+      - file: ckan-directories
 {%- endif %}
 
 ckan-directories:

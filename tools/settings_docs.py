@@ -18,9 +18,11 @@ from _modules.ckan_settings import EXTENSION, SCHEMA, SOCKET_LIMIT, Setting  # n
 
 KINDS = {
     "str": "text",
+    "text": "text, several lines",
     "int": "whole number",
     "bool": "true or false",
-    "list": "list of text",
+    "list": "list of words",
+    "lines": "list of text",
     "options": "dictionary",
     "extensions": "dictionary",
 }
@@ -28,6 +30,7 @@ GROUPS = {
     "": "Settings outside any group",
     "paths": "Paths; `{root}`, `{home}` and `{site}` stand for what these settings are",
     "base": "The base virtualenv that releases are cloned from",
+    "git": "Git servers",
     "installer": "How packages are installed",
     "database": "PostgreSQL",
     "secrets": "Secrets",
@@ -66,10 +69,10 @@ before it changes anything.
   Where text is expected, anything else is refused by its key.
 - **Unknown names are refused**, with the nearest known one. Names of CKAN's own options, under `ckan:config`, are free.
 - **Nothing behind a key** (`keep:`) is the same as no key: the default holds.
-- **Secrets.** `ckan:database:password`, `ckan:secrets:session` and `ckan:secrets:api_token` belong in a file whose
-  first line is `#!yaml|gpg`. What is still encrypted when it reaches a host is refused by its key. No message holds the
-  value of a secret. `show` also masks options of CKAN with a name such as `password`, `secret`, `token` or `key`,
-  options with an `@` in their value, and user and password of an address.
+- **Secrets.** `ckan:database:password`, `ckan:secrets:session`, `ckan:secrets:api_token`, deploy keys and tokens belong
+  in a file whose first line is `#!yaml|gpg`. What is still encrypted when it reaches a host is refused by its key. No
+  message holds the value of a secret. `show` also masks options of CKAN with a name such as `password`, `secret`,
+  `token` or `key`, options with an `@` in their value, and user and password of an address.
 - **Several sites on one machine.** Another `site` has its own home (`/usr/lib/ckan/sites/SITE`), its own base in it,
   and its own configuration, data and nginx file; the log directory and supervisor's directory are shared. Give it
   a database, a Solr core, a Redis database and a domain of its own too: these do not follow from `site`.
@@ -81,7 +84,9 @@ before it changes anything.
 EXTENSIONS = """\
 ## `ckan:extensions:NAME`
 
-One entry an extension; `NAME` is that of its folder under `src` of a release. `url` has no password in it.
+One entry an extension; `NAME` is the name of its package, such as `ckanext-harvest`. Each has one origin: git (`url`
+and `ref`), the package index (`version`), or an archive (`archive` and `hash`). No address has a password in it.
+[extensions.md](extensions.md) says more.
 
 """
 

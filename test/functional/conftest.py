@@ -92,6 +92,7 @@ class Host:
         self.pillar: dict[str, Any] = {
             "env": "production",
             "root": str(root),
+            "build_user": "nobody",
             "paths": {"base": str(base)},
             "site_url": "http://portal.example.org",
             "database": {"password": "database-password"},
@@ -101,6 +102,8 @@ class Host:
             "installer": {"uv": uv_path()},
             "config": {},
         }
+        # Further directories of the file server.
+        self.file_roots: list[str] = []
         self._loaders = loaders
         self._opts = copy.deepcopy(loaders.opts)
         root.chmod(0o755)
@@ -111,7 +114,14 @@ class Host:
 
     def loaders(self, test: bool = False) -> HostLoaders:
         """Return loaders that see the pillar as it is now."""
-        self._loaders.turn_to({**self._opts, "pillar": {"ckan": self.pillar}, "test": test})
+        self._loaders.turn_to(
+            {
+                **self._opts,
+                "pillar": {"ckan": self.pillar},
+                "test": test,
+                "file_roots": {"base": [str(REPO), *self.file_roots]},
+            }
+        )
         return self._loaders
 
     def __getattr__(self, name: str):

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import calendar
 import json
 import os
-import re
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from functional.steps import deployed, extension, later_id
 from salt.exceptions import CommandExecutionError
 
 from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]
-
-
-def extension(repo: Path, ref: str = "main", **more) -> dict:
-    return {"url": str(repo), "ref": ref, **more}
 
 
 @pytest.fixture
@@ -31,17 +25,6 @@ def mycity(host, origins) -> Path:
     host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
     host.pillar["plugins"] = ["mycity"]
     return repo
-
-
-def later_id(host) -> str:
-    """An id a second after the newest release: what a deploy a second later would give, without the wait."""
-    newest = [time.strptime(name, "%Y%m%d%H%M%SZ") for name in host.releases() if re.fullmatch(r"20[0-8]\d{11}Z", name)]
-    seconds = max([time.time(), *(calendar.timegm(stamp) + 1 for stamp in newest)])
-    return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds))
-
-
-def deployed(host, **options) -> str:
-    return host.deploy(release=later_id(host), **options)["current"]
 
 
 def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
@@ -160,7 +143,7 @@ def test_a_setup_that_fails_leaves_no_release(host, mycity):
     project = mycity / "pyproject.toml"
     project.write_text(project.read_text().replace('name = "ckanext-mycity"', 'name = "ckanext mycity!"'))
     repos.git(mycity, "commit", "-qam", "break the build")
-    with pytest.raises(CommandExecutionError, match="failed at build"):
+    with pytest.raises(CommandExecutionError, match="failed at plan: .*ckanext mycity!"):
         deployed(host)
     assert (host.current(), host.releases()) == (first, [first])
 
@@ -171,7 +154,7 @@ def test_a_requirement_against_the_pins_of_the_base_stops_the_build_and_names_bo
     repos.git(mycity, "commit", "-qm", "pin another ckan")
     with pytest.raises(CommandExecutionError) as failure:
         deployed(host)
-    assert "at build" in str(failure.value)
+    assert "at plan" in str(failure.value)
     assert "2.11.0" in str(failure.value) and "2.12.0" in str(failure.value)
     assert host.releases() == []
 
@@ -313,19 +296,19 @@ def test_abort_of_a_first_deploy_leaves_no_link(host, mycity):
 def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     first = deployed(host)
     planned = host.plan(release=later_id(host))
-    host.build(planned["release"], planned["commits"])
+    host.build(planned["release"], planned["contents"])
     with pytest.raises(CommandExecutionError, match="is built, not checked or"):
         host.activate(planned["release"])
     assert host.current() == first
 
 
-def test_list_is_newest_first_with_state_and_commits(host, mycity):
+def test_list_is_newest_first_with_state_and_extensions(host, mycity):
     releases = [deployed(host), deployed(host)]
     rows = host.list()
     assert [row["release"] for row in rows] == releases[::-1]
     assert [row["state"] for row in rows] == ["live", "retired"]
     assert [row["current"] for row in rows] == [True, False]
-    assert rows[0]["commits"]["ckanext-mycity"].startswith("main ")
+    assert rows[0]["extensions"]["ckanext-mycity"].startswith("main ")
 
 
 def test_one_more_release_shares_its_files_with_the_base(host, mycity, stub_base):

@@ -12,6 +12,8 @@ import salt.config
 import salt.loader
 from salt.exceptions import CommandExecutionError
 
+from parts.base import uv_path
+
 REPO = Path(__file__).resolve().parents[2]
 
 SETUP = """\
@@ -39,7 +41,19 @@ def venv(tmp_path_factory):
     )
     opts["grains"] = salt.loader.grains(opts)
     functions = salt.loader.minion_mods(opts)
-    return lambda name, *args, **kwargs: functions[f"ckan_venv.{name}"](*args, **kwargs)
+    packages = ("freeze", "install", "check", "lock")
+    module = {name: "ckan_packages" for name in packages}
+    return lambda name, *args, **kwargs: functions[f"{module.get(name, 'ckan_venv')}.{name}"](*args, **kwargs)
+
+
+INSTALLER = {"kind": "uv", "uv": uv_path()}
+
+
+def editable(path: Path, checkouts: list, mode: str = "compat") -> None:
+    """Install checkouts as people do by hand."""
+    options = ["--config-setting", f"editable_mode={mode}"] if mode else []
+    command = [uv_path(), "pip", "install", "-q", "-p", path / "bin/python", *options]
+    subprocess.run([*command, *(word for item in checkouts for word in ("-e", item))], check=True)
 
 
 def extension(path: Path, name: str, version: str = "0.1", mark: str = "first", requires=()) -> Path:
@@ -55,7 +69,7 @@ def release(venv, path: Path, mode: str = "compat") -> Path:
     """Make a virtualenv with two extensions installed editable below its src."""
     venv("create", str(path))
     checkouts = [str(extension(path / "src" / f"ckanext-{name}", name)) for name in ("alpha", "beta")]
-    venv("install", str(path), editable=checkouts, editable_mode=mode)
+    editable(path, checkouts, mode)
     return path
 
 
@@ -150,7 +164,8 @@ def test_paths_with_spaces_and_very_long_ones_work(venv, tmp_path):
 def test_installs_into_a_clone_leave_the_source_as_it_was(venv, tmp_path):
     first = release(venv, tmp_path / "R1")
     plain = extension(tmp_path / "plain", "gamma")
-    venv("install", str(first), requirements=[str(plain)])
+    wanted = [{"name": "ckanext-gamma", "requirement": f"ckanext-gamma @ file://{plain}"}]
+    venv("install", str(first), wanted, None, INSTALLER)
     venv("compile", str(first))
     before = fingerprint(first)
     second = tmp_path / "R2"
@@ -160,13 +175,9 @@ def test_installs_into_a_clone_leave_the_source_as_it_was(venv, tmp_path):
     (plain / "setup.py").write_text(SETUP.format(name="gamma", version="0.2", requires=[]))
     (plain / "ckanext/gamma/__init__.py").write_text(MODULE.format(mark="newer"))
     shutil.rmtree(plain / "build", ignore_errors=True)
-    result = venv(
-        "install",
-        str(second),
-        requirements=[str(plain)],
-        editable=[str(second / "src/ckanext-alpha"), str(second / "src/ckanext-beta")],
-        cache_dir=str(tmp_path / "cache"),
-    )
+    for name in ("alpha", "beta"):
+        wanted.append({"name": f"ckanext-{name}", "editable": str(second / f"src/ckanext-{name}")})
+    result = venv("install", str(second), wanted, {}, {**INSTALLER, "cache": str(tmp_path / "cache")})
     assert result["changes"]["ckanext-gamma"] == {"old": "0.1", "new": "0.2"}
     venv("compile", str(second))
     assert output(second / "bin/gamma").endswith("newer")
@@ -175,45 +186,40 @@ def test_installs_into_a_clone_leave_the_source_as_it_was(venv, tmp_path):
     assert venv("verify", str(second), forbidden=[str(first)]) == []
 
 
-def test_a_conflict_is_told_in_uvs_words_and_changes_nothing(venv, tmp_path):
+def test_a_conflict_of_two_extensions_names_both_and_changes_nothing(venv, tmp_path):
     path = tmp_path / "R1"
     venv("create", str(path))
     one = extension(tmp_path / "one", "one", requires=["shared-thing==1.0"])
-    two = extension(tmp_path / "two", "two", requires=["shared-thing==2.0"])
+    two = extension(tmp_path / "two", "two")
+    (two / "requirements.txt").write_text("shared-thing==2.0\n")
+    wanted = [
+        {"name": "ckanext-one", "editable": str(one)},
+        {"name": "ckanext-two", "editable": str(two), "files": [str(two / "requirements.txt")]},
+    ]
     with pytest.raises(CommandExecutionError) as caught:
-        venv("install", str(path), editable=[str(one), str(two)])
+        venv("lock", str(path), wanted, {}, {}, INSTALLER)
     message = str(caught.value)
-    assert "shared-thing==1.0" in message and "shared-thing==2.0" in message and "ckanext-two" in message
+    assert "shared-thing==1.0" in message and "shared-thing==2.0" in message
+    assert "who asks: shared-thing: ckanext-two ==2.0 (requirements.txt)" in message and "ckanext-one" in message
     assert venv("freeze", str(path)) == {}
-
-
-def test_constraints_and_requirement_files_are_resolved_together(venv, tmp_path):
-    path = tmp_path / "R1"
-    venv("create", str(path))
-    one = extension(tmp_path / "one", "one", version="1.0")
-    (tmp_path / "requirements.txt").write_text(f"ckanext-one @ file://{one}\n")
-    (tmp_path / "constraints.txt").write_text("ckanext-one==2.0\n")
-    arguments = {"requirement_files": [str(tmp_path / "requirements.txt")]}
-    with pytest.raises(CommandExecutionError, match="ckanext-one"):
-        venv("install", str(path), constraints=str(tmp_path / "constraints.txt"), **arguments)
-    assert venv("freeze", str(path)) == {}
-    assert venv("install", str(path), **arguments)["changes"] == {"ckanext-one": {"old": "", "new": "1.0"}}
 
 
 def test_check_names_what_is_missing(venv, tmp_path):
     path = tmp_path / "R1"
     venv("create", str(path))
-    assert venv("check", str(path)) is True
+    assert venv("check", str(path), INSTALLER) is True
     one = extension(tmp_path / "one", "one", requires=["shared-thing==1.0"])
-    venv("install", str(path), requirements=[str(one)], no_deps=True)
+    wanted = [{"name": "ckanext-one", "requirement": f"ckanext-one @ file://{one}"}]
+    venv("install", str(path), wanted, {}, INSTALLER)
     with pytest.raises(CommandExecutionError, match="shared-thing"):
-        venv("check", str(path))
+        venv("check", str(path), INSTALLER)
+    assert venv("check", str(path), INSTALLER, tolerate=["shared_thing"]) is True
 
 
 def test_create_refuses_what_exists_and_leaves_nothing_after_a_failure(venv, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(CommandExecutionError, match="exists"):
         venv("create", str(tmp_path / "there"))
-    with pytest.raises(CommandExecutionError, match="could not make"):
+    with pytest.raises(CommandExecutionError, match="no program /no/such/python"):
         venv("create", str(tmp_path / "new"), python="/no/such/python")
     assert sorted(os.listdir(tmp_path)) == ["there"]

@@ -54,6 +54,8 @@ class Portal:
             own = {
                 "env": self.env,
                 "root": str(root),
+                # Any unprivileged user that is not CKAN's will do; the highstate makes one where it may.
+                "build_user": "nobody",
                 "paths": {"base": str(self.base)},
                 "site_url": self.url,
                 "installer": {"uv": uv_path()},

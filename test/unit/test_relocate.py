@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-from _modules import ckan_relocate, ckan_venv
+from _modules import ckan_packages, ckan_process, ckan_relocate, ckan_venv
 
 
 def run_all(command, **kwargs):
@@ -25,10 +25,13 @@ def run_all(command, **kwargs):
 def salt_functions(monkeypatch):
     functions = {
         "cmd.run_all": run_all,
+        "ckan_process.run": ckan_process.run,
+        "ckan_process.tail": ckan_process.tail,
         "ckan_relocate.copy": ckan_relocate.copy,
         "ckan_relocate.problems": ckan_relocate.problems,
     }
     monkeypatch.setattr(ckan_venv, "__salt__", functions, raising=False)
+    monkeypatch.setattr(ckan_process, "__salt__", functions, raising=False)
 
 
 @pytest.fixture
@@ -288,24 +291,14 @@ def test_freeze_reads_metadata_with_normal_names(source, tmp_path):
         info.parent.mkdir()
         info.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (site(source) / "old.egg-link").write_text(f"{tmp_path}/checkout\n.")
-    assert ckan_venv.freeze(str(source)) == {"my-pkg": "1.0", "old-style": "1.0"}
+    assert ckan_packages.freeze(str(source)) == {"my-pkg": "1.0", "old-style": "1.0"}
 
 
-def test_install_refuses_options_and_texts(source):
-    for wrong in (["--index-url=http://x"], "requests", [""]):
-        with pytest.raises(SaltInvocationError):
-            ckan_venv.install(str(source), requirements=wrong)
-    assert ckan_venv.install(str(source)) == {"changes": {}, "seconds": 0.0}
-
-
-def test_a_missing_uv_is_named(source):
-    with pytest.raises(CommandExecutionError, match="not installed as 'no-such-uv'"):
-        ckan_venv.install(str(source), ["x"], uv="no-such-uv")
-
-
-def test_errors_show_no_password():
-    ret = {"stderr": "failed: https://me:secret@host/simple\n\n", "stdout": ""}
-    assert ckan_venv._tail(ret) == "failed: https://host/simple"
+def test_what_a_program_says_is_told_without_passwords_progress_and_tracebacks():
+    said = {"stderr": "failed: https://me:secret@host/simple\n\n", "stdout": ""}
+    assert ckan_process.tail(said) == "failed: https://host/simple"
+    said = {"stderr": 'Resolved 3\nerror: no pass-word\nTraceback (most recent call last):\n  File "x"\nKeyError: 1\n'}
+    assert ckan_process.tail(said, hide=["pass-word", ""]) == "error: no **** KeyError: 1"
 
 
 def test_compile_replaces_linked_bytecode(source, tmp_path):

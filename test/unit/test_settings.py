@@ -194,11 +194,71 @@ def test_an_empty_secret_is_missing():
 
 
 def test_an_extension_without_url_and_ref_is_refused():
-    lines = refused(pillar(extensions={"a": {}})).splitlines()
-    assert lines == [
-        "ckan:extensions:a:url is missing; set it in the pillar",
-        "ckan:extensions:a:ref is missing; set it in the pillar",
-    ]
+    for content, message in (
+        ({}, "ckan:extensions:a names no origin; give url and ref, version, or archive and hash"),
+        ({"url": "/srv/a.git"}, "ckan:extensions:a:ref is missing; set it in the pillar"),
+        ({"ref": "main"}, "ckan:extensions:a:url is missing; set it in the pillar"),
+        ({"archive": "salt://a-1.0.tar.gz"}, "ckan:extensions:a:hash is missing; set it in the pillar"),
+    ):
+        assert refused(pillar(extensions={"a": content})) == message
+
+
+def test_an_extension_has_one_origin_of_one_kind():
+    git = {"url": "https://git.example.org/a.git", "ref": "main"}
+    archive = {"archive": "https://files.example.org/a-1.0.whl", "hash": "sha256=" + "a" * 64}
+    for content, kind in ((git, "git"), ({"version": "1.2"}, "index"), ({"version": ">=1,<2"}, "index"),
+                          (archive, "archive")):  # fmt: skip
+        assert ckan_settings._resolve(pillar(extensions={"a": content}))["extensions"]["a"]["kind"] == kind
+    for content, message in (
+        ({**git, "version": "1.2"}, "a has url and version: name one origin"),
+        ({"version": "1.2", "ref": "main"}, "a:ref means nothing for an extension from index"),
+        ({**archive, "locked": True}, "a:locked means nothing for an extension from archive"),
+        ({"version": "newest"}, "a:version ('newest') is neither a version nor specifiers"),
+        ({**archive, "archive": "/srv/a-1.0.whl"}, "a:archive must begin with https://, http:// or salt://"),
+        ({**archive, "hash": "md5=00"}, "a:hash is not valid"),
+        ({**git, "override": ["libx"]}, None),
+        ({**git, "override": ["== 1.0"]}, "a:override has the item '== 1.0', which is no requirement"),
+        ({**git, "subdirectory": "../x"}, "a:subdirectory must be a path inside the repository"),
+        ({**git, "upstream": "ext::sh -c x"}, "a:upstream names a helper program of git"),
+        ({**git, "deploy_key": "12345"}, "a:deploy_key is not a private key"),
+        ({**git, "url": "/srv/a.git", "token": "abc"}, "a:token is for https"),
+        ({**git, "patches": ["/srv/a.patch"]}, "a:patches has the item '/srv/a.patch', which is not valid"),
+    ):
+        if message:
+            assert message in refused(pillar(extensions={"a": content}))
+        else:
+            ckan_settings._resolve(pillar(extensions={"a": content}))
+
+
+def test_two_spellings_of_one_package_are_refused():
+    git = {"url": "https://git.example.org/a.git", "ref": "main"}
+    message = refused(pillar(extensions={"ckanext-a": git, "ckanext_a": git}))
+    assert "ckan:extensions:ckanext_a and ckan:extensions:ckanext-a are the same package" in message
+
+
+def test_keys_and_tokens_are_masked_and_never_quoted():
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n-----END OPENSSH PRIVATE KEY-----"
+    git = {"url": "https://git.example.org/a.git", "ref": "main", "token": "a-token-of-git", "deploy_key": key}
+    ckan_settings.__pillar__ = {
+        "ckan": pillar(extensions={"a": git}, git={"host_keys": ["git.example.org ssh-x AAAA"]})
+    }
+    try:
+        shown = ckan_settings.show()
+        got = ckan_settings.get()
+    finally:
+        del ckan_settings.__pillar__
+    assert got["extensions"]["a"]["deploy_key"] == key
+    assert got["extensions"]["a"]["host_keys"] == ["git.example.org ssh-x AAAA"]
+    assert "a-token-of-git" not in repr(shown) and "c2VjcmV0" not in repr(shown)
+    message = refused(pillar(extensions={"a": {**git, "token": 12345678, "deploy_key": [key]}}))
+    assert "12345678" not in message and "c2VjcmV0" not in message
+
+
+def test_another_origin_for_one_deploy_takes_the_place_of_the_one_in_the_pillar():
+    known = pillar(extensions={"a": {"version": "1.2", "override": ["libx==1"]}})
+    override = {"extensions": {"a": {"url": "/srv/a.git", "ref": "fix"}}}
+    got = ckan_settings._resolve(known, override)["extensions"]["a"]
+    assert (got["kind"], got["ref"], got["version"], got["override"]) == ("git", "fix", "", ["libx==1"])
 
 
 @pytest.mark.parametrize(
@@ -227,7 +287,7 @@ def test_an_extension_without_url_and_ref_is_refused():
         ({"config": {7: "c"}}, "ckan:config: 7 cannot be the name of an option; correct it"),
         ({"config": {"a": "b\x1bc"}}, "ckan:config:a has control characters in it; remove them"),
         ({"extensions": ["a"]}, "ckan:extensions must be a dictionary of extensions by name"),
-        ({"extensions": {"a": "main"}}, "ckan:extensions:a must be a dictionary with url and ref"),
+        ({"extensions": {"a": "main"}}, "ckan:extensions:a must be a dictionary such as {url: ..., ref: ...}"),
         ({"plugins": ["a", "b", "a"]}, "ckan:plugins lists a twice; remove one"),
         ({"aliases": ["a.org;"]}, "ckan:aliases has the item 'a.org;', which is not valid; correct it"),
     ],
