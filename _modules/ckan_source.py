@@ -164,13 +164,10 @@ def compare_upstream(origin: dict, commit: str, mirrors: str) -> dict:
     """
     # A stranger's server: the keys of the fork are not for it.
     upstream = {"url": origin["upstream"], "host_keys": origin.get("host_keys")}
-    refspec = "HEAD:refs/upstream/head"
     with _mirror(origin, mirrors) as mirror:
         _fetch(origin, commit, mirror, mirrors)
-        _run(
-            upstream, ["-C", mirror, "fetch", "-q", "--force", "--no-tags", "--", upstream["url"], refspec],
-            f"the upstream {upstream['url']} cannot be fetched", mirrors,
-        )  # fmt: skip
+        what = f"the upstream {upstream['url']} cannot be fetched"
+        _transfer(upstream, mirror, mirrors, what, "--no-tags", spans=["HEAD:refs/upstream/head"])
         head = _local(["-C", mirror, "rev-parse", "refs/upstream/head"], f"{mirror} cannot be read").strip()
         counts = _local(["-C", mirror, "rev-list", "--left-right", "--count", f"{commit}...{head}", "--"], mirror)
     ahead, behind = map(int, counts.split())
@@ -178,7 +175,13 @@ def compare_upstream(origin: dict, commit: str, mirrors: str) -> dict:
 
 
 def _refs(origin: dict, url: str, mirrors: str) -> dict[str, str]:
-    text = _run(origin, ["ls-remote", "--", url], f"the origin {url} cannot be read", mirrors, timeout=ASK_TIMEOUT)
+    text = _run(
+        origin,
+        ["ls-remote", *_reader(url), "--", url],
+        f"the origin {url} cannot be read",
+        mirrors,
+        timeout=ASK_TIMEOUT,
+    )
     return {name: commit for commit, _, name in (line.partition("\t") for line in text.splitlines())}
 
 
@@ -203,18 +206,20 @@ def _fetch(origin: dict, commit: str, mirror: str, mirrors: str) -> bool:
     _update(origin, mirror, mirrors)
     if not _has(mirror, commit):
         # A commit that no branch holds: many servers give it when asked for by its id.
-        url = origin["url"]
-        _run(
-            origin, ["-C", mirror, "fetch", "-q", "--no-tags", "--", url, f"{commit}:refs/kept/{commit}"],
-            f"{url} has no commit {commit} (was the branch rewritten?)", mirrors,
-        )  # fmt: skip
+        what = f"{origin['url']} has no commit {commit} (was the branch rewritten?)"
+        _transfer(origin, mirror, mirrors, what, "--no-tags", spans=[f"{commit}:refs/kept/{commit}"])
     return True
 
 
 def _update(origin: dict, mirror: str, mirrors: str) -> None:
     spans = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
-    args = ["-C", mirror, "fetch", "-q", "--prune", "--force", "--", origin["url"], *spans]
-    _run(origin, args, f"the origin {origin['url']} cannot be fetched", mirrors)
+    _transfer(origin, mirror, mirrors, f"the origin {origin['url']} cannot be fetched", "--prune", spans=spans)
+
+
+def _transfer(origin: dict, mirror: str, mirrors: str, what: str, *options: str, spans: list[str]) -> None:
+    url = origin["url"]
+    args = ["-C", mirror, "fetch", "-q", "--force", *options, *_reader(url), "--", url, *spans]
+    _run(origin, args, what, mirrors)
 
 
 @contextlib.contextmanager
@@ -247,6 +252,12 @@ def _has(mirror: str, commit: str) -> bool:
 def _run(origin: dict, args: list[str], what: str, mirrors: str, **options) -> str:
     keys = os.path.join(os.path.dirname(os.path.abspath(mirrors)), "keys")
     return __salt__["ckan_git.run"](origin, args, what, keys, **options)
+
+
+def _reader(url: str) -> list[str]:
+    """For an origin that is a path: git may read one of another user's. Reading obeys none of its configuration."""
+    # As a command, since the option "safe.directory" does not reach the process that reads in any other way.
+    return ["--upload-pack=git -c safe.directory='*' upload-pack"] if url.startswith(("/", "file://")) else []
 
 
 def _local(args: list[str], what: str) -> str:

@@ -11,9 +11,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from functional.steps import deployed, extension
 from salt.exceptions import CommandExecutionError
 
+from functional.steps import deployed, extension
 from parts.base import uv_path
 from stub import repos, wheels
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from functional.steps import deployed, extension, later_id
 from salt.exceptions import CommandExecutionError
 
+from functional.steps import deployed, extension, later_id
 from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]

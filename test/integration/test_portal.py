@@ -6,6 +6,7 @@ Each step checks its claims over HTTP and on disk; what is not so is in `wrong`.
 
 from __future__ import annotations
 
+import difflib
 import subprocess
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 from demo import Walk
+from parts.git_server import HttpGitServer, SshGitServer, make_key
 from parts.process import sandbox
 from parts.real import RealPortal
+from stub import repos
 
 pytestmark = pytest.mark.integration
 
@@ -57,6 +60,77 @@ def test_the_check_counted_what_ckan_knows(walk: Walk) -> None:
 
 
 @pytest.fixture
+def servers(walk: Walk):
+    """A public git server, and a private one that asks for a key."""
+    place = walk.portal.sandbox
+    public = repos.make_repo(place / "git", "public", "From a public origin")
+    private = repos.make_repo(place / "git", "private", "From a private origin")
+    key = make_key(place / "keys", "deploy")
+    web = HttpGitServer(place / "git").start()
+    ssh = SshGitServer(place, {key.with_suffix(".pub"): [private]}).start()
+    yield {"public": web.url(public), "private": ssh.url(private), "key": key.read_text(), "hosts": [ssh.known_hosts]}
+    web.stop()
+    ssh.stop()
+
+
+def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(walk: Walk, servers: dict) -> None:
+    portal = walk.portal
+    fork = portal.sandbox / "git/fork/ckanext-mycity"
+    subprocess.run(["git", "clone", "-q", portal.mycity, fork], check=True)
+    repos.git(fork, "checkout", "-q", "-B", "ours")
+    repos.commit_change(fork, "From a fork")
+    footer = next((portal.base / "lib").glob("python3*/site-packages/ckan/templates/footer.html"))
+    before = footer.read_text()
+    after = before.replace("<footer", "<p>Patched by the city</p>\n<footer", 1)
+    assert after != before
+    names = ("a/ckan/templates/footer.html", "b/ckan/templates/footer.html")
+    diff = difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names)
+    (portal.fleet.file_roots / "footer.patch").write_text("".join(diff))
+    known = portal.settings
+    more = {
+        "ckanext-mycity": {"url": str(fork), "ref": "ours", "upstream": str(portal.mycity)},
+        "ckanext-public": {"url": servers["public"], "ref": "main"},
+        "ckanext-private": {
+            "url": servers["private"], "ref": "main", "deploy_key": servers["key"], "host_keys": servers["hosts"],
+        },
+        "ckanext-scheming": {"version": ">=3,<4"},
+    }  # fmt: skip
+    schema = {"scheming.dataset_schemas": "ckanext.scheming:ckan_dataset.yaml"}
+    portal.write_pillar({
+        **known, "extensions": more, "plugins": ["mycity", "public", "private", "scheming_datasets"],
+        "config": {**known["config"], **schema}, "patches": ["salt://footer.patch"],
+    })  # fmt: skip
+    try:
+        done = portal.deploy()
+        assert done["code"] == 0, done["text"][-3000:]
+    finally:
+        portal.write_pillar(known)
+    status, page, release = portal.get("/")
+    assert status == 200
+    for text in ("From a fork", "From a public origin", "From a private origin", "Patched by the city"):
+        assert text in page
+    assert portal.api("scheming_dataset_schema_list", {}) == ["dataset"]
+    assert footer.read_text() == before
+    manifests = [portal.call(host, "ckan_release.show")[1] for host in portal.hosts]
+    for part in ("packages", "plugins", "patches"):
+        assert manifests[0][part] == manifests[1][part]
+    assert manifests[0]["extensions"]["ckanext-mycity"]["upstream"]["ahead"] == 1
+    assert manifests[0]["extensions"]["ckanext-scheming"]["version"].startswith("3.")
+    assert manifests[0]["packages"]["ckanext-scheming"].startswith("3.")
+    secret = servers["key"].splitlines()[2]
+    place = portal.sandbox
+    found = subprocess.run(
+        ["grep", "-rlF", "--exclude-dir=keys", "--exclude-dir=pillar", secret, place], capture_output=True, text=True
+    )
+    assert found.stdout == ""
+    code, difference = portal.call("web1", "ckan_release.diff", walk.first, release)
+    assert code == 0
+    assert difference["extensions"]["ckanext-public"]["change"] == "added"
+    assert difference["plugins"]["added"] == ["public", "private", "scheming_datasets"]
+    assert difference["patches"]["added"] == ["salt://footer.patch"]
+
+
+@pytest.fixture
 def bare_host(walk: Walk):
     """web1 with another home on it: no uv, no base, and the highstate may install packages."""
     portal = walk.portal
@@ -66,7 +140,8 @@ def bare_host(walk: Walk):
     home = portal.root("web1") / "usr/lib/made"
     settings["paths"] = {"home": str(home)}
     settings["base"] = {"version": "2.12.0"}
-    settings["manage"]["packages"] = True
+    settings["manage"].update(packages=True, user=True)
+    del settings["build_user"]
     del settings["installer"]
 
     def write(**changes) -> Path:
@@ -75,6 +150,11 @@ def bare_host(walk: Walk):
 
     yield write
     path.write_text(before)
+
+
+def made(home: Path) -> list[Path]:
+    """The bases under a home."""
+    return [path for path in (home / "shared/bases").glob("*") if path.is_dir()]
 
 
 def apply(walk: Walk, *arguments: str) -> tuple[int, dict]:
@@ -89,20 +169,23 @@ def test_a_base_that_cannot_be_made_leaves_nothing(walk: Walk, bare_host) -> Non
     assert states["ckan-uv"]["result"] is True, states["ckan-uv"]
     assert states["ckan-base"]["result"] is False
     assert "2.99.0" in states["ckan-base"]["comment"]
-    assert not (home / "default").exists()
+    assert made(home) == []
 
 
 def test_a_bare_host_gets_uv_and_a_base_from_a_version_and_then_nothing_more(walk: Walk, bare_host) -> None:
     home = bare_host()
     _, states = apply(walk, "test=True")
     assert states["ckan-base"]["result"] is None
-    assert not (home / "default").exists()
+    assert made(home) == []
     _, states = apply(walk)
     assert all(state["result"] is True for state in states.values()), states
     assert states["ckan-base"]["changes"] == {"base": {"old": None, "new": "CKAN 2.12.0"}}
-    version = [home / "default/bin/python", "-c", "import ckan; print(ckan.__version__)"]
+    (base,) = made(home)
+    assert base.name.startswith("ckan-2.12.0-py3")
+    assert {path.lstat().st_uid for path in base.rglob("*")} == {0}
+    version = [base / "bin/python", "-c", "import ckan; print(ckan.__version__)"]
     assert subprocess.run(version, capture_output=True, text=True, check=True).stdout == "2.12.0\n"
-    assert (home / "default/bin/uwsgi").exists()
+    assert (base / "bin/uwsgi").exists()
     assert (home / "shared/tools/bin/uv").exists()
     _, states = apply(walk)
     assert [name for name, state in states.items() if state["changes"]] == []

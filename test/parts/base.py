@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,17 +11,26 @@ from pathlib import Path
 
 from parts.process import PartError, run
 
-CACHE = Path.home() / ".cache/ckan-formula"
+# Not in a home directory: the build user reads the base, and runs uv.
+CACHE = Path("/var/cache/ckan-formula") if os.geteuid() == 0 else Path.home() / ".cache/ckan-formula"
 _MARKER = ".ckan-formula-base"
 
 
 def uv_path() -> str:
-    """Return the path of uv, beside this interpreter or in PATH. Raises PartError if there is none."""
+    """Return the path of a uv that every user may run: a copy of the one beside this interpreter or in PATH.
+
+    Raises PartError if there is none.
+    """
     beside = Path(sys.executable).parent / "uv"
-    found = str(beside) if beside.exists() else shutil.which("uv")
-    if not found:
+    found = Path(beside if beside.exists() else shutil.which("uv") or "")
+    if not found.is_file():
         raise PartError("uv is missing: install the package uv from the Python package index")
-    return found
+    copy = CACHE / "bin/uv"
+    if not copy.exists() or copy.stat().st_size != found.stat().st_size:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(found, f"{copy}.draft")
+        os.replace(f"{copy}.draft", copy)
+    return str(copy)
 
 
 def build_base(

@@ -54,6 +54,8 @@ class RealPortal(Portal):
         self.say = say
         super().__init__(sandbox, build_base(say=say), hosts)
         self.token = ""
+        # What the pillar of all hosts says under `ckan`, once they are started.
+        self.settings: dict[str, Any] = {}
         (self.sandbox / "git").mkdir(exist_ok=True)
         self.mycity = repos.make_repo(self.sandbox / "git", "mycity", "Welcome to My City")
 
@@ -65,17 +67,16 @@ class RealPortal(Portal):
         postgres.create_database("ckan_default", "ckan_default", "p-ss-for-ckan")
         redis = Redis(self.sandbox).start()
         self.solr = Solr(self.sandbox, schema_of(self.base)).start(say=say)
-        self.write_pillar(
-            {
-                "database": {"host": "127.0.0.1", "port": postgres.port, "password": "p-ss-for-ckan"},
-                "redis_url": redis.url,
-                "solr_url": self.solr.url,
-                "secrets": {"session": "the-demo-signs-sessions-with-this", "api_token": "the-demo-signs-tokens"},
-                "extensions": {"ckanext-mycity": {"url": str(self.mycity), "ref": "main"}},
-                "plugins": ["mycity"],
-                "config": {"ckan.site_title": "Portal of My City"},
-            }
-        )
+        self.settings = {
+            "database": {"host": "127.0.0.1", "port": postgres.port, "password": "p-ss-for-ckan"},
+            "redis_url": redis.url,
+            "solr_url": self.solr.url,
+            "secrets": {"session": "the-demo-signs-sessions-with-this", "api_token": "the-demo-signs-tokens"},
+            "extensions": {"ckanext-mycity": {"url": str(self.mycity), "ref": "main"}},
+            "plugins": ["mycity"],
+            "config": {"ckan.site_title": "Portal of My City"},
+        }
+        self.write_pillar(self.settings)
         super().start(say)
         return self
 

@@ -9,12 +9,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from parts import base
 from parts.ports import free_port
 from parts.process import PartError, Service, run
 
 VERSION = "9.10.1"
 SOURCE = Path(__file__).parent / "solr_server"
-CACHE = Path.home() / ".cache/ckan-formula" / f"solr-{VERSION}"
+CACHE = base.CACHE / f"solr-{VERSION}"
 
 
 def install(cache: Path = CACHE, say: Callable[[str], None] | None = None) -> Path:
