@@ -1,24 +1,48 @@
 """
-Archives of extensions, wheels and sdists: brought here by address and hash, and looked into before they are unpacked.
+Archives: wheels and sdists, brought here by address and hash, and looked through before anything unpacks them.
 """
 
 from __future__ import annotations
 
-import hashlib
+import bz2
+import gzip
+import lzma
 import os
 import re
 import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from salt.exceptions import CommandExecutionError, SaltException
+from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
 __virtualname__ = "ckan_archive"
 
-KINDS = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-LARGEST = 500 * 2**20
+LIMIT = 500 * 2**20
+WHEEL = re.compile(r"[^-]+-[^-]+(-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
+OPENERS: dict[str, Callable[..., Any] | None] = {
+    ".whl": None,
+    ".zip": None,
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tar.xz": lzma.open,
+}
+DIGITS = {"sha256": 64, "sha512": 128}
+
+
+class Member(NamedTuple):
+    """What an archive says about one member; ``link`` is where a link leads, from the top of the archive."""
+
+    name: str
+    kind: str
+    size: int
+    link: str = ""
 
 
 def __virtual__() -> str:
@@ -29,17 +53,21 @@ def fetch(name: str, source: str, source_hash: str, directory: str) -> str:
     """
     Bring an archive here, unless it is here already.
 
-    name
-        The extension that it is for.
-    source
-        ``https://...``, ``http://...`` or ``salt://...``.
-    source_hash
-        ``sha256=...`` or ``sha512=...``.
-    directory
-        Where archives are kept, each in a directory named after its hash.
+    Salt's ``http_connect_timeout`` and ``http_request_timeout`` hold for it.
 
-    Returns the path of the archive, which has the file name that it came with. Raises ``CommandExecutionError`` when it
-    cannot be had, or is another one than the hash says.
+    name
+        The extension that it is for; messages name its key in the pillar.
+    source
+        Its address: ``https://...``, ``http://...`` or ``salt://...``.
+    source_hash
+        ``sha256=HEX`` or ``sha512=HEX``, also with a colon, also the digits alone.
+    directory
+        Where archives are kept, each with its own file name in a directory named after its hash. Made if need be.
+
+    Returns the path of the archive. One that is there with the right hash is taken as it is: no server is asked.
+
+    Raises CommandExecutionError when the address or the hash is none, when the archive cannot be had, or is another
+    one than the hash says. No message has a password in it.
 
     CLI Example:
 
@@ -47,47 +75,54 @@ def fetch(name: str, source: str, source_hash: str, directory: str) -> str:
 
         salt web1 ckan_archive.fetch ckanext-x salt://ckanext_x-1.0-py3-none-any.whl sha256=0f1e... /usr/lib/ckan/shared
     """
-    kind, _, wanted = re.sub(r"^(sha\d+):", r"\1=", source_hash).partition("=")
-    wanted = wanted.lower()
-    file = os.path.basename(unquote(urlsplit(source).path or source.partition("://")[2]))
-    if not re.fullmatch(r"[\w.+!-]+", file) or not file.endswith(KINDS):
-        raise CommandExecutionError(f"the archive {file} is none of {', '.join(KINDS)}; correct archive in the pillar.")
+    if not isinstance(directory, str) or not os.path.isabs(directory):
+        raise SaltInvocationError(f"directory is {directory!r}; use an absolute path.")
+    key = f"ckan:extensions:{name}"
+    shown = _shown(source)
+    kind, wanted = _hash(key, source_hash)
+    file = _file_name(key, source, shown)
     target = os.path.join(directory, wanted[:16], file)
-    if os.path.isfile(target) and _hash(target, kind) == wanted:
+    if os.path.isfile(target) and __salt__["file.get_hash"](target, kind) == wanted:
         return target
+    draft = ""
     try:
-        cached = __salt__["cp.cache_file"](source)
-        problem = "" if cached else "it is not there"
-    except (SaltException, OSError, ValueError) as exc:
-        cached, problem = "", str(exc)
-    shown = re.sub(r"://[^/@]+@", "://", source)
-    if not cached:
-        problem = re.sub(r"://[^/@\s]+@", "://", " ".join(problem.split()))
-        raise CommandExecutionError(f"the archive {shown} cannot be had: {problem}; correct archive in the pillar.")
-    got = _hash(cached, kind)
-    if got != wanted:
-        # Not kept: Salt would give the same file again.
-        os.unlink(cached)
+        _make(directory)
+        # A directory for each run: two deploys at once do not write to one file.
+        draft = tempfile.mkdtemp(prefix=".fetch-", dir=directory)
+        got = _download(source, os.path.join(draft, file), f"{shown} of {key}:archive")
+        found = __salt__["file.get_hash"](got, kind)
+        if found != wanted:
+            raise CommandExecutionError(
+                f"the archive {shown} has the {kind} {found}, and {key}:hash says {wanted}; "
+                f"find out why before you change it."
+            )
+        os.chmod(got, 0o644)
+        _make(os.path.dirname(target))
+        os.replace(got, target)
+    except OSError as exc:
         raise CommandExecutionError(
-            f"the archive {shown} has the {kind} {got}, and not {wanted}; find out why before you change hash."
-        )
-    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-    shutil.copyfile(cached, f"{target}.draft")
-    os.chmod(f"{target}.draft", 0o644)
-    os.rename(f"{target}.draft", target)
+            f"the archive {shown} cannot be kept in {directory} ({exc.strerror}); correct that and deploy again."
+        ) from exc
+    finally:
+        if draft:
+            shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def check_members(path: str, largest: int = LARGEST) -> None:
+def check_members(path: str, limit: int = LIMIT) -> dict[str, Any]:
     """
-    Refuse an archive that would write outside of where it is unpacked, or is none.
+    Refuse an archive that could write outside of where it is unpacked, or is none, or is too large.
+
+    Nothing is unpacked, and no more than ``limit`` is decompressed.
 
     path
-        The archive.
-    largest
-        How many bytes it may have when it is unpacked.
+        The archive; its name ends in ``.whl``, ``.zip``, ``.tar.gz``, ``.tgz``, ``.tar.bz2`` or ``.tar.xz``.
+    limit
+        Bytes that its members may have in all when unpacked, default 500 MB.
 
-    Raises ``CommandExecutionError`` that names archive and member.
+    Returns ``{"kind": "wheel" or "sdist", "members": n, "bytes": n}``.
+
+    Raises CommandExecutionError that names the archive and the member.
 
     CLI Example:
 
@@ -96,50 +131,208 @@ def check_members(path: str, largest: int = LARGEST) -> None:
         salt web1 ckan_archive.check_members /usr/lib/ckan/shared/archives/0f1e/ckanext_x-1.0-py3-none-any.whl
     """
     shown = os.path.basename(path)
+    suffix = _suffix(path)
+    if not suffix:
+        raise CommandExecutionError(f"{shown} is none of {', '.join(OPENERS)}; name a wheel or an sdist.")
+    found: list[Member] = []
+    total = 0
     try:
-        if path.endswith((".whl", ".zip")):
-            with zipfile.ZipFile(path) as archive:
-                members = [(info.filename, _zip_link(archive, info), info.file_size, True) for info in archive.filelist]
-        else:
-            with tarfile.open(path) as archive:
-                members = [(info.name, _tar_link(info), info.size, _ordinary(info)) for info in archive]
-    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as exc:
-        raise CommandExecutionError(f"{shown} is not an archive of its kind ({exc}); correct archive.") from exc
-    for name, link, _, ordinary in members:
-        if not ordinary:
-            raise CommandExecutionError(f"{shown} holds {name}, which is neither file nor directory; refused.")
-        if _outside(name) or _outside(link):
-            raise CommandExecutionError(f"{shown} holds {name}, which leads outside of it; refused.")
-    size = sum(member[2] for member in members)
-    if size > largest:
-        raise CommandExecutionError(f"{shown} has {size // 2**20} MB unpacked, more than {largest // 2**20}; refused.")
+        for member in _zip_members(path) if OPENERS[suffix] is None else _tar_members(path, suffix, limit):
+            problem = _problem(member)
+            if problem:
+                raise CommandExecutionError(f"the archive {shown} holds {member.name!r}, {problem}; do not use it.")
+            total += member.size
+            if total > limit:
+                raise _TooLarge(member.name)
+            found.append(member)
+    except _TooLarge as exc:
+        raise CommandExecutionError(
+            f"the archive {shown} is larger than {limit} bytes when unpacked (at {str(exc)!r}); do not use it."
+        ) from exc
+    except FileNotFoundError as exc:
+        raise CommandExecutionError(f"the archive {path} does not exist; fetch it first.") from exc
+    except (
+        zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
+        ArithmeticError, NotImplementedError,
+    ) as exc:  # fmt: skip
+        raise CommandExecutionError(
+            f"{shown} is not the {suffix} archive that its name says ({exc}); correct its address."
+        ) from exc
+    if not found:
+        raise CommandExecutionError(f"the archive {shown} is empty; correct its address.")
+    _refuse_paths_through_links(shown, found)
+    return {"kind": "wheel" if suffix == ".whl" else "sdist", "members": len(found), "bytes": total}
 
 
-def _zip_link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
-    """Where a symbolic link leads, from the top of the archive; the member's own name for all others."""
-    if stat.S_ISLNK(info.external_attr >> 16) and info.file_size < 4096:
-        return os.path.join(os.path.dirname(info.filename), archive.read(info).decode("utf-8", "replace"))
-    return info.filename
+class _TooLarge(Exception):
+    """An archive is larger than allowed; says at which member."""
 
 
-def _tar_link(info: tarfile.TarInfo) -> str:
-    if info.issym():
-        return os.path.join(os.path.dirname(info.name), info.linkname)
-    return info.linkname if info.islnk() else info.name
+class _Limited:
+    """A stream that gives no more than some bytes: also what a tar says of its members may be too large to read."""
+
+    def __init__(self, stream: Any, limit: int) -> None:
+        self.stream = stream
+        self.left = limit
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(min(size, self.left + 1))
+        self.left -= len(data)
+        if self.left < 0:
+            raise _TooLarge("its list of members")
+        return data
 
 
-def _ordinary(info: tarfile.TarInfo) -> bool:
-    return info.isfile() or info.isdir() or info.issym() or info.islnk()
+def _zip_members(path: str) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            mode = info.external_attr >> 16
+            if stat.S_ISLNK(mode):
+                value = archive.read(info).decode("utf-8") if info.file_size < 4096 else "/"
+                yield Member(info.filename, "link", info.file_size, _beside(info.filename, value))
+            elif stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR):
+                yield Member(info.filename, "directory" if info.is_dir() else "file", info.file_size)
+            else:
+                yield Member(info.filename, "device", info.file_size)
 
 
-def _outside(name: str) -> bool:
-    name = name.replace("\\", "/")
-    return name.startswith("/") or os.path.normpath(name).split("/")[0] == ".." or bool(re.match(r"^[A-Za-z]:", name))
+def _tar_members(path: str, suffix: str, limit: int) -> Iterator[Member]:
+    # Headers and padding come on top of the contents.
+    with OPENERS[suffix](path) as stream:
+        with tarfile.open(fileobj=_Limited(stream, limit + limit // 4 + 2**20), mode="r|") as archive:
+            for info in archive:
+                if info.issym():
+                    yield Member(info.name, "link", 0, _beside(info.name, info.linkname))
+                elif info.islnk():
+                    yield Member(info.name, "hard link", 0, info.linkname)
+                elif info.isfile() or info.isdir():
+                    yield Member(info.name, "directory" if info.isdir() else "file", info.size)
+                else:
+                    yield Member(info.name, "device", info.size)
 
 
-def _hash(path: str, kind: str) -> str:
-    digest = hashlib.new(kind)
-    with open(path, "rb") as handle:
-        while block := handle.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _beside(name: str, value: str) -> str:
+    """Return where a symbolic link leads, from the top of the archive."""
+    return os.path.join(os.path.dirname(name.rstrip("/")), value)
+
+
+def _problem(member: Member) -> str:
+    """Say what is wrong with a member by itself, '' for nothing."""
+    if member.kind == "device":
+        return "which is neither a file nor a directory nor a link"
+    if _absolute(member.name) or ".." in re.split(r"[/\\]", member.name):
+        return "which leads outside"
+    if member.link and (_absolute(member.link) or os.path.normpath(member.link).split("/")[0] == ".."):
+        return f"a link that leads outside ({member.link})"
+    return ""
+
+
+def _absolute(name: str) -> bool:
+    return name.startswith(("/", "\\")) or bool(re.match(r"[A-Za-z]:[/\\]", name)) or "\0" in name
+
+
+def _refuse_paths_through_links(shown: str, members: list[Member]) -> None:
+    """
+    Refuse members and links whose way leads over a link. ``..`` behind a link is not what the text says, so a chain of
+    links that each look harmless can lead outside.
+    """
+    links = {os.path.normpath(member.name) for member in members if member.kind == "link"}
+    for member in members if links else []:
+        # A link itself, and what it leads to, may be links; nothing may be written or read through one.
+        over = _link_on(member.name, links, last=member.kind != "link")
+        if not over and member.link:
+            over = _link_on(member.link, links, last=member.kind == "hard link")
+        if over:
+            raise CommandExecutionError(
+                f"the archive {shown} holds {member.name!r}, which leads over the link {over!r}; do not use it."
+            )
+
+
+def _link_on(way: str, links: set[str], last: bool) -> str:
+    """Return the first link that a way leads over, '' for none; ``last`` says whether its end counts."""
+    place: list[str] = []
+    parts = [part for part in way.split("/") if part not in ("", ".")]
+    for index, part in enumerate(parts, 1):
+        place = place[:-1] if part == ".." else [*place, part]
+        if "/".join(place) in links and (last or index < len(parts)):
+            return "/".join(place)
+    return ""
+
+
+def _download(source: str, target: str, what: str) -> str:
+    """Fetch by Salt's own client, which may raise, or return a false value."""
+    try:
+        got = __salt__["cp.get_url"](source, target)
+        reason = "it is not in the file server" if source.startswith("salt://") else "it was not given"
+    except (SaltException, OSError, ValueError) as exc:
+        got, reason = "", _without_secrets(str(exc), source)
+    if not got or not os.path.isfile(target):
+        raise CommandExecutionError(f"the archive {what} cannot be had ({reason}); correct it or try again later.")
+    return target
+
+
+def _hash(key: str, text: str) -> tuple[str, str]:
+    """Take apart what the settings say of a hash."""
+    match = re.fullmatch(r"(?:(sha256|sha512)[=:])?([0-9a-f]+)", str(text).strip().lower())
+    kind = match and (match[1] or next((name for name, digits in DIGITS.items() if digits == len(match[2])), None))
+    if not kind or len(match[2]) != DIGITS[kind]:
+        raise CommandExecutionError(
+            f"{key}:hash is {text!r}, which is no sha256 or sha512; write sha256= and 64 hex digits."
+        )
+    return kind, match[2]
+
+
+def _file_name(key: str, source: str, shown: str) -> str:
+    """Return the file name in an address: installers read name and version in it."""
+    scheme, _, rest = str(source).partition("://")
+    if scheme not in ("https", "http", "salt") or re.search(r"[\s\x00-\x1f]", source):
+        raise CommandExecutionError(f"{key}:archive is {shown}; use an address with https://, http:// or salt://.")
+    path = urlsplit(source).path if scheme != "salt" else rest.partition("?")[0]
+    if ".." in path.split("/"):
+        raise CommandExecutionError(f"{key}:archive is {shown}; write the address without '..'.")
+    file = os.path.basename(unquote(path))
+    if not re.fullmatch(r"\w[\w.+!~-]*", file) or not _suffix(file):
+        raise CommandExecutionError(f"{key}:archive is {shown}, which ends in none of {', '.join(OPENERS)}.")
+    if file.endswith(".whl") and not WHEEL.fullmatch(file):
+        raise CommandExecutionError(
+            f"{key}:archive is {shown}, and installers need the name of a wheel as it was built: "
+            f"name-version-python-abi-platform.whl."
+        )
+    return file
+
+
+def _suffix(path: str) -> str:
+    return next((suffix for suffix in OPENERS if path.endswith(suffix)), "")
+
+
+def _shown(source: Any) -> str:
+    """Return an address as it may be shown: without a user, a password or a query."""
+    text, query, _ = " ".join(str(source).split()).partition("?")
+    scheme, mark, rest = text.partition("://")
+    # From the last @ on, since a password may hold a slash.
+    shown = f"{scheme}://****@{rest.rpartition('@')[2]}" if mark and "@" in rest else text
+    return shown + ("?****" if query else "")
+
+
+def _without_secrets(text: str, source: str) -> str:
+    """Return what Salt said without what must not be shown; it ends with the path, which the message names anyway."""
+    text = text.partition(" reading ")[0].removeprefix("Error: ")
+    address = source.partition("://")[2]
+    secrets = [source, address, address.partition("?")[2], address.partition("?")[0].rpartition("@")[0]]
+    for secret in filter(None, [*secrets, secrets[3].partition(":")[2]]):
+        text = text.replace(secret, "****")
+    return " ".join(text.split())
+
+
+def _make(directory: str) -> None:
+    """Make a directory that all may read, with those above it, whatever the umask is."""
+    missing = []
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    for path in reversed(missing):
+        try:
+            os.mkdir(path)
+            os.chmod(path, 0o755)
+        except FileExistsError:
+            pass  # another run was quicker

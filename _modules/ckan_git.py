@@ -122,10 +122,13 @@ def _environment(origin: dict, keys: str) -> Iterator[tuple[list[str], dict[str,
         yield options, env
         return
     os.makedirs(keys, mode=0o700, exist_ok=True)
-    place = tempfile.mkdtemp(prefix="key-", dir=keys)  # 0700
+    with _alone(keys):
+        # Place and lock come into being together, or another one's sweep would take the place for a killed run's.
+        place = tempfile.mkdtemp(prefix="key-", dir=keys)  # 0700
+        lock = open(f"{place}/lock", "w", encoding="utf-8")
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        with open(f"{place}/lock", "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
             command = list(SSH)
             if origin.get("deploy_key"):
                 # The gpg renderer strips the last line break, without which ssh refuses a key.
@@ -143,18 +146,28 @@ def _environment(origin: dict, keys: str) -> Iterator[tuple[list[str], dict[str,
 
 def _sweep(keys: str) -> None:
     """Remove the keys that a killed run left: nobody holds the lock beside them any more."""
-    for name in os.listdir(keys) if os.path.isdir(keys) else []:
-        place = os.path.join(keys, name)
-        try:
-            with open(f"{place}/lock", encoding="utf-8") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(place, ignore_errors=True)
-        except BlockingIOError:
-            continue  # at work
-        except OSError:
-            # Between its making and its lock, or half removed: a moment later it is one or the other.
-            with contextlib.suppress(OSError):
-                os.rmdir(place)
+    if not os.path.isdir(keys):
+        return
+    with _alone(keys):
+        for name in os.listdir(keys):
+            place = os.path.join(keys, name)
+            if not name.startswith("key-"):
+                continue
+            try:
+                with open(f"{place}/lock", encoding="utf-8") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # at work
+            except FileNotFoundError:
+                pass  # killed before it had a lock, or half removed
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(keys: str) -> Iterator[None]:
+    with open(f"{keys}/.lock", "w", encoding="utf-8") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _write(path: str, text: str) -> None:

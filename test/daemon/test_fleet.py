@@ -130,7 +130,7 @@ def test_one_host_rolled_back_is_seen_and_can_be_brought_together_again(site):
 @pytest.mark.parametrize(
     ("stage", "host", "changes", "cause"),
     [
-        ("build", "web2", {"installer": {"uv": "/no/such/uv"}}, "uv is not installed"),
+        ("build", "web2", {"installer": {"kind": "uv", "uv": "/no/such/uv"}}, "uv is not installed"),
         ("check", "web2", {"config": {"stub.boot_error": "no route to solr"}}, "no route to solr"),
         ("activate", "web2", {"web": {"health_status": 418}}, "instead of 418"),
         ("verify", "web2", {"web": {"health_url": "http://127.0.0.1:1"}}, "does not answer"),
@@ -288,9 +288,9 @@ def test_a_dry_run_names_what_it_would_do_and_changes_nothing(site):
     commit = repos.commit_change(site.repo, "Hello dry")
     before = site.disk()
     done = site.deploy(dry_run=True)
-    assert done["code"] == 0 and commit in done["text"]
+    assert done["code"] == 0 and commit[:12] in done["text"]
     pending = site.fleet.run("salt-run", "ckan.pending", "production")
-    assert pending.returncode == 0 and commit in pending.stdout
+    assert pending.returncode == 0 and commit[:12] in pending.stdout and "Show 'Hello dry'" in pending.stdout
     done = site.deploy("rollback", dry_run=True)
     assert done["code"] == 0
     assert site.disk() == before
