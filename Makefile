@@ -28,7 +28,7 @@ test: setup-parts
 
 # Unit and functional tests: no daemon, under a minute.
 test-fast: setup
-	@$(BIN)/python -m pytest test/unit test/functional -q
+	@$(BIN)/python -m pytest test/unit test/functional -q -n auto --dist worksteal
 
 lint: setup
 	@$(BIN)/ruff check .
