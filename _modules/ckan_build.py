@@ -9,12 +9,14 @@ the ini.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import glob
 import os
 import pwd
 import re
 import shutil
 import stat
+import time
 
 from salt.exceptions import CommandExecutionError
 
@@ -132,8 +134,8 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
     contents
         What ``resolve`` decided, here or on another host.
 
-    Returns what the manifest says of it: the contents, with ``plugins``, ``configuration`` and what became of patches.
-    Raises ``CommandExecutionError``.
+    Returns what the manifest says of it: the contents, with ``plugins``, ``configuration``, ``build_seconds`` and what
+    became of patches. Raises ``CommandExecutionError``.
 
     CLI Example: not for the command line; use ``ckan_release.build``.
     """
@@ -147,25 +149,30 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
         )
     if set(contents["extensions"]) != set(settings["extensions"]):
         raise CommandExecutionError("the pillar of this host has other extensions than the plan; make them alike.")
-    __salt__["ckan_venv.clone"](base["path"], path, link=settings["link"], owner=how["user"] or None)
-    wanted = _prepared(settings, contents["extensions"], how["user"])
-    patched = _patch_core(path, contents["patches"])
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "clone"):
+        __salt__["ckan_venv.clone"](base["path"], path, link=settings["link"], owner=how["user"] or None)
+        patched = _patch_core(path, contents["patches"])
+    with _timed(seconds, "sources"):
+        wanted = _prepared(settings, contents["extensions"], how["user"])
     for name, item in wanted.items():
         if "checkout" in item:
             shutil.rmtree(os.path.join(path, "src", name), ignore_errors=True)  # the base brought one of its own
             item["place"] = os.path.join(path, "src", name, settings["extensions"][name]["subdirectory"]).rstrip("/")
-    __salt__["ckan_packages.install"](path, _wanted(wanted, settings), contents["packages"], how)
-    os.makedirs(os.path.join(path, "src"), exist_ok=True)
-    for name, item in wanted.items():
-        if "checkout" in item:
-            # After the install: build code may have compiled something in it.
-            shutil.copytree(item["checkout"], os.path.join(path, "src", name), symlinks=True)
-    __salt__["ckan_namespace.unify"](path)
+    with _timed(seconds, "packages"):
+        __salt__["ckan_packages.install"](path, _wanted(wanted, settings), contents["packages"], how)
+        os.makedirs(os.path.join(path, "src"), exist_ok=True)
+        for name, item in wanted.items():
+            if "checkout" in item:
+                # After the install: build code may have compiled something in it.
+                shutil.copytree(item["checkout"], os.path.join(path, "src", name), symlinks=True)
+        __salt__["ckan_namespace.unify"](path)
     lost = __salt__["ckan_namespace.missing"](path, user=how["user"])
     if lost:
         each = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
         raise CommandExecutionError(f"installed, but it cannot be imported: {each}; correct the extension.")
-    __salt__["ckan_venv.compile"](path, user=how["user"] or None)
+    with _timed(seconds, "bytecode"):
+        __salt__["ckan_venv.compile"](path, user=how["user"] or None)
     if how["user"]:
         _take_over(path, how["user"])
     ini = __salt__["ckan_app.write_ini"](path, settings)
@@ -177,7 +184,15 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
         "packages": __salt__["ckan_packages.freeze"](path),
         "plugins": settings["plugins"],
         "configuration": ini["hash"],
+        "build_seconds": seconds,
     }
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str):
+    begun = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - begun, 3)
 
 
 def _prepared(settings: dict, pins: dict, user: str) -> dict:

@@ -267,5 +267,5 @@ def _local(args: list[str], what: str) -> str:
 
 def _near(ref: str, refs: dict) -> str:
     names = {name.split("/", 2)[2] for name in refs if name.startswith(("refs/heads/", "refs/tags/"))}
-    near = difflib.get_close_matches(ref, sorted(n for n in names if not n.endswith("^{}")), n=3)
+    near = difflib.get_close_matches(ref, sorted(n for n in names if not n.endswith("^{}")), n=3, cutoff=0.5)
     return f" (near: {', '.join(near)})" if near else ""

@@ -9,6 +9,7 @@ ckan:
     ckanext-harvest:
       url: https://git.example.org/ckanext-harvest.git
       ref: 'v1.6.2'
+  # Further origins (package index, archive, private git) and patches: docs/extensions.md.
   # The order counts: of two plugins that do the same, the first wins.
   plugins:
     - mycity

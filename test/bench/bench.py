@@ -36,6 +36,27 @@ def log_seconds(portal: RealPortal, stage: str) -> list[float]:
     return [entry["seconds"] for entry in entries if entry["stage"] == stage and entry["result"] == "ok"]
 
 
+def ten_extensions(portal: RealPortal) -> list[tuple[str, str]]:
+    """What it takes to fetch and install ten extensions from git: new ones, the same again, one with a new commit."""
+    made = [repos.make_repo(portal.sandbox / "git", f"ten{number}", f"Ten {number}") for number in range(10)]
+    known = {repo.name: {"url": str(repo), "ref": "main"} for repo in made}
+    portal.write_pillar({**portal.settings, "extensions": {**portal.settings["extensions"], **known}})
+    rows = []
+    for what in ("all new", "the same again", "the same again", "one with a new commit"):
+        if what.startswith("one"):
+            repos.commit_change(made[0], "Ten, changed")
+        next_second()
+        done = portal.deploy()
+        assert done["code"] == 0, done["text"]
+        code, shown = portal.call("web1", "ckan_release.show")
+        assert code == 0, shown
+        plan = float(re.search(r"ID: plan\n(?:.*\n)*?\s+Duration: ([0-9.]+) ms", done["text"]).group(1)) / 1000
+        build = shown["build_seconds"]
+        parts = f"sources {build['sources']:.2f} s, packages {build['packages']:.2f} s"
+        rows.append((f"ten extensions from git, {what}", f"{parts}; plan, which resolves them, {plan:.1f} s"))
+    return rows
+
+
 def main() -> None:
     """Measure and print a table."""
     portal = RealPortal(sandbox("ckan-b-"), hosts=["web1"], say=print)
@@ -80,6 +101,7 @@ def main() -> None:
             rollbacks.append(log_seconds(portal, "rollback")[0])
         rows.append(("rollback on the minion, app server up", f"{1000 * statistics.median(rollbacks):.0f} ms (of "
                      f"{ROUNDS}: {1000 * min(rollbacks):.0f} to {1000 * max(rollbacks):.0f})"))  # fmt: skip
+        rows += ten_extensions(portal)
     finally:
         portal.destroy()
     width = max(len(name) for name, _ in rows)

@@ -439,3 +439,40 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(host, origins):
         assert "space" in str(failure.value) or "full" in str(failure.value)
         assert "Traceback" not in str(failure.value)
         assert host.releases() == []
+
+
+def test_pip_takes_the_place_of_uv_and_has_no_override(host, origins, shelf, own_base):
+    subprocess.run([own_base / "bin/python", "-m", "ensurepip"], check=True, capture_output=True)
+    host.pillar["installer"]["kind"] = "pip"
+    for version in ("1.0", "2.0"):
+        wheels.make_wheel(shelf, "cityhall-lib", version)
+    repo = repos.make_repo(origins, "alpha", "Alpha", requirements=["cityhall-lib<2"])
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo, override=["cityhall-lib==2.0"])}
+    host.pillar["plugins"] = ["alpha"]
+    with pytest.raises(CommandExecutionError, match="pip cannot override"):
+        host.deploy()
+    assert host.releases() == []
+    host.pillar["extensions"]["ckanext-alpha"]["override"] = []
+    release = deployed(host)
+    assert host.show()["packages"]["cityhall-lib"] == "1.0"
+    where = host.python(release, "import ckanext.alpha.plugin as p; print(p.__file__)")
+    assert where.startswith(f"{host.home}/releases/{release}/src/ckanext-alpha/")
+
+
+def test_the_password_of_an_index_is_in_no_argument_and_no_message(host, origins):
+    host.pillar["installer"]["index_url"] = "http://robot:an-index-password@127.0.0.1:1/simple"
+    repo = repos.make_repo(origins, "alpha", "Alpha", requirements=["cityhall-lib"], backend="uv_build")
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
+    wrapper = host.root / "uv"
+    real = host.pillar["installer"]["uv"]
+    wrapper.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {host.root}/arguments\nUV_HTTP_RETRIES=0 exec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    log = host.root / "arguments"
+    log.touch()
+    log.chmod(0o666)
+    host.pillar["installer"]["uv"] = str(wrapper)
+    with pytest.raises(CommandExecutionError, match="packages cannot be resolved") as failure:
+        host.deploy()
+    assert "an-index-password" not in str(failure.value)
+    assert "pip install" in log.read_text() and "an-index-password" not in log.read_text()
+    assert host.releases() == []
