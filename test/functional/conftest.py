@@ -20,6 +20,7 @@ import salt.config
 import salt.loader
 from saltfactories.utils.functional import Loaders
 
+from functional.steps import later_id
 from parts.base import uv_path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -124,8 +125,15 @@ class Host:
         )
         return self._loaders
 
+    def deploy(self, **options) -> dict[str, Any]:
+        """Deploy as a deploy a second later would: two of a test may fall into one second."""
+        return self.loaders().modules["ckan_release.deploy"](**{"release": later_id(self), **options})
+
+    def plan(self, **options) -> dict[str, Any]:
+        return self.loaders().modules["ckan_release.plan"](**{"release": later_id(self), **options})
+
     def __getattr__(self, name: str):
-        """`host.deploy()` calls `ckan_release.deploy`."""
+        """`host.rollback()` calls `ckan_release.rollback`."""
         if name.startswith("_"):
             raise AttributeError(name)
         return self.loaders().modules[f"ckan_release.{name}"]

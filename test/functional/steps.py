@@ -20,4 +20,4 @@ def later_id(host) -> str:
 
 
 def deployed(host, **options) -> str:
-    return host.deploy(release=later_id(host), **options)["current"]
+    return host.deploy(**options)["current"]

@@ -295,7 +295,7 @@ def test_abort_of_a_first_deploy_leaves_no_link(host, mycity):
 
 def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     first = deployed(host)
-    planned = host.plan(release=later_id(host))
+    planned = host.plan()
     host.build(planned["release"], planned["contents"])
     with pytest.raises(CommandExecutionError, match="is built, not checked or"):
         host.activate(planned["release"])
