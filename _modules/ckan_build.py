@@ -175,7 +175,6 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
         __salt__["ckan_venv.compile"](path, user=how["user"] or None)
     if how["user"]:
         _take_over(path, how["user"])
-    ini = __salt__["ckan_app.write_ini"](path, settings)
     return {
         **contents,
         "base": {**contents["base"], "path": base["path"]},
@@ -183,7 +182,7 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
         "patches": patched,
         "packages": __salt__["ckan_packages.freeze"](path),
         "plugins": settings["plugins"],
-        "configuration": ini["hash"],
+        **__salt__["ckan_ini.write"](path, settings),
         "build_seconds": seconds,
     }
 

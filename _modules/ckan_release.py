@@ -51,6 +51,7 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
     if problems:
         raise CommandExecutionError("; ".join(problems) + ".")
     current_id = __salt__["ckan_store.current"](paths)
+    __salt__["ckan_ini.validate"](settings)
     planned = {"release": release, "env": settings["env"], "current": current_id, "contents": {}}
     planned.update(extensions={}, changes=[])
     if resolve:
@@ -60,7 +61,10 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
         difference = __salt__["ckan_diff.compare"](before, contents, os.path.join(paths["shared"], "mirrors"))
         planned["contents"] = contents
         planned["extensions"] = __salt__["ckan_diff.brief"](contents["extensions"])
-        planned["changes"] = __salt__["ckan_diff.sentences"](difference, contents)
+        planned["changes"] = [
+            *__salt__["ckan_diff.sentences"](difference, contents),
+            *_configuration_changes(paths, before, settings),
+        ]
     return planned
 
 
@@ -507,8 +511,30 @@ def diff(old: str = "", new: str = "") -> dict:
     one, two = show(old or rollback_target()), show(new)
     difference = __salt__["ckan_diff.compare"](one, two, os.path.join(paths["shared"], "mirrors"))
     folders = [__salt__["ckan_store.directory"](paths, m["id"]) for m in (one, two)]
-    difference["configuration"] = __salt__["ckan_app.compare_ini"](*folders, settings)
+    difference["configuration"] = __salt__["ckan_ini.names"](*folders, settings)
     return {"from": one["id"], "to": two["id"], **difference}
+
+
+def config_diff(release: str = "") -> dict:
+    """
+    Say what a deploy would change in the ini: the pillar as it is now, against the ini of a release.
+
+    release
+        A release; by default the current one.
+
+    Returns ``{"release", "added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``;
+    of a secret only ``(changed)`` is shown.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.config_diff
+    """
+    settings = _settings()
+    manifest = show(release)
+    path = __salt__["ckan_store.directory"](settings["paths"], manifest["id"])
+    return {"release": manifest["id"], **__salt__["ckan_ini.diff"](path, settings, manifest.get("secret_options", []))}
 
 
 def history(limit: int = 50) -> list[dict]:
@@ -610,6 +636,18 @@ def _prune(settings: dict, keep: int) -> list[str]:
     kept = [pin for m in manifests if m["id"] not in gone for pin in m.get("extensions", {}).values()]
     __salt__["ckan_origin.forget"](kept, paths["shared"])
     return gone
+
+
+def _configuration_changes(paths: dict, before: dict, settings: dict) -> list[str]:
+    """Which options a deploy would change, for a plan: their names alone."""
+    if not before:
+        return []
+    path = __salt__["ckan_store.directory"](paths, before["id"])
+    try:
+        difference = __salt__["ckan_ini.diff"](path, settings, before.get("secret_options", []))
+    except CommandExecutionError as exc:
+        return [f"configuration: not compared, {exc}"]  # the new ini does not need the old one
+    return [f"configuration: {', '.join(options)} {kind}" for kind, options in difference.items() if options]
 
 
 def _follow_tags(pins: dict, before: dict, extensions: dict) -> None:

@@ -11,6 +11,7 @@ import copy
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -92,10 +93,20 @@ SCHEMA = {
     "database:name": Setting("str", "ckan_default", "Name of the database."),
     "database:user": Setting("str", "ckan_default", "User of the database."),
     "database:password": Setting("str", "", "Password of that user.", required=True, secret=True),
+    "datastore:name": Setting("str", "", "Name of the datastore's database; empty for a portal without a datastore."),
+    "datastore:host": Setting("str", "", "Its host; by default `database:host`."),
+    "datastore:port": Setting("int", 0, "Its port; by default `database:port`.", least=0),
+    "datastore:user": Setting("str", "", "Who writes into it; by default `database:user`, with its password."),
+    "datastore:password": Setting("str", "", "Password of that user.", secret=True),
+    "datastore:read_user": Setting("str", "datastore_default", "Who only reads it."),
+    "datastore:read_password": Setting("str", "", "Password of that user; needed with a datastore.", secret=True),
     "solr_url": Setting("str", "http://127.0.0.1:8983/solr/ckan", "Address of the Solr core."),
     "redis_url": Setting("str", "redis://127.0.0.1:6379/0", "Address of Redis."),
     "secrets:session": Setting("str", "", "Signs sessions and forms.", required=True, secret=True),
     "secrets:api_token": Setting("str", "", "Signs API tokens.", required=True, secret=True),
+    "secrets:config": Setting(
+        "options", {}, "Options of CKAN with secret values; as `config`, but shown nowhere.", secret=True
+    ),
     "web:server": Setting("str", "nginx", "nginx with uWSGI, or the site's own server.", choices=("nginx", "none")),
     "web:listen": Setting("str", "80", "nginx's `listen`: a port or address:port.", pattern=r"[0-9A-Za-z_.:\[\]-]+"),
     "web:processes": Setting("int", 2, "uWSGI processes.", least=1),
@@ -115,6 +126,7 @@ SCHEMA = {
     "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
 }
 EXTENSION = {
+    "remove": Setting("bool", False, "Leave the extension out here, though a shared part of the pillar has it."),
     "url": Setting("str", "", "Git: address of the origin (https, ssh, git, or a path)."),
     "ref": Setting("str", "", "Git: branch, tag or commit (also a short one)."),
     "subdirectory": Setting("str", "", "Git: directory in the repository that holds the Python package."),
@@ -191,26 +203,69 @@ def show(overrides: dict | None = None) -> dict:
         salt web1 ckan_settings.show
     """
     settings = get(overrides)
+    # First of all: it looks for the secrets of the settings in the values.
+    settings["config"] = mask(settings["config"], [], settings)
     for name, setting in SCHEMA.items():
-        if setting.secret:
-            _put(settings, name, MASK)
+        value = _at(settings, name)
+        if setting.secret and value:
+            _put(settings, name, dict.fromkeys(value, MASK) if setting.kind == "options" else MASK)
     for extension in settings["extensions"].values():
         for leaf, setting in EXTENSION.items():
             if setting.secret and extension[leaf]:
                 extension[leaf] = MASK
-    settings["config"] = {
-        option: MASK if _SECRET_WORDS.search(option) or "@" in str(value) else value
-        for option, value in settings["config"].items()
-    }
     for place, name in (
         (settings, "redis_url"),
         (settings, "solr_url"),
         (settings["installer"], "index_url"),
         (settings["installer"], "find_links"),
     ):
-        # Up to the last @: a password may hold one, and a slash too.
-        place[name] = re.sub(r"://.*@", f"://{MASK}@", place[name])
+        place[name] = _without_login(place[name])
     return settings
+
+
+def mask(options: dict, hidden: Iterable[str], settings: dict) -> dict:
+    """
+    Mask the secrets among options of CKAN.
+
+    options
+        ``{option: value}``.
+    hidden
+        Options whose values are secret, whatever their names.
+    settings
+        The settings, with their secrets.
+
+    Returns the same options. Masked is a value whose option is called a password, a secret, a token or a key, and one
+    in which a secret of the settings stands; of an address, user and password.
+
+    CLI Example: not for the command line, since the settings hold secrets.
+    """
+    secrets = {_at(settings, name) for name, setting in SCHEMA.items() if setting.secret and setting.kind == "str"}
+    # A password of three letters would be found everywhere.
+    secrets = {secret for secret in secrets if len(secret) > 3}
+    shown = {}
+    for option, value in options.items():
+        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if option in hidden or _SECRET_WORDS.search(option) or any(secret in text for secret in secrets):
+            shown[option] = MASK
+        else:
+            shown[option] = _without_login(text) if "@" in text else value
+    return shown
+
+
+def secret_names() -> list[str]:
+    """
+    Return the names of the settings that are secrets; ``*`` stands for any name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_settings.secret_names
+    """
+    names = [f"{name}:*" if setting.kind == "options" else name for name, setting in SCHEMA.items() if setting.secret]
+    names += [f"extensions:*:{leaf}" for leaf, setting in EXTENSION.items() if setting.secret]
+    # Addresses with a password in them.
+    return [*names, "redis_url", "solr_url", "installer:index_url", "installer:find_links", "config:*"]
 
 
 def validate(overrides: dict | None = None) -> bool:
@@ -230,6 +285,13 @@ def validate(overrides: dict | None = None) -> bool:
     """
     get(overrides)
     return True
+
+
+def _without_login(address: str) -> str:
+    """An address without user and password. Where no address can be seen around an @, nothing is shown."""
+    # Up to the last @: a password may hold one, and a slash too.
+    shown = re.sub(r"://.*@", f"://{MASK}@", address, flags=re.S)
+    return shown if shown != address or "@" not in address or "://" not in address else MASK
 
 
 def _resolve(pillar: Any, overrides: dict | None = None) -> dict:
@@ -277,7 +339,8 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
         return _extensions(key, value, problems)
     if value is None or value == "" and setting.required:
         if setting.required:
-            problems.append(f"{key} is missing; set it in the pillar")
+            made = ", or let the master make it (docs/secrets.md)" if key.startswith("ckan:secrets:") else ""
+            problems.append(f"{key} is missing; set it in the pillar{made}")
         return copy.deepcopy(setting.default)
     if setting.kind == "options":
         return _config(key, value, problems)
@@ -336,6 +399,8 @@ def _extensions(key: str, value: Any, problems: list[str]) -> dict:
             problems.append(f"{key}:{name} must be a dictionary such as {{url: ..., ref: ...}}")
             continue
         _unknown(f"{key}:{name}", content, set(EXTENSION), problems)
+        if content.get("remove") is True:
+            continue
         given = {leaf: content.get(leaf) for leaf in EXTENSION}
         got = {
             leaf: copy.deepcopy(s.default) if given[leaf] in (None, "") else _value(
@@ -343,6 +408,7 @@ def _extensions(key: str, value: Any, problems: list[str]) -> dict:
             )
             for leaf, s in EXTENSION.items()
         }  # fmt: skip
+        del got["remove"]
         got["kind"] = _kind_of_origin(f"{key}:{name}", given, problems)
         _check_origin(f"{key}:{name}", got, problems)
         result[name] = got
@@ -426,7 +492,7 @@ def _config(key: str, value: Any, problems: list[str]) -> dict:
         problems.append(f"{key} must be a dictionary of CKAN's options")
         return {}
     for option, content in value.items():
-        if not isinstance(option, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", option):
+        if not isinstance(option, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", option):
             problems.append(f"{key}: {option!r} cannot be the name of an option; correct it")
         items = content if isinstance(content, list) else [content]
         for item in items:
@@ -449,6 +515,11 @@ def _derive(settings: dict, pillar: dict) -> None:
             paths[name] = value.format(root=root, site=site, home=paths["home"])
     if "uv" not in pillar["installer"]:
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
+    database, store = settings["database"], settings["datastore"]
+    if not store["user"]:
+        store.update(user=database["user"], password=store["password"] or database["password"])
+    for name in ("host", "port"):
+        store[name] = store[name] or database[name]
     for extension in settings["extensions"].values():
         extension["host_keys"] = [*extension["host_keys"], *settings["git"]["host_keys"]]
     if not settings["domain"] and _SITE_URL.fullmatch(settings["site_url"]):
@@ -466,6 +537,17 @@ def _check_together(settings: dict, problems: list[str]) -> None:
             problems.append(f"ckan:{name} ({value}) must be an absolute path without '..' or a slash at the end")
         elif re.search(r"[\s\"'{}$;%,]", value):
             problems.append(f"ckan:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
+    store = settings["datastore"]
+    if store["name"]:
+        problems += [
+            f"ckan:datastore:{name} is missing; a datastore needs it, set it in the pillar"
+            for name in ("password", "read_password")
+            if not store[name]
+        ]
+        if store["name"] == settings["database"]["name"] and store["host"] == settings["database"]["host"]:
+            problems.append("ckan:datastore:name is the database of CKAN itself; give the datastore one of its own")
+    for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
+        problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
     if not _SITE_URL.fullmatch(settings["site_url"]):
         problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
@@ -548,6 +630,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(content) for content in value]
     return value
+
+
+def _at(settings: dict, name: str) -> Any:
+    group, _, leaf = name.rpartition(":")
+    return (settings[group] if group else settings)[leaf]
 
 
 def _put(settings: dict, name: str, value: Any) -> None:

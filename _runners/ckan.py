@@ -5,8 +5,11 @@ the lock. An answer with ``error`` is a complaint, and makes the exit code 1: ``
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import json
 import os
+import re
 import time
 from typing import Any
 
@@ -68,6 +71,45 @@ def pending(env: str, extensions: dict | None = None) -> dict:
     if not planned["ok"]:
         return _complain(planned["comment"])
     return {key: planned[key] for key in ("release", "hosts", "extensions", "changes")}
+
+
+def encrypt(env: str, key: str, recipients: str = "") -> dict | str:
+    """
+    Encrypt a secret for the pillar. It is read from standard input, or asked for at the terminal.
+
+    env
+        The name of the environment.
+    key
+        The setting, such as ``database:password`` or ``extensions:ckanext-mycity:token``.
+    recipients
+        Keys to encrypt for, with commas between; by default all in the master's key ring that can be used.
+
+    Returns the lines of YAML to paste.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.encrypt production database:password
+        openssl rand -hex 32 | salt-run ckan.encrypt production secrets:session
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", str(env)):
+        return _complain(f"{env!r} cannot be the name of an environment")
+    key = str(key).removeprefix("ckan:")
+    # Salt's own way from a runner to an execution module.
+    names = __salt__["salt.cmd"]("ckan_settings.secret_names")
+    if not isinstance(names, list):
+        return _complain("the master does not know the formula's modules; type: salt-run saltutil.sync_all")
+    if not any(fnmatch.fnmatchcase(key, name) and key.count(":") == name.count(":") for name in names):
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return _complain(f"{key} is not a secret setting{hint}; the secret ones are {', '.join(names)}")
+    try:
+        secret = __salt__["ckan_secret.read"](f"{key} of {env}")
+        block = __salt__["ckan_secret.block"](key, secret, [name for name in recipients.split(",") if name])
+    except ValueError as exc:
+        return _complain(str(exc))
+    return f"# Into the secrets of {env}: a file of its pillar whose first line is #!yaml|gpg\n{block}"
 
 
 def lock(env: str, reason: str) -> dict | str:

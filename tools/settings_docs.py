@@ -33,6 +33,7 @@ GROUPS = {
     "git": "Git servers",
     "installer": "How packages are installed",
     "database": "PostgreSQL",
+    "datastore": "The database of the datastore",
     "secrets": "Secrets",
     "web": "nginx, uWSGI and the health check",
     "manage": "What the highstate may touch of the system",
@@ -94,6 +95,7 @@ and `ref`), the package index (`version`), or an archive (`archive` and `hash`).
 def page() -> str:
     """Return the whole text of the page."""
     parts = [INTRO]
+    assert {name.rpartition(":")[0] for name in SCHEMA} == GROUPS.keys()
     for group, title in GROUPS.items():
         names = [name for name in SCHEMA if name.rpartition(":")[0] == group]
         key = f"ckan:{group}" if group else "ckan"

@@ -8,6 +8,8 @@ The last line of standard output is ``CKAN-PROBE`` and one JSON object; plugins 
 Standard library only, besides what the release itself brings.
 """
 
+import configparser
+import difflib
 import json
 import os
 import subprocess
@@ -48,12 +50,12 @@ def check(ini: str, result: dict) -> None:
         result["errors"].append(f"{where} does not start: {one_line(exc)}")
         return
     result["plugins"] = str(config.get("ckan.plugins", "")).split()
-    check_configuration(result)
+    check_configuration(ini, result)
     check_migrations(config, result)
     check_search(app, result)
 
 
-def check_configuration(result: dict) -> None:
+def check_configuration(ini: str, result: dict) -> None:
     try:
         from ckan.common import config_declaration
     except ImportError:
@@ -61,10 +63,34 @@ def check_configuration(result: dict) -> None:
     # CKAN's own object: it holds the defaults, too, which the validators want.
     from ckan.common import config as loaded
 
+    check_names(ini, config_declaration, result)
     _, errors = config_declaration.validate(loaded)
     for key, messages in sorted((errors or {}).items()):
         # The message may quote the value, and the value may be a secret: the key is enough.
         result["errors"].append(f"configuration option {key} is not valid ({len(messages)} problem)")
+
+
+def check_names(ini: str, declaration, result: dict) -> None:
+    """Options that neither CKAN nor a plugin declares: an extension may do without declaring, so it is a warning."""
+    from ckan.config.declaration.option import Flag
+
+    parser = configparser.RawConfigParser()
+    parser.optionxform = str
+    with open(ini, encoding="utf-8") as handle:
+        parser.read_file(handle)
+    # What only older versions read, the formula gives to all.
+    given = [
+        name for name in parser["app:main"] if not (name in parser.defaults() or name == "use" or "beaker." in name)
+    ]
+    known = list(declaration.iter_options(exclude=Flag.none()))
+    strange = [name for name in given if not any(key == name for key in known)]
+    for name in list(strange):
+        close = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.85)
+        if close:
+            strange.remove(name)
+            result["warnings"].append(f"CKAN and its plugins do not know the option {name} (did you mean {close[0]}?)")
+    if strange:
+        result["warnings"].append(f"options that neither CKAN nor a plugin declares: {', '.join(strange)}")
 
 
 def check_migrations(config: dict, result: dict) -> None:
