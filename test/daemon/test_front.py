@@ -21,13 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon.conftest import Site
+from daemon.test_fleet import Visitors
 from salt.exceptions import CommandExecutionError
 
 from functional.conftest import Host, host, session_dir, session_loaders  # noqa: F401
 from parts.apache import Apache
 from parts.nginx import host_nginx
+from parts.portal import next_second
 from parts.ports import free_port
 from parts.process import sandbox, stop_all
+from stub import repos
 
 pytestmark = pytest.mark.daemon
 
@@ -343,3 +347,64 @@ def test_a_large_upload_limit_is_taken(door):
     door.host.pillar["web"]["upload_limit_mb"] = 50000
     door.install()
     eventually(lambda: door.ask(size=10)[0], 200)
+
+
+def test_a_process_of_mod_wsgi_never_imports_from_two_releases(host, tmp_path):  # noqa: F811
+    """A boot that failed is tried again in the same process, and by then `current` may name another release."""
+    pointer = tmp_path / "apache.wsgi"
+    done = host.loaders().states["file.managed"](
+        name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja"
+    )
+    assert done.result, done.comment
+    tried = (
+        "import os, runpy, signal\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('told to end'))\n"
+        "for target in ('releases/1', 'releases/2'):\n"
+        f"    link = {str(host.home / 'current')!r}\n"
+        "    os.path.islink(link) and os.unlink(link)\n"
+        "    os.symlink(target, link)\n"
+        f"    try:\n        runpy.run_path({str(pointer)!r})\n    except Exception as exc:\n        print(repr(exc))\n"
+    )
+    host.home.mkdir(parents=True, exist_ok=True)
+    said = subprocess.run(["/usr/bin/python3", "-c", tried], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[0].startswith("ModuleNotFoundError")
+    assert said.splitlines()[1] == "told to end" and "this process belongs to " in said.splitlines()[2]
+
+
+class ApacheSite(Site):
+    """One web host with Apache before the stand-in for CKAN."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, hosts=["web1"])
+        self.apache = Apache(self.sandbox, self.root("web1") / "etc/apache2/sites-enabled")
+        own = {"server": "apache", "apache_conf": str(self.apache.conf), "processes": 2}
+        self.settings["web"] = {**self.settings["web"], **own}
+        self.write_pillar(self.settings)
+
+
+def test_apache_serves_each_release_after_highstate_deploy_and_rollback(stub_base):
+    site = ApacheSite(stub_base)
+    try:
+        site.apache.start()
+        site.start()
+        done = site.highstate()
+        assert done["code"] == 0, done["text"]
+        first = site.current("web1")
+        assert (site.served(), site.get("/", "web1")[2]) == (["Hello one"], first)
+        assert not [s for s in site.highstate()["hosts"]["web1"].values() if s["changes"] or s["result"] is not True]
+        with Visitors(site) as visitors:
+            second = site.good_deploy("Hello two")
+            assert (site.served(), site.get("/", "web1")[2]) == (["Hello two"], second)
+            done = site.deploy("rollback")
+            assert done["code"] == 0, done["text"]
+            assert (site.served(), site.get("/", "web1")[2]) == (["Hello one"], first)
+        assert (visitors.failed, visitors.asked > 50) == ([], True)
+        # One that answers at the check, and not as it should through the front door: the one before is back.
+        site.write_host("web1", web={**site.settings["web"], "health_text": "no such text", "boot_timeout": 2})
+        next_second()
+        repos.commit_change(site.repo, "Hello three")
+        done = site.deploy()
+        assert done["code"] == 1 and "web1 failed at verify: " in done["text"], done["text"]
+        assert (site.linked(), site.served()) == ([first], ["Hello one"])
+    finally:
+        site.destroy()
