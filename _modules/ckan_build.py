@@ -50,7 +50,7 @@ def installer(settings: dict) -> dict:
 
 def obstacles(settings: dict, release: str) -> list[str]:
     """
-    Say what keeps a release from being made here: no base, no build user, older than what is there, disk, supervisor.
+    Say what keeps a release from being made here: no base, no build user, older than what is there, disk, web server.
 
     settings
         The settings.
@@ -79,8 +79,8 @@ def obstacles(settings: dict, release: str) -> list[str]:
             f"{free} MB are free under {paths['releases']}, ckan:disk_free_mb asks for {settings['disk_free_mb']}; "
             "make room (ckan_release.prune)"
         )
-    front = __salt__["ckan_web.front_problem"](settings)
-    return [*problems, front] if front else problems
+    asked = [__salt__[name](settings) for name in ("ckan_web.supervisor_problem", "ckan_front.front_problem")]
+    return problems + [problem for problem in asked if problem]
 
 
 def resolve(settings: dict) -> dict:
@@ -216,7 +216,7 @@ def _wanted(prepared: dict, settings: dict) -> list[dict]:
     """What is installed into a release: the extensions, and uWSGI, which a base that was adopted may not have."""
     keys = ("name", "editable", "place", "requirement", "files")
     wanted = [{key: item[key] for key in keys if key in item} for _, item in sorted(prepared.items())]
-    return wanted + ([{"name": "uwsgi", "requirement": "uwsgi"}] if settings["web"]["server"] != "none" else [])
+    return wanted + ([{"name": "uwsgi", "requirement": "uwsgi"}] if settings["web"]["server"] == "nginx" else [])
 
 
 def _patch_core(path: str, planned: list[dict]) -> list[dict]:

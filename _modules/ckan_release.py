@@ -3,7 +3,7 @@ The life of a release on one host: plan, build, check, migrate, start, activate,
 
 Each stage is a function that can be called on its own. A deploy over several hosts calls the same functions, a stage
 at a time on all hosts (``orch/deploy.sls``); ``deploy`` here runs them all on this host. How things are built, asked,
-stored and served is the business of ``ckan_build``, ``ckan_app``, ``ckan_store`` and ``ckan_web``.
+stored and served is the business of ``ckan_build``, ``ckan_app``, ``ckan_store``, ``ckan_web`` and ``ckan_front``.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def verify(release: str, by: str = "") -> dict:
         linked = __salt__["ckan_store.current"](settings["paths"])
         if linked != release:
             raise CommandExecutionError(f"current points to {linked or 'no release'} instead of {release}.")
-        return __salt__["ckan_web.health"](release, settings)
+        return __salt__["ckan_front.health"](release, settings)
 
 
 def finish(release: str, prune: bool = True, by: str = "") -> dict:
@@ -300,6 +300,7 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
                 _switch(paths, previous, "failed", by, reason)
             else:
                 os.unlink(paths["current"])  # a first deploy: there was none before
+                __salt__["ckan_web.switched"](settings)
         __salt__["ckan_web.stop"](path, settings)
         __salt__["ckan_store.set_state"](paths, release, "failed", by, reason)
         __salt__["ckan_web.forget"](path, settings)
@@ -363,7 +364,7 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         _switch(paths, target, "bad", by, reason or "rolled back")
         if finish:
             try:
-                __salt__["ckan_web.health"](target, settings)
+                __salt__["ckan_front.health"](target, settings)
             except CommandExecutionError as exc:
                 _switch(paths, left, "retired", by, str(exc))
                 raise CommandExecutionError(f"{exc}; this host is back on {left}") from exc
@@ -571,7 +572,7 @@ def status() -> dict:
     answers = ""
     if current_id:
         try:
-            answers = __salt__["ckan_web.health"](current_id, settings)["release"]
+            answers = __salt__["ckan_front.health"](current_id, settings, wait=False)["release"]
         except CommandExecutionError as exc:
             answers = str(exc)
     return {
@@ -611,6 +612,7 @@ def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) ->
         manifest["previous"] = previous
         __salt__["ckan_store.write"](paths, manifest)
     __salt__["ckan_store.point"](paths, release)
+    __salt__["ckan_web.switched"](_settings())
     __salt__["ckan_store.set_state"](paths, release, "live", by, bad_reason="")
     if previous:
         left = __salt__["ckan_store.read"](paths, previous)

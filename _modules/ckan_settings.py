@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Iterable
@@ -36,8 +37,10 @@ class Setting(NamedTuple):
     choices: tuple = ()
     secret: bool = False
     least: int = 0
+    most: int = 0
 
 
+_LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
 # Kinds: str, text (of several lines), int, bool, list (of words), lines (list of text),
 # options (free options of CKAN), extensions.
 SCHEMA = {
@@ -53,6 +56,9 @@ SCHEMA = {
     "paths:data": Setting("str", "{root}/var/lib/ckan/{site}", "Uploads, web assets, sessions."),
     "paths:log": Setting("str", "{root}/var/log/ckan", "Logs of the app servers."),
     "paths:nginx_site": Setting("str", "{root}/etc/nginx/conf.d/ckan-{site}.conf", "nginx's file of the site."),
+    "paths:apache_site": Setting(
+        "str", "{root}/etc/apache2/sites-enabled/ckan-{site}.conf", "Apache's file of the site."
+    ),
     "paths:supervisor_programs": Setting("str", "{root}/etc/supervisor/conf.d", "Where supervisor finds its programs."),
     "user": Setting("str", "www-data", "Who runs CKAN.", pattern=r"[a-z_][a-z0-9_-]*"),
     "group": Setting("str", "www-data", "The group that may read the ini.", pattern=r"[a-z_][a-z0-9_-]*"),
@@ -86,10 +92,10 @@ SCHEMA = {
     "config": Setting("options", {}, "Any option of CKAN; wins over what follows from the settings."),
     "site_url": Setting("str", "", "Address of the site, without a slash at the end.", required=True),
     "site_id": Setting("str", "default", "`ckan.site_id`."),
-    "domain": Setting("str", "", "Host name; by default that of `site_url`.", pattern=r"([A-Za-z0-9][A-Za-z0-9.-]*)?"),
-    "aliases": Setting("list", [], "Further host names.", pattern=r"[A-Za-z0-9*][A-Za-z0-9.*-]*"),
+    "domain": Setting("str", "", "Host name; by default that of `site_url`."),
+    "aliases": Setting("list", [], "Further host names; one may begin with `*.`."),
     "database:host": Setting("str", "localhost", "Host of PostgreSQL."),
-    "database:port": Setting("int", 5432, "Port of PostgreSQL.", least=1),
+    "database:port": Setting("int", 5432, "Port of PostgreSQL.", least=1, most=65535),
     "database:name": Setting("str", "ckan_default", "Name of the database."),
     "database:user": Setting("str", "ckan_default", "User of the database."),
     "database:password": Setting("str", "", "Password of that user.", required=True, secret=True),
@@ -107,9 +113,15 @@ SCHEMA = {
     "secrets:config": Setting(
         "options", {}, "Options of CKAN with secret values; as `config`, but shown nowhere.", secret=True
     ),
-    "web:server": Setting("str", "nginx", "nginx with uWSGI, or the site's own server.", choices=("nginx", "none")),
-    "web:listen": Setting("str", "80", "nginx's `listen`: a port or address:port.", pattern=r"[0-9A-Za-z_.:\[\]-]+"),
-    "web:processes": Setting("int", 2, "uWSGI processes.", least=1),
+    "web:server": Setting(
+        "str",
+        "nginx",
+        "nginx with uWSGI, Apache with mod_wsgi, or what you run yourself.",
+        choices=("nginx", "apache", "none"),
+    ),
+    "web:listen": Setting("str", "80", "Where http is served: a port or address:port.", pattern=_LISTEN),
+    "web:extra": Setting("text", "", "Lines put as they are into the site's `server` block or `VirtualHost`."),
+    "web:processes": Setting("int", 2, "Processes that run CKAN.", least=1),
     "web:threads": Setting("int", 4, "Threads of each process.", least=1),
     "web:boot_timeout": Setting("int", 90, "Seconds an app server has to answer after its start.", least=1),
     "web:drain_timeout": Setting("int", 20, "Seconds an old app server has to finish its requests.", least=0),
@@ -117,11 +129,18 @@ SCHEMA = {
     "web:health_path": Setting("str", "/api/3/action/status_show", "What the health check asks for.", pattern=r"/\S*"),
     "web:health_status": Setting("int", 200, "The status it expects.", least=100),
     "web:health_text": Setting("str", "", "Text that the answer must hold."),
-    "web:health_url": Setting("str", "", "The front door of this host; by default the port of `web:listen`."),
+    "web:health_url": Setting(
+        "str", "", "The front door of this host; by default the port of `tls:listen`, or of `web:listen`."
+    ),
     "web:nginx_conf": Setting("str", "", "Main configuration of an nginx of our own; empty for the system's."),
+    "web:apache_conf": Setting("str", "", "Main configuration of an Apache of our own; empty for the system's."),
     "web:supervisor_conf": Setting("str", "", "Configuration of a supervisor of our own; empty for the system's."),
-    "manage:packages": Setting("bool", True, "Highstate installs Debian packages and uv."),
-    "manage:services": Setting("bool", True, "Highstate starts nginx and supervisor."),
+    "tls:certificate": Setting("str", "", "File on the host with the certificate and its chain; empty for no https."),
+    "tls:key": Setting("str", "", "File on the host with the certificate's key."),
+    "tls:listen": Setting("str", "443", "Where https is served: a port or address:port.", pattern=_LISTEN),
+    "tls:redirect": Setting("bool", True, "Answer plain http with a redirect (301) to https."),
+    "manage:packages": Setting("bool", True, "Highstate installs Debian packages and uv, enables Apache's modules."),
+    "manage:services": Setting("bool", True, "Highstate starts nginx and supervisor, or Apache."),
     "manage:user": Setting("bool", True, "Highstate makes user and group."),
     "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
 }
@@ -159,6 +178,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_OPTION = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
 _SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_NAME_HINT = "write one such as data.example.org (letters beyond a-z as xn--...)"
 
 
 def __virtual__() -> str:
@@ -381,6 +402,8 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
         problems.append(f"{key} is {value!r}; use {' or '.join(setting.choices)}")
     elif wanted is int and value < setting.least:
         problems.append(f"{key} is {value}; use {setting.least} or more")
+    elif setting.most and value > setting.most:
+        problems.append(f"{key} is {value}; use {setting.most} or less")
     return value
 
 
@@ -528,10 +551,11 @@ def _derive(settings: dict, pillar: dict) -> None:
 
 def _check_together(settings: dict, problems: list[str]) -> None:
     paths = {f"paths:{name}": value for name, value in settings["paths"].items()}
-    for name in ("nginx_conf", "supervisor_conf"):
-        # Empty means the system's own.
-        if settings["web"][name]:
-            paths[f"web:{name}"] = settings["web"][name]
+    web, tls = settings["web"], settings["tls"]
+    optional = {f"web:{name}": web[name] for name in ("nginx_conf", "apache_conf", "supervisor_conf")}
+    optional.update({f"tls:{name}": tls[name] for name in ("certificate", "key")})
+    # Empty means the system's own, or none.
+    paths.update({name: value for name, value in optional.items() if value})
     for name, value in paths.items():
         if not os.path.isabs(value) or os.path.normpath(value) != value:
             problems.append(f"ckan:{name} ({value}) must be an absolute path without '..' or a slash at the end")
@@ -548,13 +572,50 @@ def _check_together(settings: dict, problems: list[str]) -> None:
             problems.append("ckan:datastore:name is the database of CKAN itself; give the datastore one of its own")
     for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
         problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
-    if not _SITE_URL.fullmatch(settings["site_url"]):
-        problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
+    _check_names(settings, problems)
+    for name, group in (("web:listen", web), ("tls:listen", tls)):
+        if not _port(group["listen"].rpartition(":")[2]):
+            problems.append(f"ckan:{name} ({group['listen']}) has no port from 1 to 65535; use one such as '8080'")
+    if bool(tls["certificate"]) != bool(tls["key"]):
+        there, missing = ("certificate", "key") if tls["certificate"] else ("key", "certificate")
+        problems.append(f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none")
+    if tls["certificate"] and tls["listen"] == web["listen"]:
+        problems.append(f"ckan:tls:listen and ckan:web:listen are both {tls['listen']}; give each a port of its own")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
-    if settings["web"]["server"] != "none" and len(socket.encode()) > SOCKET_LIMIT:
+    if web["server"] == "nginx" and len(socket.encode()) > SOCKET_LIMIT:
         problems.append(
             f"{socket} is longer than the {SOCKET_LIMIT} bytes a unix socket may have; choose a shorter ckan:paths:home"
         )
+
+
+def _check_names(settings: dict, problems: list[str]) -> None:
+    """The names that visitors type: those of `domain` and `aliases`, and the one in `site_url`."""
+    if not _SITE_URL.fullmatch(settings["site_url"]):
+        problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
+        return
+    host, port = _SITE_URL.fullmatch(settings["site_url"]).groups()
+    if not _host(host.strip("[]")):
+        problems.append(f"ckan:site_url has {host} in it, which is not a host name; {_NAME_HINT}")
+    elif not _host(settings["domain"]):
+        problems.append(f"ckan:domain ({settings['domain']}) is not a host name; {_NAME_HINT}")
+    if port and not _port(port[1:]):
+        problems.append(f"ckan:site_url has the port {port[1:]}; use one from 1 to 65535")
+    for alias in settings["aliases"]:
+        if not _host(alias.removeprefix("*.")):
+            problems.append(f"ckan:aliases has the item {alias!r}, which is not a host name; {_NAME_HINT}")
+
+
+def _host(name: str) -> bool:
+    """Whether this is a host name as DNS has them, or an address."""
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))
+
+
+def _port(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 1 <= int(text) <= 65535
 
 
 def _override(pillar: dict, overrides: dict, problems: list[str]) -> None:

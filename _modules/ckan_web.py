@@ -1,12 +1,14 @@
 """
-App servers, the front door and their health: one uWSGI per release under supervisor, nginx before them.
+App servers: one uWSGI per release under supervisor, for nginx; or the processes of Apache's mod_wsgi.
 
 Nothing here knows how a release is built. A release is a directory: its app server listens on ``run/web.sock`` in it.
-With ``web:server: none`` the site's own server does all this, and the functions here do nothing.
+Apache starts its processes itself, so there is nothing to start and to stop then; they are only told of a switch. With
+``web:server: none`` the site's own server does all this, and the functions here do nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -42,7 +44,7 @@ def start(path: str, settings: dict) -> dict:
 
     CLI Example: not for the command line; use ``ckan_release.start``.
     """
-    if settings["web"]["server"] == "none":
+    if settings["web"]["server"] != "nginx":
         return {"started": False, "seconds": 0.0}
     begun = time.monotonic()
     if _asks(path, settings) is None:
@@ -71,8 +73,6 @@ def stop(path: str, settings: dict, drain: bool = True) -> bool:
 
     CLI Example: not for the command line.
     """
-    if settings["web"]["server"] == "none":
-        return False
     program = _program(path, settings)
     conf = os.path.join(settings["paths"]["supervisor_programs"], f"{program}.conf")
     if not os.path.exists(conf):
@@ -141,41 +141,72 @@ def ask(path: str, settings: dict) -> str:
     return os.path.basename(path)
 
 
-def health(release: str, settings: dict) -> dict:
+def switched(settings: dict) -> None:
     """
-    Ask through the front door, with the site's host name, and compare the release that answers.
+    Let Apache's processes see that ``current`` names another release now; uWSGI's need not know.
 
-    release
-        The id of the release that must answer.
     settings
         The settings.
 
-    Returns ``{"status": 200, "release": ..., "seconds": ...}``. Raises ``CommandExecutionError`` when the status, the
-    text or the release is another.
+    A process of mod_wsgi that finds its file touched hands the request at hand to a new process, and ends. So no
+    request fails or is lost, which a reload of Apache cannot promise; and no other site's configuration is in the way.
 
-    CLI Example: not for the command line; use ``ckan_release.verify``.
+    CLI Example: not for the command line; ``ckan_release.activate`` uses it.
+    """
+    if settings["web"]["server"] == "apache":
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(os.path.join(settings["paths"]["config"], "apache.wsgi"))
+
+
+def judge(connection: http.client.HTTPConnection, settings: dict) -> tuple[str, str]:
+    """
+    Ask over a connection what the health check asks, and judge the answer.
+
+    connection
+        A connection that is not yet open.
+    settings
+        The settings.
+
+    Returns what is wrong and the release that answered, each ``''`` when there is none. Raises ``OSError`` when nobody
+    answers.
+
+    CLI Example: not for the command line; ``ckan_front.health`` uses it.
     """
     web = settings["web"]
-    if web["server"] == "none":
-        return {"status": 0, "release": release, "seconds": 0.0}
-    url = web["health_url"] or f"http://127.0.0.1:{str(web['listen']).rsplit(':', 1)[-1]}"
-    host = url.split("://", 1)[-1].rstrip("/")
-    secure = url.startswith("https://")
-    begun = time.monotonic()
-    maker = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     try:
-        problem, answered = _judge(maker(host, timeout=web["boot_timeout"]), settings)
-    except OSError as exc:
-        problem, answered = f"does not answer ({exc})", ""
-    if not problem and answered != release:
-        problem = f"is answered by release {answered or 'unknown'} instead of {release}"
-    if problem:
-        log = _log(release, settings)
-        raise CommandExecutionError(f"the front door {url}{web['health_path']} {problem}; see {log}")
-    return {"status": web["health_status"], "release": answered, "seconds": round(time.monotonic() - begun, 3)}
+        headers = {"Host": settings["domain"], "User-Agent": "ckan-formula"}
+        connection.request("GET", web["health_path"], headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+    except http.client.HTTPException as exc:
+        return f"does not speak HTTP ({type(exc).__name__})", ""
+    finally:
+        connection.close()
+    answered = response.getheader(HEADER, "")
+    if response.status != web["health_status"]:
+        return f"answers {response.status} instead of {web['health_status']}", answered
+    if web["health_text"] and web["health_text"] not in body.decode("utf-8", "replace"):
+        return "answers without the expected text (web:health_text)", answered
+    return "", answered
 
 
-def front_problem(settings: dict) -> str:
+def log(release: str, settings: dict) -> str:
+    """
+    Say where the app server of a release writes what goes wrong.
+
+    release
+        The id of the release.
+    settings
+        The settings.
+
+    Returns the path of its log; Apache has one for all.
+
+    CLI Example: not for the command line.
+    """
+    return _log(release, settings) if settings["web"]["server"] == "nginx" else "Apache's error log"
+
+
+def supervisor_problem(settings: dict) -> str:
     """
     Say what keeps supervisor from being asked, or ``''``.
 
@@ -184,42 +215,12 @@ def front_problem(settings: dict) -> str:
 
     CLI Example: not for the command line; ``ckan_release.plan`` uses it.
     """
-    if settings["web"]["server"] == "none":
+    if settings["web"]["server"] != "nginx":
         return ""
     answer = __salt__["supervisord.status_raw"](conf_file=_supervisor_conf(settings))
     if "refused" in answer or "no such file" in answer or "SHUTDOWN" in answer:
         return f"supervisor does not answer ({_last(answer)}); start it"
     return ""
-
-
-def reload_front(settings: dict | None = None) -> bool:
-    """
-    Let nginx read its configuration anew, after it found it valid.
-
-    settings
-        The settings; by default those of this minion.
-
-    Returns True. Raises ``CommandExecutionError`` with nginx's own words when the configuration is not valid; the one
-    that runs stays.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt web1 ckan_web.reload_front
-    """
-    settings = settings or __salt__["ckan_settings.get"]()
-    conf = settings["web"]["nginx_conf"]
-    nginx = ["nginx", *(["-p", os.path.dirname(conf), "-c", conf] if conf else [])]
-    tested = _run([*nginx, "-t", "-q"])
-    if tested["retcode"] != 0:
-        raise CommandExecutionError(
-            f"nginx finds its configuration not valid, so it was not reloaded: {_last(tested['stderr'])}"
-        )
-    done = _run([*nginx, "-s", "reload"])
-    if done["retcode"] != 0:
-        raise CommandExecutionError(f"nginx cannot be reloaded (is it running?): {_last(done['stderr'])}")
-    return True
 
 
 def forget(path: str, settings: dict) -> None:
@@ -269,7 +270,7 @@ def _asks(path: str, settings: dict) -> str | None:
     if not os.path.exists(sock):
         return "is not listening"
     try:
-        problem, answered = _judge(_UnixConnection(sock, settings["web"]["boot_timeout"]), settings)
+        problem, answered = judge(_UnixConnection(sock, settings["web"]["boot_timeout"]), settings)
     except OSError as exc:
         return f"does not answer ({exc})"
     if problem:
@@ -277,25 +278,6 @@ def _asks(path: str, settings: dict) -> str | None:
     if answered != os.path.basename(path):
         return f"is answered by release {answered or 'unknown'}"
     return None
-
-
-def _judge(connection: http.client.HTTPConnection, settings: dict) -> tuple[str, str]:
-    web = settings["web"]
-    try:
-        headers = {"Host": settings["domain"], "User-Agent": "ckan-formula"}
-        connection.request("GET", web["health_path"], headers=headers)
-        response = connection.getresponse()
-        body = response.read()
-    except http.client.HTTPException as exc:
-        return f"does not speak HTTP ({type(exc).__name__})", ""
-    finally:
-        connection.close()
-    answered = response.getheader(HEADER, "")
-    if response.status != web["health_status"]:
-        return f"answers {response.status} instead of {web['health_status']}", answered
-    if web["health_text"] and web["health_text"] not in body.decode("utf-8", "replace"):
-        return "answers without the expected text (web:health_text)", answered
-    return "", answered
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -389,9 +371,3 @@ def _tail(path: str) -> str:
 def _last(text: str) -> str:
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
     return lines[-1] if lines else "no message"
-
-
-def _run(command: list[str]) -> dict:
-    return __salt__["cmd.run_all"](
-        command, python_shell=False, output_loglevel="quiet", ignore_retcode=True, timeout=30, stdin=""
-    )

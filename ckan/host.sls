@@ -19,9 +19,26 @@ ckan-packages:
       {%- if settings.web.server == 'nginx' %}
       - nginx
       - supervisor
+      {%- elif settings.web.server == 'apache' %}
+      - apache2
+      - libapache2-mod-wsgi-py3
       {%- endif %}
     - require_in:
       - file: ckan-directories
+{%- if settings.web.server == 'apache' %}
+
+ckan-apache-modules:
+  cmd.run:
+    - name: a2enmod -q wsgi headers ssl
+    - creates:
+      - /etc/apache2/mods-enabled/wsgi.load
+      - /etc/apache2/mods-enabled/headers.load
+      - /etc/apache2/mods-enabled/ssl.load
+    - require:
+      - pkg: ckan-packages
+    - require_in:
+      - file: ckan-directories
+{%- endif %}
 {%- endif %}
 
 {%- if settings.manage.user %}

@@ -1,4 +1,4 @@
-{#- The WSGI pointer, and nginx before the app servers. -#}
+{#- The WSGI pointer, and the front door: nginx before the app servers, or Apache. -#}
 {%- set settings = salt['ckan_settings.show']() %}
 {%- set paths = settings.paths %}
 include:
@@ -15,32 +15,28 @@ ckan-{{ name }}:
     - require:
       - file: ckan-directories
 {%- endfor %}
-{%- if settings.web.server == 'nginx' %}
+{%- if settings.web.server != 'none' %}
+
+# Before the services: one that is down reads the file when it starts, one that runs is reloaded here.
+ckan-front:
+  ckan_front.installed:
+    - name: {{ settings.web.server }}
+    - require:
+      - file: ckan-wsgi.py
+      - file: ckan-apache.wsgi
 {%- if settings.manage.services %}
 
 ckan-services:
   service.running:
     - names:
+      {%- if settings.web.server == 'nginx' %}
       - nginx
       - supervisor
+      {%- else %}
+      - apache2
+      {%- endif %}
     - enable: True
-{%- endif %}
-
-ckan-nginx-site:
-  file.managed:
-    - name: {{ paths.nginx_site }}
-    - source: salt://ckan/files/nginx-site.conf.jinja
-    - template: jinja
-    - mode: '0644'
-    - makedirs: True
-
-ckan-nginx-reload:
-  module.run:
-    - ckan_web.reload_front: []
-    - onchanges:
-      - file: ckan-nginx-site
-    {%- if settings.manage.services %}
     - require:
-      - service: ckan-services
-    {%- endif %}
+      - ckan_front: ckan-front
+{%- endif %}
 {%- endif %}

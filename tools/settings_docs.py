@@ -35,7 +35,8 @@ GROUPS = {
     "database": "PostgreSQL",
     "datastore": "The database of the datastore",
     "secrets": "Secrets",
-    "web": "nginx, uWSGI and the health check",
+    "web": "The web server, the app servers and the health check",
+    "tls": "https; the certificate is put on the host by others",
     "manage": "What the highstate may touch of the system",
 }
 INTRO = f"""\
@@ -75,10 +76,10 @@ before it changes anything.
   message holds the value of a secret. `show` also masks options of CKAN with a name such as `password`, `secret`,
   `token` or `key`, options with an `@` in their value, and user and password of an address.
 - **Several sites on one machine.** Another `site` has its own home (`/usr/lib/ckan/sites/SITE`), its own base in it,
-  and its own configuration, data and nginx file; the log directory and supervisor's directory are shared. Give it
-  a database, a Solr core, a Redis database and a domain of its own too: these do not follow from `site`.
-- **Paths**, `ckan:web:nginx_conf` and `ckan:web:supervisor_conf` among them, are absolute and without `..`, blanks
-  or any of `"'{{}}$;%,`. The path of a release's socket has a limit of {SOCKET_LIMIT} bytes.
+  and its own configuration, data and file of the web server; the log directory and supervisor's directory are shared.
+  Give it a database, a Solr core, a Redis database and a domain of its own too: these do not follow from `site`.
+- **Paths**, `ckan:web:*_conf`, `ckan:tls:certificate` and `ckan:tls:key` among them, are absolute and without `..`,
+  blanks or any of `"'{{}}$;%,`. The path of a release's socket has a limit of {SOCKET_LIMIT} bytes.
   `root` is put before every default path, and before none that is given.
 - **For one deploy** only `extensions` may differ: `extensions: {{ckanext-mycity: {{ref: fix-42}}}}` beside `env`.
 """

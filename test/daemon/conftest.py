@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def stub_base() -> Path:
 class Site(Portal):
     """The portal of the daemon tests: one extension, and settings that a test may change for one host."""
 
-    def __init__(self, base: Path) -> None:
-        super().__init__(sandbox("ckan-t-"), base)
+    def __init__(self, base: Path, hosts: Sequence[str] = ("web1", "web2")) -> None:
+        super().__init__(sandbox("ckan-t-"), base, hosts)
         self.repo = repos.make_repo(self.sandbox, "mycity", "Hello one", backend="uv_build")
         self.settings: dict[str, Any] = {
             "extensions": {"ckanext-mycity": {"url": str(self.repo), "ref": "main"}},

@@ -78,6 +78,7 @@ def test_the_least_pillar_gets_every_default():
         "data": "/var/lib/ckan/default",
         "log": "/var/log/ckan",
         "nginx_site": "/etc/nginx/conf.d/ckan-default.conf",
+        "apache_site": "/etc/apache2/sites-enabled/ckan-default.conf",
         "supervisor_programs": "/etc/supervisor/conf.d",
     }
     assert settings["installer"]["uv"] == "/usr/lib/ckan/shared/tools/bin/uv"
@@ -291,7 +292,9 @@ def test_another_origin_for_one_deploy_takes_the_place_of_the_one_in_the_pillar(
         ({"extensions": ["a"]}, "ckan:extensions must be a dictionary of extensions by name"),
         ({"extensions": {"a": "main"}}, "ckan:extensions:a must be a dictionary such as {url: ..., ref: ...}"),
         ({"plugins": ["a", "b", "a"]}, "ckan:plugins lists a twice; remove one"),
-        ({"aliases": ["a.org;"]}, "ckan:aliases has the item 'a.org;', which is not valid; correct it"),
+        ({"database__port": 0}, "ckan:database:port is 0; use 1 or more"),
+        ({"database__port": 65536}, "ckan:database:port is 65536; use 65535 or less"),
+        ({"web__server": "lighttpd"}, "ckan:web:server is 'lighttpd'; use nginx or apache or none"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_key(changes, message):
@@ -398,7 +401,7 @@ def test_a_path_that_a_configuration_file_would_read_otherwise_is_refused(path):
     assert refused(pillar(paths={"data": path})).startswith(f"ckan:paths:data ({path}) has blanks or one of ")
 
 
-@pytest.mark.parametrize("name", ["nginx_conf", "supervisor_conf"])
+@pytest.mark.parametrize("name", ["nginx_conf", "apache_conf", "supervisor_conf"])
 def test_a_configuration_of_an_own_server_is_an_absolute_path(name):
     assert ckan_settings._resolve(pillar(web={name: "/srv/own.conf"}))["web"][name] == "/srv/own.conf"
     for path in ("own.conf", "../own.conf", "-x"):
@@ -416,7 +419,8 @@ def test_a_path_too_long_for_a_socket_is_refused_where_there_is_a_socket():
     ckan_settings._resolve(pillar(paths={"home": longest}))
     message = refused(pillar(paths={"home": longest + "x"}))
     assert "longer than the 107 bytes" in message and message.endswith("choose a shorter ckan:paths:home")
-    ckan_settings._resolve(pillar(paths={"home": longest + "x"}, web__server="none"))
+    for server in ("apache", "none"):
+        ckan_settings._resolve(pillar(paths={"home": longest + "x"}, web__server=server))
 
 
 @pytest.mark.parametrize(
@@ -448,6 +452,71 @@ def test_the_domain_is_the_host_of_the_site_url(url, domain):
 
 def test_a_domain_that_is_given_wins():
     assert ckan_settings._resolve(pillar(domain="inside.example.org"))["domain"] == "inside.example.org"
+
+
+NO_NAMES = ["a..b", ".a", "a.", "-a.org", "a-.org", "a_b.org", "a;b", "a.org/", "é.org", "a." * 127 + "ab", "x" * 64]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_domain_or_alias_that_is_no_host_name_is_refused_by_its_key(name):
+    hint = "; write one such as data.example.org (letters beyond a-z as xn--...)"
+    assert refused(pillar(domain=name)) == f"ckan:domain ({name}) is not a host name{hint}"
+    for alias in (name, f"*.{name}"):
+        assert refused(pillar(aliases=["b.org", alias])) == (
+            f"ckan:aliases has the item {alias!r}, which is not a host name{hint}"
+        )
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "1.org", "xn--9ca.org", "a-b.example.org", "x" * 63, "a." * 126 + "a"])
+def test_usual_host_names_are_accepted(name):
+    settings = ckan_settings._resolve(pillar(domain=name, aliases=[f"www.{name}"[:253], f"*.{name}"]))
+    assert settings["domain"] == name
+
+
+@pytest.mark.parametrize("alias", ["*", "*.", "a.*", "*a.org", "**.a.org", "*.*.a.org"])
+def test_an_alias_is_open_at_its_beginning_only(alias):
+    assert refused(pillar(aliases=[alias])).startswith(f"ckan:aliases has the item {alias!r}, which is not a host name")
+
+
+@pytest.mark.parametrize("host", ["a..org", "-a.org", "a_b.org", "x" * 64])
+def test_a_site_url_whose_host_is_no_host_name_is_refused(host):
+    message = refused(pillar(site_url=f"https://{host}:8443"))
+    assert message.startswith(f"ckan:site_url has {host} in it, which is not a host name; ")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_port_that_does_not_exist_is_refused_by_its_key(port):
+    assert refused(pillar(site_url=f"http://data.example.org:{port}")) == (
+        f"ckan:site_url has the port {port}; use one from 1 to 65535"
+    )
+    for key in ("web", "tls"):
+        for listen in (port, f"127.0.0.1:{port}", "127.0.0.1", "localhost:http", "80:"):
+            message = refused(pillar(**{f"{key}__listen": listen}))
+            assert message == f"ckan:{key}:listen ({listen}) has no port from 1 to 65535; use one such as '8080'"
+
+
+@pytest.mark.parametrize("listen", ["80", "127.0.0.1:8080", "[::]:80", "localhost:65535"])
+def test_usual_places_to_listen_are_accepted(listen):
+    assert ckan_settings._resolve(pillar(web__listen=listen))["web"]["listen"] == listen
+
+
+def test_a_certificate_has_a_key_and_both_are_absolute_paths():
+    both = {"certificate": "/etc/ssl/c.pem", "key": "/etc/ssl/k.pem"}
+    assert ckan_settings._resolve(pillar(tls=both))["tls"] == {**both, "listen": "443", "redirect": True}
+    for there, missing in (("certificate", "key"), ("key", "certificate")):
+        assert refused(pillar(tls={there: both[there]})) == (
+            f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none"
+        )
+        assert f"ckan:tls:{there} (c.pem) must be an absolute path" in refused(pillar(tls={**both, there: "c.pem"}))
+    message = refused(pillar(tls=both, web__listen="443"))
+    assert message == "ckan:tls:listen and ckan:web:listen are both 443; give each a port of its own"
+
+
+def test_extra_lines_for_the_web_server_are_text_of_several_lines():
+    lines = "location /x {\n\treturn 204;\n}\n"
+    assert ckan_settings._resolve(pillar(web__extra=lines))["web"]["extra"] == lines
+    assert refused(pillar(web__extra=["a"])) == "ckan:web:extra is a list; put the value in quotes in the pillar"
+    assert refused(pillar(web__extra="a\x00")) == "ckan:web:extra has control characters in it; remove them"
 
 
 # Secrets.

@@ -1,0 +1,410 @@
+"""
+The front door, by asking it: a real nginx and a real Apache with the site's file, over http and https.
+
+Most of it needs no Salt daemons: a host seen through Salt's loaders, and behind its door an application that tells what
+reached it. The last tests are a web host under a master, with Apache before the small stand-in for CKAN.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socketserver
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon.conftest import Site
+from daemon.test_fleet import Visitors
+from salt.exceptions import CommandExecutionError
+
+from functional.conftest import Host, host, session_dir, session_loaders  # noqa: F401
+from parts.apache import Apache
+from parts.nginx import host_nginx
+from parts.portal import next_second
+from parts.ports import free_port
+from parts.process import sandbox, stop_all
+from stub import repos
+
+pytestmark = pytest.mark.daemon
+
+DOMAIN, RELEASE = "portal.example.org", "20260101000000Z"
+# A release whose CKAN is this application: it tells what reached it.
+ECHO = """
+import json
+def make_app(config):
+    def app(environ, start_response):
+        environ["wsgi.input"].read()
+        names = ("HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_FOR", "HTTP_HOST", "HTTP_AUTHORIZATION", "wsgi.url_scheme")
+        told = {name: environ.get(name, "") for name in names}
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [json.dumps(told).encode()]
+    return app
+"""
+
+
+class Backend(BaseHTTPRequestHandler):
+    """What listens on the socket of a release, in place of uWSGI."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        told = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in self.headers.items()}
+        body = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("X-CKAN-Release", RELEASE)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def address_string(self) -> str:
+        return "nginx"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Door:
+    """A host, its web server, and a release behind it that echoes."""
+
+    def __init__(self, host: Host, server: str, place: Path) -> None:  # noqa: F811
+        self.host, self.server, self.place = host, server, place
+        self.port, self.tls_port = free_port(), free_port()
+        self.site = host.root / f"sites/ckan-{server}.conf"
+        part = host_nginx(place, self.site.parent) if server == "nginx" else Apache(place, self.site.parent)
+        self.part = part
+        host.pillar["paths"] = {**host.pillar["paths"], f"{server}_site": str(self.site)}
+        host.pillar["web"] = {
+            "server": server, "listen": f"127.0.0.1:{self.port}", f"{server}_conf": str(part.conf), "processes": 1,
+            "boot_timeout": 10,
+        }  # fmt: skip
+        host.pillar["aliases"] = ["www.example.org", "*.open.example.org"]
+        self._make_release()
+
+    def _make_release(self) -> None:
+        release = self.host.home / "releases" / RELEASE
+        (release / "run").mkdir(parents=True)
+        packages = release / "lib/python3.11/site-packages/ckan"
+        (packages / "config").mkdir(parents=True)
+        (packages / "cli.py").write_text("class CKANConfigLoader:\n    __init__ = get_config = lambda *_: None\n")
+        (packages / "config/middleware.py").write_text(ECHO)
+        (release / "release.json").write_text(json.dumps({"id": RELEASE, "state": "live"}))
+        (self.host.home / "current").symlink_to(f"releases/{RELEASE}")
+        pointer = self.host.root / "etc/ckan/default/apache.wsgi"
+        done = self.host.loaders().states["file.managed"](
+            name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja", makedirs=True
+        )
+        assert done.result, done.comment
+
+    def with_tls(self, **more: Any) -> None:
+        name = self.place / "cert"
+        self.host.pillar["tls"] = {
+            "certificate": f"{name}.pem", "key": f"{name}.key", "listen": f"127.0.0.1:{self.tls_port}", **more,
+        }  # fmt: skip
+        subject = [
+            "-subj",
+            f"/CN={DOMAIN}",
+            "-days",
+            "2",
+            "-nodes",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ]
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        subprocess.run(["openssl", "req", "-x509", *subject, *files], check=True, capture_output=True)
+
+    def with_extra(self, lines: str) -> None:
+        self.host.pillar["web"] = {**self.host.pillar["web"], "extra": lines}
+
+    def state(self, test: bool = False) -> dict[str, Any]:
+        done = self.host.loaders(test=test).states["ckan_front.installed"](name=self.server)
+        return {"result": done.result, "comment": done.comment, "changes": done.changes}
+
+    def install(self) -> dict[str, Any]:
+        done = self.state()
+        assert done["result"] is True, done["comment"]
+        return done
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        modules = self.host.loaders().modules
+        return modules[function](*arguments, modules["ckan_settings.get"]())
+
+    def ask(
+        self,
+        path: str = "/",
+        name: str = DOMAIN,
+        secure: bool = False,
+        source: str = "127.0.0.1",
+        size: int = 0,
+        **headers: str,
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Ask once; returns status, body and headers. A status of 0 means that nobody answered."""
+        port = self.tls_port if secure else self.port
+        context = ssl._create_unverified_context()
+        made = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        options = {"context": context} if secure else {}
+        connection = made("127.0.0.1", port, timeout=10, source_address=(source, 0), **options)
+        try:
+            method, body = ("POST", b"x" * size) if size else ("GET", None)
+            connection.request(method, path, body=body, headers={"Host": name, **headers})
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            told = json.loads(text) if text.startswith("{") else text
+            return answer.status, told, dict(answer.getheaders())
+        except OSError:
+            return 0, "", {}
+        finally:
+            connection.close()
+
+
+def eventually(say: Callable[[], Any], wanted: Any) -> None:
+    """A reload is under way when the command that asked for it is over."""
+    deadline = time.monotonic() + 10
+    while (said := say()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert said == wanted
+
+
+@pytest.fixture(params=["nginx", "apache"])
+def cold_door(request: pytest.FixtureRequest, host: Host) -> Iterator[Door]:  # noqa: F811
+    """A host whose web server is not started yet."""
+    place = sandbox("ckan-d-")
+    door = Door(host, request.param, place)
+    backend = None
+    if request.param == "nginx":
+        path = str(host.home / "releases" / RELEASE / "run/web.sock")
+        backend = socketserver.ThreadingUnixStreamServer(path, Backend)
+        os.chmod(path, 0o666)
+        threading.Thread(target=backend.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield door
+    finally:
+        stop_all(place)
+        if backend:
+            backend.shutdown()
+            backend.server_close()
+        subprocess.run(["rm", "-rf", str(place)], check=True)
+
+
+@pytest.fixture
+def door(cold_door: Door) -> Door:
+    """A host whose web server runs, with another site that is the default one."""
+    default = {
+        "nginx": f"server {{ listen 127.0.0.1:{cold_door.port} default_server; return 410; }}\n",
+        "apache": f"<VirtualHost 127.0.0.1:{cold_door.port}>\nServerName other\nRedirect 410 /\n</VirtualHost>\n",
+    }[cold_door.server]
+    (cold_door.site.parent / "000-default.conf").write_text(default)
+    cold_door.part.start()
+    return cold_door
+
+
+def test_domain_and_aliases_answer_and_other_names_do_not_get_the_site(door):
+    door.install()
+    eventually(lambda: door.ask()[0], 200)
+    for name in (DOMAIN, DOMAIN.upper(), "www.example.org", "a.open.example.org"):
+        status, told, _ = door.ask(name=name)
+        assert (status, told["HTTP_HOST"].lower()) == (200, name.lower())
+    for name in ("open.example.org", "example.org", "127.0.0.1"):
+        status, told, _ = door.ask(name=name)
+        assert (status, "HTTP_HOST" in told) == (410, False)
+
+
+def test_the_state_predicts_writes_and_then_changes_nothing(door):
+    foreseen = door.state(test=True)
+    assert (foreseen["result"], foreseen["changes"]) == (None, {str(door.site): "new file"})
+    assert not door.site.exists()
+    done = door.install()
+    assert done["changes"] == {str(door.site): "new file"} and "the server was reloaded" in done["comment"]
+    for again in (door.state(), door.state(test=True)):
+        assert (again["result"], again["changes"]) == (True, {})
+    door.host.pillar["aliases"] = []
+    assert "www.example.org" in door.state(test=True)["changes"][str(door.site)]
+    assert "www.example.org" not in door.call("ckan_front.render")
+
+
+def test_an_upload_above_the_limit_is_refused_and_one_below_is_not(door):
+    door.host.pillar["web"]["upload_limit_mb"] = 1
+    door.install()
+    eventually(lambda: door.ask()[0], 200)
+    assert door.ask(size=1024 * 1024)[0] == 200
+    assert door.ask(size=1024 * 1024 + 1)[0] == 413
+
+
+def test_plain_http_is_sent_to_https_with_path_and_query(door):
+    door.with_tls()
+    door.host.pillar["site_url"] = f"https://{DOMAIN}"
+    door.install()
+    eventually(lambda: (door.ask()[0], door.ask(secure=True)[0]), (301, 200))
+    for name in (DOMAIN, "www.example.org"):
+        status, _, headers = door.ask("/dataset/a%20b?q=x%26y&page=2", name)
+        assert (status, headers["Location"]) == (301, f"https://{DOMAIN}/dataset/a%20b?q=x%26y&page=2")
+    assert door.ask("/x", secure=True)[1]["HTTP_X_FORWARDED_PROTO"] == "https"
+    # The health check goes the same way as visitors who followed: it is no use to learn that there is a redirect.
+    assert door.call("ckan_front.health", RELEASE)["release"] == RELEASE
+    assert door.host.status()["answers"] == RELEASE
+
+
+def test_a_redirect_names_the_port_of_the_site_s_address(door):
+    door.with_tls()
+    door.host.pillar["site_url"] = f"https://{DOMAIN}:8443"
+    door.install()
+    eventually(lambda: door.ask("/x")[2].get("Location"), f"https://{DOMAIN}:8443/x")
+
+
+def test_without_the_redirect_both_ports_serve_the_site(door):
+    door.with_tls(redirect=False)
+    door.install()
+    eventually(lambda: (door.ask()[0], door.ask(secure=True)[0]), (200, 200))
+    told = [door.ask(secure=secure)[1]["HTTP_X_FORWARDED_PROTO"] for secure in (True, False)]
+    assert told == ["https", "http"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_scheme_of_visitors_is_that_of_the_site_s_address_where_others_end_tls(door, scheme):
+    door.host.pillar["site_url"] = f"{scheme}://{DOMAIN}"
+    door.install()
+    eventually(lambda: door.ask()[0], 200)
+    told = door.ask(**{"X-Forwarded-Proto": "gopher"})[1]
+    assert told["HTTP_X_FORWARDED_PROTO"] == scheme
+    # uWSGI makes it from the header, mod_wsgi has it from us.
+    assert told.get("wsgi.url_scheme", scheme) == scheme
+
+
+def test_credentials_reach_ckan_and_the_release_is_told_to_this_machine_only(door):
+    door.install()
+    eventually(lambda: door.ask()[0], 200)
+    _, told, headers = door.ask(Authorization="token-of-a-user")
+    assert told["HTTP_AUTHORIZATION"] == "token-of-a-user"
+    assert headers["X-CKAN-Release"] == RELEASE
+    status, _, headers = door.ask(source="127.0.0.2")
+    assert (status, headers.get("X-CKAN-Release", "")) == (200, "")
+
+
+def test_extra_lines_take_effect_and_wrong_ones_leave_everything_as_it_was(door):
+    good = {"nginx": 'add_header X-Extra "{x}";', "apache": 'Header set X-Extra "{x}"'}[door.server]
+    door.with_extra(f"# two lines\n{good}\n")
+    door.install()
+    eventually(lambda: door.ask("/nothing")[2].get("X-Extra"), "{x}")
+    before = door.site.read_text()
+    door.with_extra(f"{good}\nno_such_directive on;\n")
+    for test, result in ((True, None), (False, False)):
+        done = door.state(test=test)
+        assert done["result"] is result
+    words = {"nginx": 'directive "no_such_directive', "apache": "Invalid command 'no_such_directive'"}[door.server]
+    assert words in done["comment"] and str(door.site) in done["comment"]
+    assert f"{door.server} finds its configuration not valid" in done["comment"] and done["changes"] == {}
+    assert door.site.read_text() == before
+    assert sorted(path.name for path in door.site.parent.iterdir()) == ["000-default.conf", door.site.name]
+    assert door.ask()[2].get("X-Extra") == "{x}"
+
+
+def test_a_first_file_that_is_wrong_is_not_left_there(door):
+    door.with_extra("no_such_directive on\n")
+    assert door.state()["result"] is False
+    assert not door.site.exists()
+
+
+def test_a_certificate_that_is_not_there_is_said_in_the_server_s_words(door):
+    door.with_tls()
+    (door.place / "cert.pem").unlink()
+    done = door.state()
+    assert done["result"] is False and str(door.place / "cert.pem") in done["comment"], done["comment"]
+
+
+def test_a_server_that_is_down_reads_the_file_when_it_starts(cold_door):
+    door = cold_door
+    door.host.pillar["web"]["boot_timeout"] = 1
+    problem = door.call("ckan_front.front_problem")
+    assert problem.startswith(f"{door.server} does not listen on 127.0.0.1:{door.port} (Connection refused); start it")
+    done = door.install()
+    assert "reads it when it starts" in done["comment"]
+    with pytest.raises(CommandExecutionError, match="does not answer .*Connection refused"):
+        door.call("ckan_front.health", RELEASE)
+    door.part.start()
+    assert door.call("ckan_front.front_problem") == ""
+    eventually(lambda: door.ask()[0], 200)
+
+
+def test_health_names_the_release_that_answers_instead(door):
+    door.install()
+    eventually(lambda: door.ask()[0], 200)
+    door.host.pillar["web"]["boot_timeout"] = 1
+    with pytest.raises(CommandExecutionError, match=f"is answered by release {RELEASE} instead of 20260101000001Z"):
+        door.call("ckan_front.health", "20260101000001Z")
+
+
+def test_a_large_upload_limit_is_taken(door):
+    door.host.pillar["web"]["upload_limit_mb"] = 50000
+    door.install()
+    eventually(lambda: door.ask(size=10)[0], 200)
+
+
+def test_a_process_of_mod_wsgi_never_imports_from_two_releases(host, tmp_path):  # noqa: F811
+    """A boot that failed is tried again in the same process, and by then `current` may name another release."""
+    pointer = tmp_path / "apache.wsgi"
+    done = host.loaders().states["file.managed"](
+        name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja"
+    )
+    assert done.result, done.comment
+    tried = (
+        "import os, runpy, signal\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('told to end'))\n"
+        "for target in ('releases/1', 'releases/2'):\n"
+        f"    link = {str(host.home / 'current')!r}\n"
+        "    os.path.islink(link) and os.unlink(link)\n"
+        "    os.symlink(target, link)\n"
+        f"    try:\n        runpy.run_path({str(pointer)!r})\n    except Exception as exc:\n        print(repr(exc))\n"
+    )
+    host.home.mkdir(parents=True, exist_ok=True)
+    said = subprocess.run(["/usr/bin/python3", "-c", tried], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[0].startswith("ModuleNotFoundError")
+    assert said.splitlines()[1] == "told to end" and "this process belongs to " in said.splitlines()[2]
+
+
+class ApacheSite(Site):
+    """One web host with Apache before the stand-in for CKAN."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, hosts=["web1"])
+        self.apache = Apache(self.sandbox, self.root("web1") / "etc/apache2/sites-enabled")
+        own = {"server": "apache", "apache_conf": str(self.apache.conf), "processes": 2}
+        self.settings["web"] = {**self.settings["web"], **own}
+        self.write_pillar(self.settings)
+
+
+def test_apache_serves_each_release_after_highstate_deploy_and_rollback(stub_base):
+    site = ApacheSite(stub_base)
+    try:
+        site.apache.start()
+        site.start()
+        done = site.highstate()
+        assert done["code"] == 0, done["text"]
+        first = site.current("web1")
+        assert (site.served(), site.get("/", "web1")[2]) == (["Hello one"], first)
+        assert not [s for s in site.highstate()["hosts"]["web1"].values() if s["changes"] or s["result"] is not True]
+        with Visitors(site) as visitors:
+            second = site.good_deploy("Hello two")
+            assert (site.served(), site.get("/", "web1")[2]) == (["Hello two"], second)
+            done = site.deploy("rollback")
+            assert done["code"] == 0, done["text"]
+            assert (site.served(), site.get("/", "web1")[2]) == (["Hello one"], first)
+        assert (visitors.failed, visitors.asked > 50) == ([], True)
+        # One that answers at the check, and not as it should through the front door: the one before is back.
+        site.write_host("web1", web={**site.settings["web"], "health_text": "no such text", "boot_timeout": 2})
+        next_second()
+        repos.commit_change(site.repo, "Hello three")
+        done = site.deploy()
+        assert done["code"] == 1 and "web1 failed at verify: " in done["text"], done["text"]
+        assert (site.linked(), site.served()) == ([first], ["Hello one"])
+    finally:
+        site.destroy()
