@@ -76,10 +76,12 @@ def targets(env: Any) -> dict:
             broken.append(host)
     if broken:
         # A host that may belong to it must not be left behind in silence.
-        return _no(
+        text = (
             f"the pillar of {', '.join(sorted(broken))} does not render (see the master's log), so it cannot be told "
-            f"what belongs to {env}; correct it"
         )
+        text += f"what belongs to {env}; correct it"
+        locked = sorted({key for host in broken for key in _undecryptable(host)})
+        return _no(f"{text}: the master has no key to decrypt {', '.join(locked)}" if locked else text)
     if env in by_env:
         return {"ok": True, "comment": "", "hosts": sorted(by_env[env])}
     known = "; ".join(f"{name}: {', '.join(sorted(hosts))}" for name, hosts in sorted(by_env.items()))
@@ -95,6 +97,21 @@ def _environment_of(host: str) -> tuple[str, bool]:
     # What the master remembers of a pillar that does not render now: enough to tell another environment's host.
     ckan = ((known if errors else pillar) or {}).get("ckan") or {}
     return (ckan.get("env") or "") if isinstance(ckan, dict) else "", not errors
+
+
+def _undecryptable(host: str) -> list[str]:
+    """The keys of a pillar that the master cannot decrypt: Salt's own message has the file only."""
+    _, grains, _ = salt.utils.minions.get_minion_data(host, __opts__)
+    opts = {**__opts__, "gpg_decrypt_must_succeed": False}
+    return _ciphertext("", salt.pillar.Pillar(opts, grains or {"fqdn": host}, host, "base").compile_pillar())
+
+
+def _ciphertext(key: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [found for name, inner in value.items() for found in _ciphertext(f"{key}:{name}".strip(":"), inner)]
+    if isinstance(value, list):
+        return [found for index, inner in enumerate(value) for found in _ciphertext(f"{key}:{index}", inner)]
+    return [key] if isinstance(value, str) and "-----BEGIN PGP" in value else []
 
 
 def plan(

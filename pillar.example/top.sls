@@ -1,7 +1,7 @@
-# Which host gets which environment, by minion id: prod-web1, prod-web2, staging-web1, ...
+# Which host gets which environment, by minion id: web1, web2, ...; staging-web1, ...
 # Never match by a grain here: a host sets its grains itself, and would be given the secrets.
 base:
-  'prod-*':
+  'web*':
     - ckan.production
   'staging-*':
     - ckan.staging

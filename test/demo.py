@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
+from parts.keyring import KeyRing  # noqa: E402
 from parts.process import stop_all  # noqa: E402
 from parts.real import RealPortal  # noqa: E402
 from parts.system import ensure_packages  # noqa: E402
@@ -191,6 +192,7 @@ def main() -> int:
         print("\nstopping")
         return 0
     finally:
+        KeyRing(SANDBOX / "salt/k").stop()
         stop_all(SANDBOX)
 
 

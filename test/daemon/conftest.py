@@ -35,14 +35,13 @@ def stub_base() -> Path:
 class Site(Portal):
     """The portal of the daemon tests: one extension, and settings that a test may change for one host."""
 
-    def __init__(self, base: Path, hosts: Sequence[str] = ("web1", "web2")) -> None:
-        super().__init__(sandbox("ckan-t-"), base, hosts)
+    def __init__(self, base: Path, hosts: Sequence[str] = ("web1", "web2"), **more: Any) -> None:
+        secrets = {"database:password": PASSWORD, "secrets:session": SESSION}
+        super().__init__(sandbox("ckan-t-"), base, hosts, **{"secrets": {"production": secrets}, **more})
         self.repo = repos.make_repo(self.sandbox, "mycity", "Hello one", backend="uv_build")
         self.settings: dict[str, Any] = {
             "extensions": {"ckanext-mycity": {"url": str(self.repo), "ref": "main"}},
             "plugins": ["mycity"],
-            "database": {"password": PASSWORD},
-            "secrets": {"session": SESSION, "api_token": "marked-token-secret"},
             "web": {"boot_timeout": 15, "drain_timeout": 5},
             # The stand-in's database is a file: one for both hosts, as a real one would be.
             "config": {"stub.database": str(self.sandbox / "database/stub.json")},
@@ -54,15 +53,15 @@ class Site(Portal):
 
     def write_host(self, host: str, **changes: Any) -> None:
         """Give one host other settings than the rest."""
-        before = (self.fleet.pillar_roots / f"{host}.sls").read_text()
+        before = self.overlay(host).read_text()
         settings = copy.deepcopy(self.settings)
         for key, value in changes.items():
             settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
         self.write_pillar(settings)
-        changed = (self.fleet.pillar_roots / f"{host}.sls").read_text()
+        changed = self.overlay(host).read_text()
         self.write_pillar(self.settings)
         assert changed != before
-        (self.fleet.pillar_roots / f"{host}.sls").write_text(changed)
+        self.overlay(host).write_text(changed)
 
     def served(self) -> list[str]:
         """What each host's own front door says."""

@@ -162,10 +162,10 @@ def test_a_migration_that_fails_takes_all_hosts_back_and_says_what_holds(site):
     linked, releases = site.linked(), [site.releases(h) for h in site.hosts]
     for host in site.hosts:
         site.write_host(host, config={**site.settings["config"], "stub.migrate_error": "column exists"})
-        text = (site.fleet.pillar_roots / f"{host}.sls").read_text()
+        text = site.overlay(host).read_text()
         if host == "web1":
             kept = text
-    (site.fleet.pillar_roots / "web1.sls").write_text(kept)
+    site.overlay("web1").write_text(kept)
     next_second()
     repos.commit_change(site.repo, "Hello table", migrations=1)
     done = site.deploy()
@@ -227,8 +227,12 @@ def test_a_setting_that_is_wrong_on_one_host_is_refused_at_plan(site):
 
 def test_a_pillar_that_does_not_render_is_refused_at_plan(site):
     before = site.disk()
-    (site.fleet.pillar_roots / "web2.sls").write_text("ckan: {{ no_such_function() }}\n")
+    top = site.fleet.pillar_roots / "top.sls"
+    kept = top.read_text()
+    top.write_text(f"{kept}  'web2':\n    - broken\n")
+    (site.fleet.pillar_roots / "broken.sls").write_text("ckan: {{ no_such_function() }}\n")
     done = site.deploy()
+    top.write_text(kept)
     assert done["code"] == 1 and "web2" in done["text"] and "render" in done["text"], done["text"]
     assert site.disk() == before
 

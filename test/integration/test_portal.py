@@ -120,7 +120,7 @@ def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(
     secret = servers["key"].splitlines()[2]
     place = portal.sandbox
     found = subprocess.run(
-        ["grep", "-rlF", "--exclude-dir=keys", "--exclude-dir=pillar", secret, place], capture_output=True, text=True
+        ["grep", "-rlF", "--exclude-dir=keys", "--exclude-dir=overlay", secret, place], capture_output=True, text=True
     )
     assert found.stdout == ""
     code, difference = portal.call("web1", "ckan_release.diff", walk.first, release)
@@ -134,7 +134,7 @@ def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(
 def bare_host(walk: Walk):
     """web1 with another home on it: no uv, no base, and the highstate may install packages."""
     portal = walk.portal
-    path = portal.fleet.pillar_roots / "web1.sls"
+    path = portal.overlay("web1")
     before = path.read_text()
     settings = yaml.safe_load(before)["ckan"]
     home = portal.root("web1") / "usr/lib/made"

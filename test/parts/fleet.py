@@ -11,12 +11,13 @@ from pathlib import Path
 
 import yaml
 
+from parts.keyring import KeyRing
 from parts.ports import answers, free_port
 from parts.process import PartError, Service
 
 REPO = Path(__file__).resolve().parents[2]
 # What a user's file_roots hold of the formula.
-FORMULA = ("ckan", "_modules", "_states", "_runners", "orch")
+FORMULA = ("ckan", "_modules", "_pillar", "_states", "_runners", "orch")
 
 
 def salt_program(name: str) -> str:
@@ -35,18 +36,24 @@ class Fleet:
         Directory of all the parts.
     minions
         Their ids.
+    trace
+        Log everything, and record every program that a minion starts (`programs`).
 
-    `file_roots` and `pillar_roots` are directories that may be written to; `pillar_roots/top.sls` is the caller's.
+    `file_roots` and `pillar_roots` are directories that may be written to; `pillar_roots/top.sls` is the caller's. What
+    `overlay/MINION.yaml` says wins over the pillar of a minion.
     """
 
-    def __init__(self, sandbox: Path, minions: Sequence[str]) -> None:
-        self.sandbox = Path(sandbox)
+    def __init__(self, sandbox: Path, minions: Sequence[str], trace: bool = False) -> None:
+        self.sandbox, self.trace = Path(sandbox), trace
         self.minions = list(minions)
+        self.keyring = KeyRing(self.sandbox / "salt/k")
+        self.secrets = self.sandbox / "salt/ckan-secrets"
+        self.overlay = self.sandbox / "overlay"
         self.file_roots = self.sandbox / "srv/salt"
         self.pillar_roots = self.sandbox / "srv/pillar"
         self.config = self.sandbox / "salt/master"
         self.services: dict[str, Service] = {}
-        for path in (self.file_roots, self.pillar_roots):
+        for path in (self.file_roots, self.pillar_roots, self.overlay):
             path.mkdir(parents=True, exist_ok=True)
         self.publish_formula()
 
@@ -67,6 +74,10 @@ class Fleet:
                 "root_dir": str(self.sandbox / "salt/m"), "sock_dir": str(self.sandbox / "salt/ms"),
                 "file_roots": {"base": [str(self.file_roots)]}, "pillar_roots": {"base": [str(self.pillar_roots)]},
                 "fileserver_update_niceness": 0, "worker_threads": 3, "log_level": "warning",
+                **self._logging(), "gpg_keydir": str(self.keyring.path),
+                "ext_pillar": [
+                    {"cmd_yaml": f"cat {self.overlay}/%s.yaml"}, {"ckan_secrets": str(self.secrets)},
+                ],
             },
         )  # fmt: skip
         master = self.services["master"] = Service(self.sandbox, "salt-master")
@@ -81,6 +92,7 @@ class Fleet:
                     "root_dir": str(self.sandbox / f"salt/{minion}"), "sock_dir": str(self.sandbox / f"salt/s{index}"),
                     "log_level": "warning", "acceptance_wait_time": 2, "random_reauth_delay": 1,
                     "grains_cache": False, "enable_fqdns_grains": False,
+                    **self._logging(),
                 },
             )  # fmt: skip
             self.start_minion(minion)
@@ -91,7 +103,29 @@ class Fleet:
     def start_minion(self, minion: str) -> None:
         """Start one minion; does not wait until the master sees it."""
         service = self.services[minion] = Service(self.sandbox, f"salt-minion-{minion}")
-        service.launch([salt_program("salt-minion"), "-c", self.minion_config(minion)], lambda: True)
+        command = [salt_program("salt-minion"), "-c", self.minion_config(minion)]
+        if self.trace:
+            recorder = [
+                "strace",
+                "-f",
+                "--seccomp-bpf",
+                "-qq",
+                "-e",
+                "trace=execve",
+                "-e",
+                "signal=none",
+                "-s",
+                "100000",
+            ]
+            command = [*recorder, "-o", self.programs(minion), *command]
+        service.launch(command, lambda: True)
+
+    def programs(self, minion: str) -> Path:
+        """Return the file with the arguments of every program that a minion started."""
+        return self.sandbox / f"programs-{minion}"
+
+    def _logging(self) -> dict[str, str]:
+        return {"log_level_logfile": "trace"} if self.trace else {}
 
     def stop_minion(self, minion: str) -> None:
         """Stop one minion."""

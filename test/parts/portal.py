@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from parts.base import uv_path
-from parts.fleet import Fleet
+from parts.fleet import REPO, Fleet
+from parts.keyring import write_secrets
 from parts.nginx import Nginx, host_nginx
 from parts.ports import free_port
 from parts.process import stop_all
@@ -31,48 +32,76 @@ class Portal:
     hosts
         Ids of the minions; each is a web host.
     env
-        Name of the environment that they belong to.
+        Name of the environment that is meant where none is named.
+    secrets
+        What is encrypted in the pillar: {environment: {setting: secret}}.
+    trace
+        Log everything, and record every program that is started.
+
+    The pillar is pillar.example as it stands, with secrets of our own; what is so in the sandbox alone (paths, ports)
+    is laid over it.
     """
 
-    def __init__(self, sandbox: Path, base: Path, hosts: Sequence[str] = ("web1", "web2"), env: str = "production"):
+    def __init__(
+        self,
+        sandbox: Path,
+        base: Path,
+        hosts: Sequence[str] = ("web1", "web2"),
+        env: str = "production",
+        secrets: Mapping[str, Mapping[str, str]] | None = None,
+        trace: bool = False,
+    ) -> None:
         self.sandbox, self.base, self.hosts, self.env = Path(sandbox), Path(base), list(hosts), env
         self.ports = {host: free_port() for host in self.hosts}
         self.front_port = free_port()
         self.url = f"http://127.0.0.1:{self.front_port}"
-        self.fleet = Fleet(self.sandbox, self.hosts)
+        self.fleet = Fleet(self.sandbox, self.hosts, trace)
+        # Where the site is asked; None for what the pillar says.
+        self.address: str | None = self.url
+        self._copy_pillar(secrets or {})
 
     def root(self, host: str) -> Path:
         """Return the root directory of a host."""
         return self.sandbox / host
 
+    def _copy_pillar(self, secrets: Mapping[str, Mapping[str, str]]) -> None:
+        shutil.copytree(REPO / "pillar.example", self.fleet.pillar_roots, dirs_exist_ok=True)
+        keyring = self.fleet.keyring.make()
+        for env in {self.env, *secrets}:
+            # A secret that nobody asks for is still none that stands in the example.
+            wanted = {"database:password": f"database-password-of-{env}", **secrets.get(env, {})}
+            file = self.fleet.pillar_roots / f"ckan/secrets/{env}.sls"
+            write_secrets(file, {name: keyring.encrypt(secret) for name, secret in wanted.items()})
+        (self.fleet.file_roots / "top.sls").write_text(
+            yaml.safe_dump({"base": {"ckan:env:*": [{"match": "pillar"}, "ckan"]}}), encoding="utf-8"
+        )
+
     def write_pillar(self, settings: Mapping[str, Any]) -> None:
-        """Write the pillar: what all hosts share is given, what differs from host to host is known here."""
-        top: dict[str, Any] = {"base": {}}
+        """Lay settings over the pillar: what all hosts share is given, what differs from host to host is known here."""
         for host in self.hosts:
             root = self.root(host)
-            top["base"][host] = [host]
             own = {
-                "env": self.env,
                 "root": str(root),
                 # Any unprivileged user that is not CKAN's will do; the highstate makes one where it may.
                 "build_user": "nobody",
                 "paths": {"base": str(self.base)},
-                "site_url": self.url,
                 "installer": {"uv": uv_path()},
                 "manage": {"packages": False, "services": False, "user": False},
+                "extensions": {"ckanext-harvest": {"remove": True}},
                 "web": {
                     "listen": f"127.0.0.1:{self.ports[host]}",
                     "processes": 1,
                     "nginx_conf": str(self.sandbox / f"nginx-{host}/nginx.conf"),
                     "supervisor_conf": str(self.sandbox / f"super-{host}/supervisord.conf"),
                 },
+                **({"site_url": self.address} if self.address else {}),
             }
             text = yaml.safe_dump({"ckan": _merged(own, settings)}, allow_unicode=True)
-            (self.fleet.pillar_roots / f"{host}.sls").write_text(text, encoding="utf-8")
-        (self.fleet.pillar_roots / "top.sls").write_text(yaml.safe_dump(top), encoding="utf-8")
-        (self.fleet.file_roots / "top.sls").write_text(
-            yaml.safe_dump({"base": {"ckan:env:*": [{"match": "pillar"}, "ckan"]}}), encoding="utf-8"
-        )
+            self.overlay(host).write_text(text, encoding="utf-8")
+
+    def overlay(self, host: str) -> Path:
+        """Return the file that is laid over the pillar of a host."""
+        return self.fleet.overlay / f"{host}.yaml"
 
     def start(self, say: Callable[[str], None] = lambda _: None) -> Portal:
         """Start the web servers of all hosts, the front door, the master and the minions."""
@@ -97,6 +126,7 @@ class Portal:
 
     def stop(self) -> None:
         """Stop everything in the sandbox."""
+        self.fleet.keyring.stop()
         stop_all(self.sandbox)
 
     def destroy(self) -> None:
@@ -104,13 +134,13 @@ class Portal:
         self.stop()
         shutil.rmtree(self.sandbox, ignore_errors=True)
 
-    def highstate(self, *arguments: str) -> dict[str, Any]:
-        """Run a highstate on all hosts.
+    def highstate(self, *arguments: str, env: str = "") -> dict[str, Any]:
+        """Run a highstate on all hosts of an environment.
 
         Returns {"code": exit code, "hosts": {host: {state id: result}}}.
         """
         # Not with --static: that makes salt exit 0 although a state failed.
-        done = self.fleet.run("salt", "-I", f"ckan:env:{self.env}", "state.highstate", "--out=json",
+        done = self.fleet.run("salt", "-I", f"ckan:env:{env or self.env}", "state.highstate", "--out=json",
                               "--timeout=60", *arguments)  # fmt: skip
         hosts: dict[str, Any] = {}
         for document in re.split(r"(?<=^\})\n", done.stdout, flags=re.M):
@@ -143,10 +173,10 @@ class Portal:
         path = self.root(host) / "usr/lib/ckan/releases"
         return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
 
-    def get(self, path: str = "/", host: str = "") -> tuple[int, str, str]:
-        """Ask the front door, or one host's; returns status, body, and the release that answered."""
+    def get(self, path: str = "/", host: str = "", name: str = "127.0.0.1") -> tuple[int, str, str]:
+        """Ask the front door, or one host's, by a host name; returns status, body, and the release that answered."""
         address = f"http://127.0.0.1:{self.ports[host]}" if host else self.url
-        request = urllib.request.Request(address + path, headers={"Host": "127.0.0.1"})
+        request = urllib.request.Request(address + path, headers={"Host": name})
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read().decode("utf-8"), response.headers.get("X-CKAN-Release", "")

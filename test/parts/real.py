@@ -16,6 +16,7 @@ from parts.redis import Redis
 from parts.solr import Solr, schema_of
 from stub import repos
 
+PASSWORD = "p@ss:for/ckan%#"
 # Runs inside a release: makes a system administrator and prints an API token of theirs. One boot instead of three.
 _ADMIN = """
 import sys
@@ -52,7 +53,7 @@ class RealPortal(Portal):
         self, sandbox: Path, hosts: Sequence[str] = ("web1", "web2"), say: Callable[[str], None] = lambda _: None
     ) -> None:
         self.say = say
-        super().__init__(sandbox, build_base(say=say), hosts)
+        super().__init__(sandbox, build_base(say=say), hosts, secrets={"production": {"database:password": PASSWORD}})
         self.token = ""
         # What the pillar of all hosts says under `ckan`, once they are started.
         self.settings: dict[str, Any] = {}
@@ -64,14 +65,13 @@ class RealPortal(Portal):
         say = say or self.say
         say("starting PostgreSQL, Redis and Solr")
         postgres = Postgres(self.sandbox).start()
-        postgres.create_database("ckan_default", "ckan_default", "p-ss-for-ckan")
+        postgres.create_database("ckan_default", "ckan_default", PASSWORD)
         redis = Redis(self.sandbox).start()
         self.solr = Solr(self.sandbox, schema_of(self.base)).start(say=say)
         self.settings = {
-            "database": {"host": "127.0.0.1", "port": postgres.port, "password": "p-ss-for-ckan"},
+            "database": {"host": "127.0.0.1", "port": postgres.port},
             "redis_url": redis.url,
             "solr_url": self.solr.url,
-            "secrets": {"session": "the-demo-signs-sessions-with-this", "api_token": "the-demo-signs-tokens"},
             "extensions": {"ckanext-mycity": {"url": str(self.mycity), "ref": "main"}},
             "plugins": ["mycity"],
             "config": {"ckan.site_title": "Portal of My City"},

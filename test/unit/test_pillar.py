@@ -11,6 +11,7 @@ import salt.config
 import salt.pillar
 
 from _modules import ckan_settings
+from _pillar import ckan_secrets
 
 REPO = Path(__file__).resolve().parents[2]
 TREE = REPO / "pillar.example"
@@ -27,10 +28,23 @@ def compiled(minion: str, tmp_path: Path, tree: Path = TREE) -> dict:
     return salt.pillar.Pillar(opts, {}, minion, "base").compile_pillar()
 
 
+def filled(tree: Path) -> Path:
+    """A copy of the example with its secrets filled in, not encrypted."""
+    shutil.copytree(TREE, tree)
+    for env in ("production", "staging"):
+        secrets = tree / f"ckan/secrets/{env}.sls"
+        plain = re.sub(r"\|\n +-----BEGIN[^#]*-----END PGP MESSAGE-----", f"password-of-{env}", secrets.read_text())
+        secrets.write_text(plain.replace("#!yaml|gpg\n", ""))
+    return tree
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[dict, dict]:
-    """The settings of a host of production and of one of staging."""
-    pillars = [compiled(minion, tmp_path_factory.mktemp("pillar")) for minion in ("prod-web1", "staging-web1")]
+    """The settings of a host of production and of one of staging, with the secrets that the master makes."""
+    tree, made = filled(tmp_path_factory.mktemp("tree") / "pillar"), tmp_path_factory.mktemp("made")
+    pillars = [compiled(minion, tmp_path_factory.mktemp("pillar"), tree) for minion in ("web1", "staging-web1")]
+    for pillar in pillars:
+        pillar["ckan"].update(ckan_secrets.ext_pillar("web1", pillar, str(made))["ckan"])
     assert [pillar.get("_errors") for pillar in pillars] == [None, None]
     production, staging = (ckan_settings._resolve(pillar["ckan"]) for pillar in pillars)
     return production, staging
@@ -46,7 +60,7 @@ def test_each_environment_has_its_own_name_domain_and_services(both):
 
 
 def test_no_secret_is_shared_by_the_environments(both):
-    secrets = [{s["database"]["password"], *s["secrets"].values()} for s in both]
+    secrets = [{s["database"]["password"], s["secrets"]["session"], s["secrets"]["api_token"]} for s in both]
     assert [len(found) for found in secrets] == [3, 3]
     assert not secrets[0] & secrets[1]
 
@@ -80,18 +94,47 @@ def test_an_environment_s_own_file_is_short():
 
 def test_secrets_are_placeholders_only_and_stand_in_secrets_only():
     for path in TREE.rglob("*.sls"):
-        for value in re.findall(r"^\s*(?:password|session|api_token):\s*(.*)$", path.read_text(), re.M):
-            in_comment = value == "|"
-            assert in_comment or (path.parent.name == "secrets" and value.startswith("'change-me-"))
+        values = re.findall(r"^\s*(?:password|session|api_token):\s*(.*)$", path.read_text(), re.M)
+        assert values == (["|"] if path.parent.name == "secrets" else [])
+        if path.parent.name == "secrets":
+            assert path.read_text().startswith("#!yaml|gpg\n")
+            assert f"replace this: salt-run ckan.encrypt {path.stem} database:password" in path.read_text()
 
 
-def test_a_value_that_was_encrypted_without_the_gpg_line_is_refused_by_key(tmp_path):
-    tree = tmp_path / "tree"
-    shutil.copytree(TREE, tree)
-    secrets = tree / "ckan/secrets/production.sls"
-    block = "|\n      -----BEGIN PGP MESSAGE-----\n\n      aGVsbG8=\n      -----END PGP MESSAGE-----"
-    secrets.write_text(secrets.read_text().replace("'change-me-production-session'", block))
-    with pytest.raises(ckan_settings.CommandExecutionError) as failure:
-        ckan_settings._resolve(compiled("prod-web1", tmp_path, tree)["ckan"])
-    assert str(failure.value).startswith("ckan:secrets:session is still encrypted")
-    assert "aGVsbG8" not in str(failure.value)
+def test_an_environment_can_leave_out_an_extension(tmp_path):
+    tree = filled(tmp_path / "tree")
+    staging = tree / "ckan/staging.sls"
+    staging.write_text(f"{staging.read_text()}    ckanext-harvest: {{remove: true}}\n  plugins: [mycity]\n")
+    pillar = compiled("staging-web1", tmp_path, tree)
+    pillar["ckan"].update(ckan_secrets.ext_pillar("staging-web1", pillar, str(tmp_path / "made"))["ckan"])
+    assert list(ckan_settings._resolve(pillar["ckan"])["extensions"]) == ["ckanext-mycity"]
+
+
+def test_an_extension_that_is_named_twice_does_not_render(tmp_path):
+    tree = filled(tmp_path / "tree")
+    common = tree / "ckan/common.sls"
+    again = "    ckanext-harvest: {version: '1.6'}\n  # Further"
+    common.write_text(common.read_text().replace("  # Further", again))
+    assert "ckan.common" in str(compiled("web1", tmp_path, tree)["_errors"])
+
+
+def test_the_master_makes_what_is_missing_once_and_the_same_for_all_hosts(tmp_path):
+    made = tmp_path / "made"
+    pillar = {"ckan": {"env": "production"}}
+    first = ckan_secrets.ext_pillar("web1", pillar, str(made))["ckan"]["secrets"]
+    assert first == ckan_secrets.ext_pillar("web2", pillar, str(made))["ckan"]["secrets"]
+    assert len(first["session"]) >= 64 and first["session"] != first["api_token"]
+    other = ckan_secrets.ext_pillar("s1", {"ckan": {"env": "staging"}}, str(made))["ckan"]["secrets"]
+    assert not set(first.values()) & set(other.values())
+    given = {"ckan": {"env": "production", "secrets": {"session": "given"}}}
+    assert ckan_secrets.ext_pillar("web1", given, str(made)) == {
+        "ckan": {"secrets": {"api_token": first["api_token"]}}
+    }  # fmt: skip
+    assert sorted(path.name for path in made.iterdir()) == ["production.json", "staging.json"]
+    assert {oct(path.stat().st_mode)[-4:] for path in (made, made / "production.json")} == {"0700", "0600"}
+
+
+@pytest.mark.parametrize("ckan", [None, {}, {"env": "../x"}, {"env": 1}, {"env": "a", "secrets": 7}])
+def test_nothing_is_made_for_other_hosts(tmp_path, ckan):
+    assert ckan_secrets.ext_pillar("db1", {"ckan": ckan}, str(tmp_path / "made")) == {}
+    assert not (tmp_path / "made").exists()

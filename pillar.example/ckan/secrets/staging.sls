@@ -1,24 +1,15 @@
-# The secrets of staging: replace each placeholder, and encrypt it before the file goes into git.
+#!yaml|gpg
+# The secrets of staging. The first line must stay the first: without it Salt hands ciphertext on as if it were the secret.
+# Each block is made on the master, and takes the place of the one that stands here:
 #
-#   A new secret:   openssl rand -hex 32
-#   Encrypted:      printf %s 'THE SECRET' | gpg --homedir /etc/salt/gpgkeys --armor --batch --trust-model always \
-#                     --encrypt --recipient KEY-OF-THE-MASTER
+#   salt-run ckan.encrypt staging database:password
 #
-# Then put this as the very first line of the file (without it Salt hands the ciphertext on as if it were the secret):
-#
-#   #!yaml|gpg
-#
-# and write each value as a block:
-#
-#   password: |
-#     -----BEGIN PGP MESSAGE-----
-#     ...
-#     -----END PGP MESSAGE-----
-#
-# A password that is all digits needs quotes. Secrets of two environments are never the same.
+# secrets:session and secrets:api_token need not be here: the master makes them once (docs/secrets.md).
+# Secrets of two environments are never the same.
 ckan:
   database:
-    password: 'change-me-staging-database'
-  secrets:
-    session: 'change-me-staging-session'
-    api_token: 'change-me-staging-api-token'
+    password: |
+      -----BEGIN PGP MESSAGE-----
+
+      replace this: salt-run ckan.encrypt staging database:password
+      -----END PGP MESSAGE-----
