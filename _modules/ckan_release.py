@@ -23,7 +23,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def plan(release: str = "", extensions: dict | None = None, resolve: bool = True) -> dict:
+def plan(release: str = "", extensions: dict | None = None, resolve: bool = True, fresh: bool = True) -> dict:
     """
     Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
 
@@ -33,6 +33,8 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
         What differs from the pillar for this deploy, such as ``{ckanext-mycity: {ref: fix-42}}``.
     resolve
         Ask the origins and resolve the packages; False where another host has been asked already.
+    fresh
+        Take the pillar anew from the master; False where it was a moment ago.
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences]}``;
     ``contents`` is what ``ckan_build.resolve`` returns, ``changes`` compares it with the current release. Raises
@@ -44,6 +46,8 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
 
         salt web1 ckan_release.plan
     """
+    if fresh:
+        __salt__["ckan_settings.refresh"]()
     settings = _settings(extensions)
     paths = settings["paths"]
     release = __salt__["ckan_store.check_id"](release or new_id())
@@ -372,7 +376,9 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         return {"current": target, "left": left}
 
 
-def deploy(extensions: dict | None = None, release: str = "", by: str = "", job: str = "") -> dict:
+def deploy(
+    extensions: dict | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True
+) -> dict:
     """
     Run all stages on this host alone. A failure at any stage leaves the host on the release that it served before.
 
@@ -382,6 +388,8 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
         The id to give; by default a stamp of now.
     by, job
         Who asked, and the id of the job.
+    fresh
+        Take the pillar anew from the master; False where it was a moment ago.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``. Raises
     ``CommandExecutionError`` that names the stage.
@@ -394,7 +402,7 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
     """
     seconds = {}
     try:
-        planned = plan(release, extensions)
+        planned = plan(release, extensions, fresh=fresh)
     except SaltException as exc:
         raise CommandExecutionError(f"the deploy failed at plan: {exc} -- nothing was touched.") from exc
     release = planned["release"]
@@ -532,6 +540,7 @@ def config_diff(release: str = "") -> dict:
 
         salt web1 ckan_release.config_diff
     """
+    __salt__["ckan_settings.refresh"]()
     settings = _settings()
     manifest = show(release)
     path = __salt__["ckan_store.directory"](settings["paths"], manifest["id"])

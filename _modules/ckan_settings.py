@@ -206,8 +206,25 @@ def get(overrides: dict | None = None, **kwargs: Any) -> dict:
         raise SaltInvocationError("ckan_settings.get would send secrets to the master; type ckan_settings.show.")
     errors = __pillar__.get("_errors")
     if errors:
-        raise CommandExecutionError(f"the pillar failed to render: {'; '.join(map(str, errors))}")
+        each = "; ".join(dict.fromkeys(map(str, errors)))
+        raise CommandExecutionError(f"the pillar failed to render: {each}")
     return _resolve(__pillar__.get("ckan"), overrides)
+
+
+def refresh() -> None:
+    """
+    Take the pillar of this minion anew from the master: it remembers one from when it was last told to, and a refresh
+    that fails leaves that one as it is (``saltutil.refresh_pillar`` is true all the same).
+
+    CLI Example: not for the command line; ``ckan_release.deploy`` begins with it.
+    """
+    if __opts__.get("__cli") != "salt-minion":
+        return  # salt-call has rendered it for this very call
+    rendered = __salt__["pillar.items"](unmask=True)
+    for name in ("ckan", "_errors"):
+        __pillar__.pop(name, None)
+        if name in rendered:
+            __pillar__[name] = rendered[name]
 
 
 def show(overrides: dict | None = None) -> dict:

@@ -12,7 +12,9 @@ a minion that is down out of its answers without a word.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import re
 import time
@@ -25,6 +27,7 @@ import salt.utils.minions
 import salt.utils.user
 
 ID_FORMAT = "%Y%m%d%H%M%SZ"
+PGP_BLOCK = re.compile(r"-----BEGIN PGP.*?-----END PGP [A-Z ]+-----", re.S)
 PLAN_TIMEOUT = 20
 STAGE_TIMEOUT = 30
 
@@ -91,8 +94,8 @@ def targets(env: Any) -> dict:
 
 def _environment_of(host: str) -> tuple[str, bool]:
     """The environment that a minion's pillar names, '' for none, and whether that pillar renders as it is now."""
-    _, grains, known = salt.utils.minions.get_minion_data(host, __opts__)
-    pillar = salt.pillar.Pillar(__opts__, grains or {"fqdn": host}, host, "base").compile_pillar()
+    _, _, known = salt.utils.minions.get_minion_data(host, __opts__)
+    pillar = _pillar(host, __opts__)
     errors = pillar.get("_errors")
     # What the master remembers of a pillar that does not render now: enough to tell another environment's host.
     ckan = ((known if errors else pillar) or {}).get("ckan") or {}
@@ -101,9 +104,40 @@ def _environment_of(host: str) -> tuple[str, bool]:
 
 def _undecryptable(host: str) -> list[str]:
     """The keys of a pillar that the master cannot decrypt: Salt's own message has the file only."""
-    _, grains, _ = salt.utils.minions.get_minion_data(host, __opts__)
-    opts = {**__opts__, "gpg_decrypt_must_succeed": False}
-    return _ciphertext("", salt.pillar.Pillar(opts, grains or {"fqdn": host}, host, "base").compile_pillar())
+    # All that there is to log was logged when it was rendered before.
+    logging.disable(logging.CRITICAL)
+    try:
+        return _ciphertext("", _pillar(host, {**__opts__, "gpg_decrypt_must_succeed": False}))
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _pillar(host: str, opts: dict) -> dict:
+    """The pillar of a minion as the master renders it now."""
+    _, grains, _ = salt.utils.minions.get_minion_data(host, opts)
+    with _blocks_shortened():
+        return salt.pillar.Pillar(opts, grains or {"fqdn": host}, host, "base").compile_pillar()
+
+
+@contextlib.contextmanager
+def _blocks_shortened():
+    """Salt writes the whole of a block that it cannot decrypt to the terminal, more than once; a word will do."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "-----BEGIN PGP" in message:
+            record.msg, record.args = PGP_BLOCK.sub("(encrypted)", message), ()
+            record.exc_info = record.exc_text = None
+        return True
+
+    handlers = list(logging.root.handlers)
+    for handler in handlers:
+        handler.addFilter(shorten)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(shorten)
 
 
 def _ciphertext(key: str, value: Any) -> list[str]:
@@ -280,7 +314,7 @@ def _plan_deploy(ticket: dict) -> dict:
     if failures:
         return _no(_join(failures, "plan"))
     # One host asks the origins and resolves the packages, so that all build the same.
-    arguments = {"release": ticket["release"], "extensions": ticket["extensions"]}
+    arguments = {"release": ticket["release"], "extensions": ticket["extensions"], "fresh": False}
     first, failures = _ask(hosts[:1], "ckan_release.plan", {**arguments, "resolve": True})
     others: dict = {}
     if not failures and hosts[1:]:

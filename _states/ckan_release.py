@@ -52,7 +52,7 @@ def live(name: str) -> dict:
             ret["comment"] = f"the app server of release {current['current']} was started"
             return ret
         job = _job()
-        done = __salt__["ckan_release.deploy"](release=_release_of(job), by="highstate", job=job)
+        done = __salt__["ckan_release.deploy"](release=_release_of(job), by="highstate", job=job, fresh=False)
     except CommandExecutionError as exc:
         ret.update(result=False, comment=str(exc))
         return ret

@@ -66,7 +66,7 @@ class Fleet:
 
     def start(self) -> Fleet:
         """Start master and minions, and wait until every minion answers with the formula's modules."""
-        publish, ret = free_port(), free_port()
+        publish, ret = self.publish_port, self.ret_port = free_port(), free_port()
         self._write(
             self.config / "master",
             {
@@ -80,10 +80,7 @@ class Fleet:
                 ],
             },
         )  # fmt: skip
-        master = self.services["master"] = Service(self.sandbox, "salt-master")
-        master.launch(
-            [salt_program("salt-master"), "-c", self.config], lambda: answers(ret) and answers(publish), timeout=90
-        )
+        self.start_master()
         for index, minion in enumerate(self.minions):
             self._write(
                 self.minion_config(minion) / "minion",
@@ -99,6 +96,21 @@ class Fleet:
         self.wait_for_minions()
         self.sync()
         return self
+
+    def start_master(self, **changes: object) -> None:
+        """Start the master, after a change of its configuration if any; does not wait for the minions."""
+        file = self.config / "master"
+        self._write(file, {**yaml.safe_load(file.read_text()), **changes})
+        service = self.services["master"] = Service(self.sandbox, "salt-master")
+        service.launch(
+            [salt_program("salt-master"), "-c", self.config],
+            lambda: answers(self.ret_port) and answers(self.publish_port),
+            timeout=90,
+        )
+
+    def stop_master(self) -> None:
+        """Stop the master; the minions look for it until it is there again."""
+        self.services["master"].stop()
 
     def start_minion(self, minion: str) -> None:
         """Start one minion; does not wait until the master sees it."""
