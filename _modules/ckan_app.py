@@ -81,8 +81,11 @@ def _probe(mode: str, path: str, settings: dict) -> dict:
     line = next((row for row in reversed(done["stdout"].splitlines()) if row.startswith(MARK)), None)
     if line is None:
         rest = [row.strip() for row in (done["stderr"] or done["stdout"]).splitlines() if row.strip()]
-        raise CommandExecutionError(f"CKAN in {path} ended without an answer: {rest[-1] if rest else 'no output'}")
+        last = __salt__["ckan_mask.text"](rest[-1], settings) if rest else "no output"
+        raise CommandExecutionError(f"CKAN in {path} ended without an answer: {last}")
     result = json.loads(line[len(MARK) :])
+    for kind in ("errors", "warnings"):
+        result[kind] = [__salt__["ckan_mask.text"](text, settings) for text in result[kind]]
     if not result.pop("ok"):
         message = "; ".join(result["errors"])
         if mode == "migrate":

@@ -167,7 +167,7 @@ def diff(directory: str, settings: dict, secret_options: list[str] | None = None
     before = _read(path(directory, settings)) if directory else {}
     after = _parse(_text(settings))
     hidden = {*(secret_options or []), *settings["secrets"]["config"]}
-    masked = [__salt__["ckan_settings.mask"](_shown(side), hidden, settings) for side in (before, after)]
+    masked = [__salt__["ckan_mask.options"](_shown(side), hidden, settings) for side in (before, after)]
     compared = _compare(before, after)
     return {
         "added": {name: masked[1][name] for name in compared["added"]},

@@ -376,9 +376,7 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         return {"current": target, "left": left}
 
 
-def deploy(
-    extensions: dict | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True
-) -> dict:
+def deploy(extensions: dict | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True) -> dict:
     """
     Run all stages on this host alone. A failure at any stage leaves the host on the release that it served before.
 

@@ -12,9 +12,8 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Iterable
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -176,7 +175,8 @@ ORIGINS = {
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Options of CKAN may have several lines.
 _CONTROL_IN_OPTION = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
+# Addresses that may hold a password.
+ADDRESSES = ("redis_url", "solr_url", "installer:index_url", "installer:find_links")
 _SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NAME_HINT = "write one such as data.example.org (letters beyond a-z as xn--...)"
@@ -242,7 +242,7 @@ def show(overrides: dict | None = None) -> dict:
     """
     settings = get(overrides)
     # First of all: it looks for the secrets of the settings in the values.
-    settings["config"] = mask(settings["config"], [], settings)
+    settings["config"] = __salt__["ckan_mask.options"](settings["config"], [], settings)
     for name, setting in SCHEMA.items():
         value = _at(settings, name)
         if setting.secret and value:
@@ -251,43 +251,31 @@ def show(overrides: dict | None = None) -> dict:
         for leaf, setting in EXTENSION.items():
             if setting.secret and extension[leaf]:
                 extension[leaf] = MASK
-    for place, name in (
-        (settings, "redis_url"),
-        (settings, "solr_url"),
-        (settings["installer"], "index_url"),
-        (settings["installer"], "find_links"),
-    ):
-        place[name] = _without_login(place[name])
+    for name in ADDRESSES:
+        _put(settings, name, __salt__["ckan_mask.address"](_at(settings, name)))
     return settings
 
 
-def mask(options: dict, hidden: Iterable[str], settings: dict) -> dict:
+def secret_values(settings: dict) -> list[str]:
     """
-    Mask the secrets among options of CKAN.
+    Return the values of the secrets in the settings, for ``ckan_mask``.
 
-    options
-        ``{option: value}``.
-    hidden
-        Options whose values are secret, whatever their names.
     settings
         The settings, with their secrets.
 
-    Returns the same options. Masked is a value whose option is called a password, a secret, a token or a key, and one
-    in which a secret of the settings stands; of an address, user and password.
-
-    CLI Example: not for the command line, since the settings hold secrets.
+    CLI Example: not for the command line.
     """
-    secrets = {_at(settings, name) for name, setting in SCHEMA.items() if setting.secret and setting.kind == "str"}
-    # A password of three letters would be found everywhere.
-    secrets = {secret for secret in secrets if len(secret) > 3}
-    shown = {}
-    for option, value in options.items():
-        text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        if option in hidden or _SECRET_WORDS.search(option) or any(secret in text for secret in secrets):
-            shown[option] = MASK
-        else:
-            shown[option] = _without_login(text) if "@" in text else value
-    return shown
+    values = []
+    for name, setting in SCHEMA.items():
+        if setting.secret:
+            value = _at(settings, name)
+            values += map(str, value.values()) if setting.kind == "options" else [value]
+    for extension in settings["extensions"].values():
+        values += [extension[leaf] for leaf, setting in EXTENSION.items() if setting.secret]
+    for name in ADDRESSES:
+        login = _at(settings, name).partition("://")[2].rpartition("@")[0]
+        values.append(unquote(login.partition(":")[2]))
+    return [value for value in values if value]
 
 
 def secret_names() -> list[str]:
@@ -302,8 +290,7 @@ def secret_names() -> list[str]:
     """
     names = [f"{name}:*" if setting.kind == "options" else name for name, setting in SCHEMA.items() if setting.secret]
     names += [f"extensions:*:{leaf}" for leaf, setting in EXTENSION.items() if setting.secret]
-    # Addresses with a password in them.
-    return [*names, "redis_url", "solr_url", "installer:index_url", "installer:find_links", "config:*"]
+    return [*names, *ADDRESSES, "config:*"]
 
 
 def validate(overrides: dict | None = None) -> bool:
@@ -323,13 +310,6 @@ def validate(overrides: dict | None = None) -> bool:
     """
     get(overrides)
     return True
-
-
-def _without_login(address: str) -> str:
-    """An address without user and password. Where no address can be seen around an @, nothing is shown."""
-    # Up to the last @: a password may hold one, and a slash too.
-    shown = re.sub(r"://.*@", f"://{MASK}@", address, flags=re.S)
-    return shown if shown != address or "@" not in address or "://" not in address else MASK
 
 
 def _resolve(pillar: Any, overrides: dict | None = None) -> dict:

@@ -259,9 +259,9 @@ def _wait(path: str, settings: dict, program: str, begun: float) -> None:
             break
         time.sleep(POLL_SECONDS)
     release = os.path.basename(path)
-    raise CommandExecutionError(
-        f"the app server of {release} {problem}: {_tail(_log(release, settings))}; see {_log(release, settings)}"
-    )
+    log = _log(release, settings)
+    said = __salt__["ckan_mask.text"](_tail(log), settings)
+    raise CommandExecutionError(f"the app server of {release} {problem}: {said}; see {log}")
 
 
 def _asks(path: str, settings: dict) -> str | None:
@@ -365,7 +365,7 @@ def _tail(path: str) -> str:
     except OSError:
         return "no log"
     errors = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Exit)\b", line)]
-    return (errors or lines or ["an empty log"])[-1][:300]
+    return (errors or lines or ["an empty log"])[-1]
 
 
 def _last(text: str) -> str:

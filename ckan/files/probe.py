@@ -17,6 +17,27 @@ import sys
 import time
 import traceback
 
+# CKAN hands the address of the database to alembic's ConfigParser as it is, where a quoted password (%40) is taken for
+# the start of an interpolation: https://alembic.sqlalchemy.org/en/latest/api/config.html (set_main_option).
+ALEMBIC = """
+try:
+    from alembic.config import Config
+except ImportError:
+    pass
+else:
+    def set_main_option(self, name, value, real=Config.set_main_option):
+        if name == "sqlalchemy.url":
+            value = value.replace("%%", "%").replace("%", "%%")
+        real(self, name, value)
+    Config.set_main_option = set_main_option
+"""
+# The command `ckan` of the release with that correction: arguments, help and exit status are its own.
+COMMAND = """
+import sys
+from ckan.cli.cli import ckan
+sys.argv[0] = "ckan"
+sys.exit(ckan())
+"""
 # Any number will do, as long as all hosts of all environments use the same; it is per database anyway.
 ADVISORY_LOCK = 0x434B414E
 
@@ -39,6 +60,7 @@ def check(ini: str, result: dict) -> None:
 
     import ckan
 
+    exec(ALEMBIC, {})
     result["ckan_version"] = ckan.__version__
     config = CKANConfigLoader(ini).get_config()
     try:
@@ -128,7 +150,7 @@ def migrate(ini: str, result: dict) -> None:
     result["heads_before"] = heads(config)
     with database_lock(config):
         done = subprocess.run(
-            [os.path.join(sys.prefix, "bin", "ckan"), "-c", ini, "db", "upgrade"],
+            [sys.executable, "-c", ALEMBIC + COMMAND, "-c", ini, "db", "upgrade"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
     result["heads"] = heads(config)
@@ -207,9 +229,8 @@ def guilty_plugin(exc: BaseException) -> str:
 
 
 def one_line(exc: BaseException) -> str:
+    # Whole: who reads it takes the secrets out first, and shortens it then.
     text = " ".join(str(exc).split())
-    if len(text) > 300:
-        text = text[:297] + "..."
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 

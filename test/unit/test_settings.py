@@ -14,7 +14,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 from salt.utils import yaml
 from salt.utils.secret import MaskedDict, MaskedList
 
-from _modules import ckan_settings
+from _modules import ckan_mask, ckan_settings
 
 REPO = Path(__file__).resolve().parents[2]
 PGP = "-----BEGIN PGP MESSAGE-----\n\nhQEMA5x\n-----END PGP MESSAGE-----\n"
@@ -53,6 +53,16 @@ def minion(monkeypatch):
         content = {**({} if ckan is None else {"ckan": ckan}), **more}
         monkeypatch.setattr(ckan_settings, "__pillar__", content, raising=False)
 
+    calls = {
+        f"{module.__virtualname__}.{name}": getattr(module, name)
+        for module, name in (
+            (ckan_settings, "secret_values"),
+            (ckan_mask, "options"),
+            (ckan_mask, "address"),
+        )
+    }
+    for module in (ckan_settings, ckan_mask):
+        monkeypatch.setattr(module, "__salt__", calls, raising=False)
     return put
 
 
@@ -239,17 +249,12 @@ def test_two_spellings_of_one_package_are_refused():
     assert "ckan:extensions:ckanext_a and ckan:extensions:ckanext-a are the same package" in message
 
 
-def test_keys_and_tokens_are_masked_and_never_quoted():
+def test_keys_and_tokens_are_masked_and_never_quoted(minion):
     key = "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n-----END OPENSSH PRIVATE KEY-----"
     git = {"url": "https://git.example.org/a.git", "ref": "main", "token": "a-token-of-git", "deploy_key": key}
-    ckan_settings.__pillar__ = {
-        "ckan": pillar(extensions={"a": git}, git={"host_keys": ["git.example.org ssh-x AAAA"]})
-    }
-    try:
-        shown = ckan_settings.show()
-        got = ckan_settings.get()
-    finally:
-        del ckan_settings.__pillar__
+    minion(pillar(extensions={"a": git}, git={"host_keys": ["git.example.org ssh-x AAAA"]}))
+    shown = ckan_settings.show()
+    got = ckan_settings.get()
     assert got["extensions"]["a"]["deploy_key"] == key
     assert got["extensions"]["a"]["host_keys"] == ["git.example.org ssh-x AAAA"]
     assert "a-token-of-git" not in repr(shown) and "c2VjcmV0" not in repr(shown)
