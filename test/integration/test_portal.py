@@ -21,6 +21,9 @@ from stub import repos
 
 pytestmark = pytest.mark.integration
 
+TITLE = "100% Catálogo – données"
+A09_AND_A10 = {"ckan.site_title": TITLE, "ckan.site_descripton": "a typing error"}
+
 
 @pytest.fixture(scope="module")
 def walk():
@@ -98,7 +101,7 @@ def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(
     schema = {"scheming.dataset_schemas": "ckanext.scheming:ckan_dataset.yaml"}
     portal.write_pillar({
         **known, "extensions": more, "plugins": ["mycity", "public", "private", "scheming_datasets"],
-        "config": {**known["config"], **schema}, "patches": ["salt://footer.patch"],
+        "config": {**known["config"], **schema, **A09_AND_A10}, "patches": ["salt://footer.patch"],
     })  # fmt: skip
     try:
         done = portal.deploy()
@@ -109,11 +112,15 @@ def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(
     assert status == 200
     for text in ("From a fork", "From a public origin", "From a private origin", "Patched by the city"):
         assert text in page
+    # A09 and A10, by CKAN itself.
+    assert f"{TITLE}</title>" in " ".join(page.split()).replace(" </title>", "</title>")
     assert portal.api("scheming_dataset_schema_list", {}) == ["dataset"]
     assert footer.read_text() == before
     manifests = [portal.call(host, "ckan_release.show")[1] for host in portal.hosts]
     for part in ("packages", "plugins", "patches"):
         assert manifests[0][part] == manifests[1][part]
+    typo = "CKAN and its plugins do not know the option ckan.site_descripton (did you mean ckan.site_description?)"
+    assert manifests[0]["check"]["warnings"] == [typo]
     assert manifests[0]["extensions"]["ckanext-mycity"]["upstream"]["ahead"] == 1
     assert manifests[0]["extensions"]["ckanext-scheming"]["version"].startswith("3.")
     assert manifests[0]["packages"]["ckanext-scheming"].startswith("3.")
@@ -122,7 +129,10 @@ def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(
     found = subprocess.run(
         ["grep", "-rlF", "--exclude-dir=keys", "--exclude-dir=overlay", secret, place], capture_output=True, text=True
     )
-    assert found.stdout == ""
+    # The master keeps the pillars of its minions, for itself.
+    own = place / "salt/m/var/cache/salt/master/pillar"
+    assert [name for name in found.stdout.splitlines() if Path(name).parent != own] == []
+    assert [path for path in own.iterdir() if path.stat().st_mode & 0o077] == []
     code, difference = portal.call("web1", "ckan_release.diff", walk.first, release)
     assert code == 0
     assert difference["extensions"]["ckanext-public"]["change"] == "added"
