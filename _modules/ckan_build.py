@@ -24,7 +24,7 @@ __virtualname__ = "ckan_build"
 
 AT_ONCE = 8
 # What root writes at the top of a release after the build: nothing of these names may come from build code.
-OURS = re.compile(r"^(run|.*\.ini|release\.json\.tmp)$")
+OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json\.tmp)$")
 
 
 def __virtual__() -> str:

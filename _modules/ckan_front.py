@@ -24,6 +24,7 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "ckan_front"
 
 POLL_SECONDS = 0.2
+ATTEMPT_SECONDS = 1.0
 # A server that was just told to listen on a port needs a moment to do so.
 LISTEN_SECONDS = 3.0
 _NOT_RUNNING = re.compile(r"No such file or directory|No such process|invalid PID number")
@@ -200,8 +201,8 @@ def health(release: str, settings: dict, wait: bool = True) -> dict:
     settings
         The settings.
     wait
-        Where the server is Apache: ask again and again for ``web:boot_timeout`` seconds, since its processes load a
-        release only when they are asked to serve it.
+        Ask ``web:health_attempts`` times. Where the server is Apache ask again and again for ``web:boot_timeout``
+        seconds, since its processes load a release only when they are asked to serve it.
 
     Returns ``{"status": 200, "release": ..., "seconds": ...}``. Raises ``CommandExecutionError`` when the status, the
     text or the release is another.
@@ -212,18 +213,22 @@ def health(release: str, settings: dict, wait: bool = True) -> dict:
     if web["server"] == "none":
         return {"status": 0, "release": release, "seconds": 0.0}
     begun = time.monotonic()
-    patience = web["boot_timeout"] if wait and web["server"] == "apache" else 0
+    apache = web["server"] == "apache"
+    attempts = 0
     while True:
         problem = _problem(release, settings)
         seconds = time.monotonic() - begun
         if not problem:
             return {"status": web["health_status"], "release": release, "seconds": round(seconds, 3)}
-        if seconds >= patience:
+        attempts += 1
+        enough = seconds >= web["boot_timeout"] if apache else attempts >= web["health_attempts"]
+        if enough or not wait:
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS if apache else ATTEMPT_SECONDS)
     scheme, host, port = _door(settings)
+    times = f" ({attempts} attempts)" if attempts > 1 and not apache else ""
     raise CommandExecutionError(
-        f"the front door {scheme}://{host}:{port}{web['health_path']} {problem}; "
+        f"the front door {scheme}://{host}:{port}{web['health_path']} {problem}{times}; "
         f"see {__salt__['ckan_web.log'](release, settings)}"
     )
 
@@ -246,7 +251,8 @@ class _Tls(http.client.HTTPSConnection):
 
 def _problem(release: str, settings: dict) -> str:
     scheme, host, port = _door(settings)
-    timeout = settings["web"]["boot_timeout"]
+    # A process of Apache loads CKAN while it is asked.
+    timeout = settings["web"]["boot_timeout" if settings["web"]["server"] == "apache" else "health_timeout"]
     if scheme == "https":
         connection = _Tls(host, port, timeout, settings["domain"])
     else:

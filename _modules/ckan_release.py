@@ -134,6 +134,7 @@ def check(release: str, by: str = "") -> dict:
         with _marking_failed(paths, release, by):
             how = __salt__["ckan_build.installer"](settings)
             __salt__["ckan_packages.check"](path, how, tolerate=sorted(manifest.get("overridden", {})))
+            __salt__["ckan_data.own"](settings)
             result = __salt__["ckan_app.check"](path, settings)
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
             return result
@@ -189,7 +190,7 @@ def start(release: str, by: str = "") -> dict:
     paths = settings["paths"]
     with _stage(settings, "start", release, by):
         _expect(__salt__["ckan_store.read"](paths, release), "checked", "live", "retired", "bad")
-        return __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, release), settings)
+        return _start(settings, release)
 
 
 def activate(release: str, force: bool = False, by: str = "", reason: str = "") -> dict:
@@ -216,7 +217,7 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "") 
     with _stage(settings, "activate", release, by):
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked", "live", "retired", *(["bad"] if force else []))
-        __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, release), settings)
+        _start(settings, release)
         return _switch(paths, release, "retired", by, reason)
 
 
@@ -247,7 +248,8 @@ def verify(release: str, by: str = "") -> dict:
 
 def finish(release: str, prune: bool = True, by: str = "") -> dict:
     """
-    End a deploy: the old app servers finish their requests and stop, old releases are pruned.
+    End a deploy: the old app servers finish their requests and stop, old releases are pruned. With ``web:standby`` the
+    app server of the release before stays for so long.
 
     release
         The id of the live release.
@@ -256,7 +258,7 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
     by
         Who asked.
 
-    Returns ``{"stopped": [ids], "pruned": [ids]}``.
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids]}``.
 
     CLI Example:
 
@@ -267,8 +269,35 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
     settings = _settings()
     with _stage(settings, "finish", release, by):
         path = __salt__["ckan_store.directory"](settings["paths"], release)
-        stopped = __salt__["ckan_web.stop_others"](path, settings)
-        return {"stopped": stopped, "pruned": _prune(settings, settings["keep"]) if prune else []}
+        previous = __salt__["ckan_store.read"](settings["paths"], release).get("previous", "") if prune else ""
+        standby = previous if __salt__["ckan_web.keep_standby"](previous, settings) else ""
+        stopped = __salt__["ckan_web.stop_others"](path, settings, standby)
+        return {"stopped": stopped, "standby": standby, "pruned": _prune(settings, settings["keep"]) if prune else []}
+
+
+def end_standby() -> list[str]:
+    """
+    Stop the app servers of releases that serve no more; Salt's scheduler calls it when ``web:standby`` is over.
+
+    Returns the ids of the releases whose servers were stopped.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.end_standby
+    """
+    settings = _settings()
+    paths = settings["paths"]
+    __salt__["ckan_web.forget_standby"](settings)
+    stopped = []
+    for manifest in __salt__["ckan_store.all_manifests"](paths):
+        path = __salt__["ckan_store.directory"](paths, manifest["id"])
+        # One that is checked belongs to a deploy that is under way.
+        if manifest["state"] in ("retired", "bad") and manifest["id"] != __salt__["ckan_store.current"](paths):
+            if __salt__["ckan_web.stop"](path, settings):
+                stopped.append(manifest["id"])
+    return stopped
 
 
 def abort(release: str, reason: str = "", by: str = "") -> dict:
@@ -364,7 +393,7 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
     target = rollback_target(to, force)
     with _stage(settings, "rollback", target, by, reason):
         left = __salt__["ckan_store.current"](paths)
-        __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, target), settings)
+        _start(settings, target)
         _switch(paths, target, "bad", by, reason or "rolled back")
         if finish:
             try:
@@ -573,6 +602,7 @@ def status() -> dict:
 
         salt web1 ckan_release.status
     """
+    __salt__["ckan_settings.refresh"]()
     settings = _settings()
     paths = settings["paths"]
     current_id = __salt__["ckan_store.current"](paths)
@@ -586,7 +616,7 @@ def status() -> dict:
         "env": settings["env"],
         "current": current_id,
         "state": __salt__["ckan_store.read"](paths, current_id)["state"] if current_id else "",
-        "running": __salt__["ckan_web.running"](settings),
+        "running": __salt__["ckan_uwsgi.releases"](settings),
         "answers": answers,
     }
 
@@ -606,6 +636,14 @@ def new_id() -> str:
 
 def _settings(extensions: dict | None = None) -> dict:
     return __salt__["ckan_settings.get"]({"extensions": extensions} if extensions else None)
+
+
+def _start(settings: dict, release: str) -> dict:
+    """What a release needs before visitors are sent to it."""
+    # What is asked for now is not stopped by a job that was meant for the deploy before.
+    __salt__["ckan_web.forget_standby"](settings)
+    __salt__["ckan_data.own"](settings)
+    return __salt__["ckan_web.start"](__salt__["ckan_store.directory"](settings["paths"], release), settings)
 
 
 def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) -> dict:

@@ -124,10 +124,24 @@ SCHEMA = {
     "web:threads": Setting("int", 4, "Threads of each process.", least=1),
     "web:boot_timeout": Setting("int", 90, "Seconds an app server has to answer after its start.", least=1),
     "web:drain_timeout": Setting("int", 20, "Seconds an old app server has to finish its requests.", least=0),
+    "web:standby": Setting(
+        "int",
+        0,
+        "Seconds that the app server of the release before is kept after a deploy; a rollback within them is a rename.",
+        least=0,
+    ),
+    "web:request_timeout": Setting(
+        "int", 0, "Seconds a request may take; the process that is at it is then ended. 0: no limit.", least=0
+    ),
+    "web:memory_limit_mb": Setting(
+        "int", 0, "Memory of a process of uWSGI, after which it is replaced between requests. 0: no limit.", least=0
+    ),
     "web:upload_limit_mb": Setting("int", 100, "Largest upload, in MB.", least=1),
     "web:health_path": Setting("str", "/api/3/action/status_show", "What the health check asks for.", pattern=r"/\S*"),
     "web:health_status": Setting("int", 200, "The status it expects.", least=100),
     "web:health_text": Setting("str", "", "Text that the answer must hold."),
+    "web:health_attempts": Setting("int", 3, "How often it asks, a second apart, before it fails.", least=1),
+    "web:health_timeout": Setting("int", 30, "Seconds an answer may take.", least=1),
     "web:health_url": Setting(
         "str", "", "The front door of this host; by default the port of `tls:listen`, or of `web:listen`."
     ),

@@ -2,8 +2,9 @@
 App servers: one uWSGI per release under supervisor, for nginx; or the processes of Apache's mod_wsgi.
 
 Nothing here knows how a release is built. A release is a directory: its app server listens on ``run/web.sock`` in it.
-Apache starts its processes itself, so there is nothing to start and to stop then; they are only told of a switch. With
-``web:server: none`` the site's own server does all this, and the functions here do nothing.
+``ckan_uwsgi`` writes the files of one. Apache starts its processes itself, so there is nothing to start and to stop
+then; they are only told of a switch. With ``web:server: none`` the site's own server does all this, and the functions
+here do nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import contextlib
 import http.client
 import os
 import re
-import shutil
 import socket
 import time
 
+import psutil
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_web"
@@ -24,6 +25,8 @@ HEADER = "X-CKAN-Release"
 POLL_SECONDS = 0.05
 # After the switch no new connection comes to the old server; the last ones get this long to be accepted.
 LINGER_SECONDS = 1.0
+# What supervisor says of a program that is not there any more.
+ENDED = ("FATAL", "BACKOFF", "EXITED", "STOPPED")
 
 
 def __virtual__() -> str:
@@ -49,11 +52,17 @@ def start(path: str, settings: dict) -> dict:
     begun = time.monotonic()
     if _asks(path, settings) is None:
         return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
-    program = _program(path, settings)
-    _write_run_files(path, settings, program)
-    answer = __salt__["supervisord.update"](name=program, conf_file=_supervisor_conf(settings))
+    program, conf_file = _program(path, settings), _supervisor_conf(settings)
+    supervisor = __salt__["supervisord.custom"]("pid", conf_file=conf_file)
+    if not supervisor.strip().isdigit():
+        raise CommandExecutionError(f"supervisor does not answer ({_last(supervisor)}); start it and deploy again.")
+    __salt__["ckan_uwsgi.write"](path, settings, __salt__["ckan_uwsgi.boot_mark"](supervisor))
+    answer = __salt__["supervisord.update"](name=program, conf_file=conf_file)
     if "ERROR" in answer or "refused" in answer or "no such file" in answer:
-        raise CommandExecutionError(f"supervisor does not answer ({_last(answer)}); start it and deploy again.")
+        raise CommandExecutionError(f"supervisor does not take the app server ({_last(answer)}); look at its log.")
+    if _state(program, settings) in ENDED:
+        # One that it knows already, and that had ended.
+        __salt__["supervisord.start"](name=program, conf_file=conf_file)
     _wait(path, settings, program, begun)
     return {"started": True, "seconds": round(time.monotonic() - begun, 2)}
 
@@ -73,18 +82,17 @@ def stop(path: str, settings: dict, drain: bool = True) -> bool:
 
     CLI Example: not for the command line.
     """
-    program = _program(path, settings)
-    conf = os.path.join(settings["paths"]["supervisor_programs"], f"{program}.conf")
+    conf = __salt__["ckan_uwsgi.program_file"](path, settings)
     if not os.path.exists(conf):
         return False
     if drain:
         time.sleep(LINGER_SECONDS)
     os.unlink(conf)
-    __salt__["supervisord.update"](name=program, conf_file=_supervisor_conf(settings))
+    __salt__["supervisord.update"](name=_program(path, settings), conf_file=_supervisor_conf(settings))
     return True
 
 
-def stop_others(path: str, settings: dict) -> list[str]:
+def stop_others(path: str, settings: dict, standby: str = "") -> list[str]:
     """
     Stop the app servers of all releases of this site but one.
 
@@ -92,34 +100,90 @@ def stop_others(path: str, settings: dict) -> list[str]:
         The directory of the release that stays.
     settings
         The settings.
+    standby
+        A release whose server stays, too.
 
     Returns the names of the releases whose servers were stopped.
 
     CLI Example: not for the command line.
     """
     stopped = []
-    for name in running(settings):
-        if name != os.path.basename(path):
+    for name in __salt__["ckan_uwsgi.releases"](settings):
+        if name not in (os.path.basename(path), standby):
             if stop(os.path.join(os.path.dirname(path), name), settings, drain=not stopped):
                 stopped.append(name)
     return stopped
 
 
-def running(settings: dict) -> list[str]:
+def keep_standby(release: str, settings: dict) -> bool:
     """
-    Return the releases of this site that have an app server under supervisor, oldest first.
+    Arrange that the app server of the release before is stopped in ``web:standby`` seconds, and not now.
+
+    release
+        The id of that release, or ``""``.
+    settings
+        The settings.
+
+    Returns whether it stays: not without a release, the setting, or a minion that runs all the time and so can stop it.
+
+    CLI Example: not for the command line; ``ckan_release.finish`` uses it.
+    """
+    seconds = settings["web"]["standby"]
+    if not (release and seconds and settings["web"]["server"] == "nginx" and __opts__.get("__cli") == "salt-minion"):
+        return False
+    done = __salt__["schedule.add"](
+        _standby_job(settings), function="ckan_release.end_standby", seconds=seconds, run_on_start=False, maxrunning=1
+    )
+    return bool(done["result"])
+
+
+def forget_standby(settings: dict) -> None:
+    """
+    Take back what ``keep_standby`` arranged.
 
     settings
         The settings.
 
-    CLI Example: not for the command line; use ``ckan_release.status``.
+    CLI Example: not for the command line.
     """
-    pattern = re.compile(rf"^ckan-{re.escape(settings['site'])}-([0-9]{{14}}Z)\.conf$")
-    try:
-        names = os.listdir(settings["paths"]["supervisor_programs"])
-    except FileNotFoundError:
-        return []
-    return sorted(match.group(1) for match in map(pattern.match, names) if match)
+    if settings["web"]["standby"] and __opts__.get("__cli") == "salt-minion":
+        if __salt__["schedule.is_enabled"](_standby_job(settings)):
+            __salt__["schedule.delete"](_standby_job(settings))
+
+
+def status() -> dict:
+    """
+    Say which release is linked, and what runs: for each process of CKAN on this host the release that it has loaded.
+
+    Returns ``{"current": id, "processes": [{"pid", "release", "memory_mb", "age_seconds"}]}``; the release is what the
+    process itself was started with (uWSGI) or has loaded from (mod_wsgi), ``""`` where that cannot be seen. Memory is
+    what the process alone takes (USS); what uWSGI's master takes is in it as a process of its own.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_web.status
+    """
+    __salt__["ckan_settings.refresh"]()
+    settings = __salt__["ckan_settings.get"]()
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            release = _release_of(process, settings)
+            if release is not None:
+                found.append(
+                    {
+                        "pid": process.pid,
+                        "release": release,
+                        "memory_mb": round(process.memory_full_info().uss / 2**20, 1),
+                        "age_seconds": round(time.time() - process.create_time()),
+                    }
+                )
+    return {
+        "current": __salt__["ckan_store.current"](settings["paths"]),
+        "processes": sorted(found, key=lambda row: (row["release"], row["pid"])),
+    }
 
 
 def ask(path: str, settings: dict) -> str:
@@ -203,7 +267,9 @@ def log(release: str, settings: dict) -> str:
 
     CLI Example: not for the command line.
     """
-    return _log(release, settings) if settings["web"]["server"] == "nginx" else "Apache's error log"
+    if settings["web"]["server"] == "apache":
+        return "Apache's error log"
+    return __salt__["ckan_uwsgi.log"](release, settings)
 
 
 def supervisor_problem(settings: dict) -> str:
@@ -234,7 +300,7 @@ def forget(path: str, settings: dict) -> None:
 
     CLI Example: not for the command line; ``ckan_release.prune`` uses it.
     """
-    log = _log(os.path.basename(path), settings)
+    log = __salt__["ckan_uwsgi.log"](os.path.basename(path), settings)
     if os.path.exists(log):
         os.unlink(log)
 
@@ -248,9 +314,8 @@ def _wait(path: str, settings: dict, program: str, begun: float) -> None:
             return
         now = time.monotonic()
         if now > next_look:
-            state = __salt__["supervisord.status"](name=program, conf_file=_supervisor_conf(settings))
-            state = state.get(program, {}).get("state", "unknown")
-            if state in ("FATAL", "BACKOFF", "EXITED", "STOPPED"):
+            state = _state(program, settings)
+            if state in ENDED:
                 problem = f"ended while starting (supervisor says {state})"
                 break
             next_look = now + 1.0
@@ -259,7 +324,7 @@ def _wait(path: str, settings: dict, program: str, begun: float) -> None:
             break
         time.sleep(POLL_SECONDS)
     release = os.path.basename(path)
-    log = _log(release, settings)
+    log = __salt__["ckan_uwsgi.log"](release, settings)
     said = __salt__["ckan_mask.text"](_tail(log), settings)
     raise CommandExecutionError(f"the app server of {release} {problem}: {said}; see {log}")
 
@@ -291,70 +356,40 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _write_run_files(path: str, settings: dict, program: str) -> None:
-    paths, web = settings["paths"], settings["web"]
-    run = os.path.join(path, "run")
-    os.makedirs(run, exist_ok=True)
-    shutil.chown(run, settings["user"], settings["group"])
-    os.makedirs(paths["log"], exist_ok=True)
-    uwsgi = f"""# Written by the CKAN formula.
-[uwsgi]
-http-socket = {run}/web.sock
-chmod-socket = 666
-vacuum = true
-virtualenv = {path}
-chdir = {path}
-wsgi-file = {paths["config"]}/wsgi.py
-need-app = true
-master = true
-; CKAN must be loaded in each worker: one that is forked after it shares the database's connection.
-lazy-apps = true
-enable-threads = true
-processes = {web["processes"]}
-threads = {web["threads"]}
-buffer-size = 32768
-disable-logging = true
-; TERM means: finish what you are at, then end.
-hook-master-start = unix_signal:15 gracefully_kill_them_all
-worker-reload-mercy = {web["drain_timeout"]}
-"""
-    _write(os.path.join(path, "uwsgi.ini"), uwsgi)
-    log = _log(os.path.basename(path), settings)
-    # Supervisor, too, reads % as the start of an interpolation.
-    text = f"""; Written by the CKAN formula.
-[program:{program}]
-command = {path}/bin/uwsgi --ini {path}/uwsgi.ini
-directory = {path}
-user = {settings["user"]}
-environment = RELEASE_DIR="{path}",LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{paths["data"]}"
-autostart = true
-autorestart = true
-startsecs = 2
-stopsignal = TERM
-stopwaitsecs = {web["drain_timeout"] + 5}
-stdout_logfile = {log}
-redirect_stderr = true
-""".replace("%", "%%")
-    os.makedirs(paths["supervisor_programs"], exist_ok=True)
-    _write(os.path.join(paths["supervisor_programs"], f"{program}.conf"), text)
+def _standby_job(settings: dict) -> str:
+    return f"ckan-standby-{settings['site']}"
 
 
-def _write(path: str, text: str) -> None:
-    with open(f"{path}.tmp", "w", encoding="utf-8") as handle:
-        handle.write(text)
-    os.rename(f"{path}.tmp", path)
+def _state(program: str, settings: dict) -> str:
+    # Not supervisord.status: Salt puts a word before the answer when the program does not run.
+    told = __salt__["supervisord.status_raw"](name=program, conf_file=_supervisor_conf(settings))
+    words = told.removeprefix("ERROR: ").split()
+    return words[1] if len(words) > 1 and words[0] == program else "unknown"
+
+
+def _release_of(process: psutil.Process, settings: dict) -> str | None:
+    """The release that a process serves; None when it is none of this site's."""
+    releases = settings["paths"]["releases"]
+    if settings["web"]["server"] == "apache":
+        if f"(wsgi:ckan-{settings['site']})" not in " ".join(process.cmdline()):
+            return None
+        loaded = [mapped.path for mapped in process.memory_maps(grouped=True)]
+    elif process.name() == "uwsgi":
+        loaded = [process.environ().get("RELEASE_DIR", "")]
+    else:
+        return None
+    names = {os.path.relpath(path, releases).split("/")[0] for path in loaded if path.startswith(f"{releases}/")}
+    if settings["web"]["server"] != "apache" and not names:
+        return None  # of another site
+    return min(names, default="")
 
 
 def _program(path: str, settings: dict) -> str:
-    return f"ckan-{settings['site']}-{os.path.basename(path)}"
+    return __salt__["ckan_uwsgi.program"](os.path.basename(path), settings)
 
 
 def _supervisor_conf(settings: dict) -> str | None:
     return settings["web"]["supervisor_conf"] or None
-
-
-def _log(release: str, settings: dict) -> str:
-    return os.path.join(settings["paths"]["log"], f"{settings['site']}-{release}.log")
 
 
 def _tail(path: str) -> str:

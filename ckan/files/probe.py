@@ -73,6 +73,7 @@ def check(ini: str, result: dict) -> None:
         return
     result["plugins"] = str(config.get("ckan.plugins", "")).split()
     check_configuration(ini, result)
+    build_assets(result)
     check_migrations(config, result)
     check_search(app, result)
 
@@ -113,6 +114,27 @@ def check_names(ini: str, declaration, result: dict) -> None:
             result["warnings"].append(f"CKAN and its plugins do not know the option {name} (did you mean {close[0]}?)")
     if strange:
         result["warnings"].append(f"options that neither CKAN nor a plugin declares: {', '.join(strange)}")
+
+
+def build_assets(result: dict) -> None:
+    """
+    Build CKAN's bundles of styles and scripts now, into the directory that all releases share. Their names hold a hash,
+    so a page of the new release finds its own on every host, also on one that still serves the old release.
+    """
+    try:
+        from ckan.lib.webassets_tools import env
+    except ImportError:
+        return
+    from webassets.exceptions import BundleError
+
+    built = 0
+    for bundle in env:
+        try:
+            bundle.urls()
+            built += 1
+        except (BundleError, OSError, ValueError) as exc:
+            result["warnings"].append(f"a bundle of web assets cannot be built: {one_line(exc)}")
+    result["assets"] = built
 
 
 def check_migrations(config: dict, result: dict) -> None:

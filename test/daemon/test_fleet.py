@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
-import threading
 import time
 
 import pytest
 from daemon.conftest import PASSWORD, SESSION
 
 from parts.portal import next_second
+from parts.visitors import Visitors
 from stub import repos
 
 pytestmark = pytest.mark.daemon
@@ -27,42 +26,11 @@ def refused(site, before: dict, done: dict, *sentences: str) -> None:
     assert site.disk() == before
 
 
-class Visitors:
-    """Threads that ask the front door again and again."""
-
-    def __init__(self, site) -> None:
-        self.port, self.asked, self.failed, self.over = site.front_port, 0, [], threading.Event()
-        self.threads = [threading.Thread(target=self.visit) for _ in range(3)]
-
-    def visit(self) -> None:
-        while not self.over.wait(0.01):
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-                connection.request("GET", "/", headers={"Host": "127.0.0.1"})
-                status = connection.getresponse().status
-                connection.close()
-            except OSError as exc:
-                status = exc
-            self.asked += 1
-            if status != 200:
-                self.failed.append(status)
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        for thread in self.threads:
-            thread.join()
-
-
 def test_a_deploy_is_one_release_on_all_hosts_and_no_visitor_notices(site):
     old = site.linked()
     next_second()
     commit = repos.commit_change(site.repo, "Hello two")
-    with Visitors(site) as visitors:
+    with Visitors(site.front_port) as visitors:
         done = site.deploy()
     assert done["code"] == 0, done["text"]
     assert (visitors.failed, visitors.asked > 50) == ([], True)
@@ -91,7 +59,7 @@ def test_a_branch_for_one_deploy(site):
 
 def test_rollback_of_the_fleet_can_be_repeated_until_nothing_is_left(site):
     first, second = site.good_deploy("Hello r1"), site.good_deploy("Hello r2")
-    with Visitors(site) as visitors:
+    with Visitors(site.front_port) as visitors:
         done = site.deploy("rollback", reason="search is broken")
     assert done["code"] == 0, done["text"]
     assert (visitors.failed, visitors.asked > 20) == ([], True)

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 from daemon.conftest import Site
-from daemon.test_fleet import Visitors
 from salt.exceptions import CommandExecutionError
 
 from functional.conftest import Host, host, session_dir, session_loaders  # noqa: F401
@@ -31,6 +30,7 @@ from parts.nginx import host_nginx
 from parts.portal import next_second
 from parts.ports import free_port
 from parts.process import sandbox, stop_all
+from parts.visitors import Visitors
 from stub import repos
 
 pytestmark = pytest.mark.daemon
@@ -385,7 +385,7 @@ class ApacheSite(Site):
         self.write_pillar(self.settings)
 
 
-def test_apache_serves_each_release_after_highstate_deploy_and_rollback(stub_base):
+def test_a14_apache_serves_each_release_after_highstate_deploy_and_rollback(stub_base):
     site = ApacheSite(stub_base)
     try:
         site.apache.start()
@@ -395,7 +395,7 @@ def test_apache_serves_each_release_after_highstate_deploy_and_rollback(stub_bas
         first = site.current("web1")
         assert (site.served(), site.get("/", "web1")[2]) == (["Hello one"], first)
         assert not [s for s in site.highstate()["hosts"]["web1"].values() if s["changes"] or s["result"] is not True]
-        with Visitors(site) as visitors:
+        with Visitors(site.front_port) as visitors:
             second = site.good_deploy("Hello two")
             assert (site.served(), site.get("/", "web1")[2]) == (["Hello two"], second)
             done = site.deploy("rollback")

@@ -107,6 +107,20 @@ def _write_plugin(repo: Path, text: str, boot: str, migrations: int, before: str
     _write(package / "templates/header.html", _HEADER.format(name=name, text=html.escape(text)))
 
 
+# Serves well until `current` names its release, ends then, and never comes back.
+_DIES = """\
+import os, sys, threading, time
+current = os.path.join(os.path.dirname(os.path.dirname(sys.prefix)), "current")
+live = lambda: os.path.realpath(current) == os.path.realpath(sys.prefix)
+if live():
+    {error}
+def watch():
+    while not live():
+        time.sleep(0.02)
+    os.kill(os.getppid(), 9)
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+"""
 _BOOT = 'toolkit.add_template_directory(config, "templates")'
 
 
@@ -167,15 +181,19 @@ def commit_broken(repo: Path, message: str = "this extension is broken", where: 
     message
         Text of the error.
     where
-        `boot`: when CKAN configures the plugin; `import`: as soon as its module is imported.
+        `boot`: when CKAN configures the plugin; `import`: as soon as its module is imported; `switch`: when its release
+        has become the current one, with the whole app server; `request`: when a page is asked for.
 
     Returns the commit's full hash.
     """
     error = f"raise RuntimeError({message!r})"
     if where == "import":
         _write_plugin(repo, "broken", _BOOT, 0, before=f"{error}\n")
+    elif where == "request":
+        _write_plugin(repo, "broken", "type(self).front_text = lambda self: 1 / 0  # a page that fails", 0)
     else:
-        _write_plugin(repo, "broken", error, 0)
+        code = _DIES.format(error=error) if where == "switch" else error
+        _write_plugin(repo, "broken", code.strip().replace("\n", "\n        "), 0)
     return _commit(repo, f"Break at {where}")
 
 

@@ -1,0 +1,203 @@
+"""The web process of one host: standby, restarts, and app servers that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon.conftest import Site
+
+from parts.portal import next_second
+from parts.supervisor import Supervisor
+from parts.visitors import Visitors
+from stub import repos
+
+pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture(scope="module")
+def lone(stub_base: Path) -> Iterator[Site]:
+    """A portal on one host, after its first highstate."""
+    site = Site(stub_base, hosts=["web1"])
+    site.settings["web"]["health_attempts"] = 2
+    site.write_pillar(site.settings)
+    try:
+        site.start()
+        done = site.highstate()
+        assert done["code"] == 0, done["text"]
+        yield site
+    finally:
+        site.destroy()
+
+
+def processes(site: Site) -> dict[str, list[int]]:
+    """The processes of each release, as the host tells it."""
+    code, told = site.call("web1", "ckan_web.status")
+    assert code == 0 and isinstance(told, dict), told
+    assert told["current"] == site.current("web1")
+    assert all(row["memory_mb"] > 1 and row["age_seconds"] < 3600 for row in told["processes"])
+    found: dict[str, list[int]] = {}
+    for row in told["processes"]:
+        found.setdefault(row["release"], []).append(row["pid"])
+    return found
+
+
+def eventually(say, wanted, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while (said := say()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert said == wanted
+
+
+def with_web(site: Site, **web) -> None:
+    site.write_pillar({**site.settings, "web": {**site.settings["web"], **web}})
+
+
+def supervisor(site: Site) -> Supervisor:
+    return Supervisor(site.sandbox, site.root("web1") / "etc/supervisor/conf.d", name="super-web1")
+
+
+def end(part: Supervisor, how: signal.Signals = signal.SIGTERM) -> None:
+    pid = part.pid()
+    assert pid
+    os.kill(pid, how)
+    eventually(part.pid, 0)
+
+
+def test_status_tells_the_release_of_each_process_from_the_process_itself(lone):
+    release = lone.current("web1")
+    found = processes(lone)
+    assert list(found) == [release]
+    for pid in found[release]:
+        assert (
+            f"RELEASE_DIR={lone.root('web1')}/usr/lib/ckan/releases/{release}\0"
+            in Path(f"/proc/{pid}/environ").read_text()
+        )
+
+
+def test_a_standby_makes_a_rollback_one_rename_and_ends_by_itself(lone):
+    first = lone.current("web1")
+    with_web(lone, standby=3600)
+    second = lone.good_deploy("Hello standby")
+    found = processes(lone)
+    assert sorted(found) == [first, second]
+    with Visitors(lone.front_port) as visitors:
+        code, told = lone.call("web1", "ckan_release.rollback")
+        assert code == 0 and told["current"] == first, told
+    assert visitors.failed == []
+    # The very processes from before, and none of the release that was left as bad.
+    assert processes(lone) == {first: found[first]}
+    with_web(lone, standby=2)
+    third = lone.good_deploy("Hello standby again")
+    eventually(lambda: list(processes(lone)), [third])
+    code, jobs = lone.call("web1", "schedule.list", "return_yaml=False")
+    assert code == 0 and "ckan-standby-default" not in jobs
+    lone.write_pillar(lone.settings)
+
+
+def test_a_deploy_that_comes_before_the_standby_is_over_keeps_one_release_only(lone):
+    with_web(lone, standby=3600)
+    lone.good_deploy("Hello one more")
+    releases = [lone.current("web1"), lone.good_deploy("Hello and more")]
+    assert sorted(processes(lone)) == releases
+    lone.write_pillar(lone.settings)
+    release = lone.good_deploy("Hello without")
+    assert list(processes(lone)) == [release]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_supervisor_brings_back_what_current_says(lone, how):
+    with_web(lone, standby=3600)
+    before = lone.current("web1")
+    release = lone.good_deploy(f"Hello {how.name}")
+    found = processes(lone)
+    assert sorted(found) == [before, release]
+    part = supervisor(lone)
+    end(part, how)
+    if how == signal.SIGKILL:  # as when the power fails: nobody is left
+        for pid in [pid for pids in found.values() for pid in pids]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    eventually(lambda: lone.get("/", "web1")[0], 502)
+    part.start()
+    eventually(lambda: lone.get("/", "web1")[0], 200)
+    assert lone.served() == [f"Hello {how.name}"]
+    time.sleep(4)
+    assert list(processes(lone)) == [release]
+    assert f"{before} is not current" in (lone.root("web1") / f"var/log/ckan/default-{before}.log").read_text()
+    # And a rollback starts it again, since it is asked for now.
+    code, told = lone.call("web1", "ckan_release.rollback")
+    assert code == 0 and told == {"current": before, "left": release}, told
+    assert list(processes(lone)) == [before]
+    lone.write_pillar(lone.settings)
+
+
+def test_an_app_server_that_is_killed_comes_back(lone):
+    release = lone.current("web1")
+    master = min(processes(lone)[release])
+    os.kill(master, signal.SIGKILL)
+    eventually(lambda: lone.get("/", "web1")[0] == 200 and master not in processes(lone).get(release, []), True)
+
+
+@pytest.mark.parametrize(
+    ("where", "web", "stage", "cause"),
+    [
+        ("switch", {}, "verify", "answers 502 instead of 200 (2 attempts)"),
+        ("request", {"health_path": "/"}, "activate", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_release_that_dies_or_fails_when_it_is_asked_is_taken_back(lone, where, web, stage, cause):
+    before, served = lone.current("web1"), lone.served()
+    with_web(lone, **web)
+    next_second()
+    repos.commit_broken(lone.repo, "gone", where)
+    done = lone.deploy()
+    lone.write_pillar(lone.settings)
+    assert done["code"] == 1 and "Traceback" not in done["text"], done["text"]
+    text = " ".join(done["text"].split())
+    assert f"web1 failed at {stage}: " in text and cause in text, done["text"]
+    assert (lone.current("web1"), lone.served()) == (before, served)
+    assert list(processes(lone)) == [before]
+
+
+def test_a_release_that_hangs_at_boot_is_taken_back_within_its_time(lone):
+    before = lone.current("web1")
+    pillar = {**lone.settings, "web": {**lone.settings["web"], "boot_timeout": 3}}
+    lone.write_pillar({**pillar, "config": {**lone.settings["config"], "stub.boot_seconds": "8"}})
+    next_second()
+    begun = time.monotonic()
+    done = lone.deploy()
+    lone.write_pillar(lone.settings)
+    assert done["code"] == 1 and "web1 failed at activate: " in done["text"], done["text"]
+    assert "after 3 seconds" in " ".join(done["text"].split())
+    assert time.monotonic() - begun < 60
+    assert (lone.current("web1"), list(processes(lone))) == (before, [before])
+
+
+def test_a_supervisor_that_is_down_is_said_at_plan(lone):
+    before = lone.disk()
+    part = supervisor(lone)
+    end(part)
+    eventually(lambda: lone.get("/", "web1")[0], 502)
+    try:
+        done = lone.deploy()
+        assert done["code"] == 1 and "supervisor does not answer" in done["text"], done["text"]
+        assert lone.disk() == before
+    finally:
+        part.start()
+    eventually(lambda: lone.get("/", "web1")[0], 200)
+
+
+def test_a_process_that_holds_too_much_memory_is_replaced_and_no_request_fails(lone):
+    with_web(lone, memory_limit_mb=1, processes=2)
+    release = lone.good_deploy("Hello memory")
+    before = processes(lone)[release]
+    with Visitors(lone.front_port) as visitors:
+        eventually(lambda: sorted(processes(lone)[release])[-1] > max(before), True)
+    assert visitors.failed == []
+    lone.write_pillar(lone.settings)
