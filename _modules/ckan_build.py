@@ -94,7 +94,7 @@ def resolve(settings: dict) -> dict:
 
     Returns the contents: ``{"base": {"ckan", "python"}, "extensions": {name: pin}, "patches": [{"patch", "sha256"}],
     "packages": {name: version}, "overridden": {name: {...}}}``. Nothing in it is secret. Raises
-    ``CommandExecutionError`` that names what cannot be had, or what does not go together.
+    ``CommandExecutionError`` that names what cannot be had, what does not go together, or a plugin that nothing brings.
 
     CLI Example: not for the command line; use ``ckan_release.plan``.
     """
@@ -104,10 +104,14 @@ def resolve(settings: dict) -> dict:
     pins = _at_once("ckan_origin.resolve", {name: (name, extensions[name], shared) for name in extensions})
     how = installer(settings)
     wanted = _prepared(settings, pins, how["user"])
+    had = __salt__["ckan_packages.freeze"](base["path"])
     locked = __salt__["ckan_packages.lock"](
-        base["path"], _wanted(wanted, settings), __salt__["ckan_packages.freeze"](base["path"]),
+        base["path"], _wanted(wanted, settings), had,
         {name: extension["override"] for name, extension in extensions.items() if extension["override"]}, how,
     )  # fmt: skip
+    if "ckan.plugins" not in settings["config"]:  # which wins over ckan:plugins
+        new = {name: version for name, version in locked["packages"].items() if had.get(name) != version}
+        __salt__["ckan_plugins.check"](settings["plugins"], base["path"], wanted, new, how["find_links"])
     for name, pin in pins.items():
         pin.update(wanted[name]["notes"])
         if pin["kind"] != "git":

@@ -116,13 +116,6 @@ def test_a_failure_stands_in_the_history_with_its_reason(host, mycity):
     assert "boom" in failed[0]["reason"]
 
 
-def test_a_plugin_that_no_extension_has_is_refused_at_check(host, mycity):
-    host.pillar["plugins"] = ["mycity", "harvest"]
-    with pytest.raises(CommandExecutionError, match="at check: plugin harvest does not start"):
-        deployed(host)
-    assert host.current() == "" and host.releases() == []
-
-
 def test_a_ref_that_does_not_exist_is_refused_before_anything_is_made(host, mycity):
     host.pillar["extensions"]["ckanext-mycity"]["ref"] = "mian"
     before = host.tree()
