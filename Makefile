@@ -45,6 +45,7 @@ demo-stop: setup
 
 bench: setup-parts
 	@$(BIN)/python test/bench/bench.py
+	@$(BIN)/python test/bench/switches.py
 
 clean:
 	@rm -rf $(VENV) .pytest_cache .ruff_cache

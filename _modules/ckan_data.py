@@ -1,12 +1,16 @@
 """
-What outlives a release: uploads, web assets, sessions. They belong to the user that runs CKAN, all the way down.
+What outlives a release: uploads and sessions, which belong to the user that runs CKAN, all the way down; and the web
+assets of all releases, which the front door serves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import grp
 import os
 import pwd
+import shutil
 import stat
 import time
 
@@ -30,10 +34,11 @@ def places(settings: dict) -> list[str]:
     """
     options = __salt__["ckan_ini.options"](settings)
     names = ("ckan.storage_path", "ckan.webassets.path", "beaker.session.data_dir")
+    # The assets of a release are in the release.
     return sorted({str(options[name]) for name in names if os.path.isabs(str(options[name]))})
 
 
-def own(settings: dict) -> dict:
+def own(settings: dict, path: str = "") -> dict:
     """
     Make the directories, and give what root left in them to the user that runs CKAN.
 
@@ -42,6 +47,8 @@ def own(settings: dict) -> dict:
 
     settings
         The settings.
+    path
+        The directory of a release, to do the same for what CKAN writes there.
 
     Returns ``{"given": how many entries, "seconds": ...}``. Raises ``CommandExecutionError`` that names what cannot be
     given.
@@ -56,7 +63,7 @@ def own(settings: dict) -> dict:
     except KeyError as exc:
         raise CommandExecutionError(f"there is no such user or group ({exc}); run state.apply ckan first") from exc
     given = 0
-    for place in places(settings):
+    for place in [*places(settings), *([os.path.join(path, "run")] if path else [])]:
         try:
             os.makedirs(place, mode=0o755, exist_ok=True)
             # The directory itself may be a link, to another disk: that is the operator's. Nothing below it is followed.
@@ -66,6 +73,78 @@ def own(settings: dict) -> dict:
                 f"{exc.filename or place} cannot be given to {settings['user']} ({exc.strerror}); correct its owner"
             ) from exc
     return {"given": given, "seconds": round(time.monotonic() - begun, 2)}
+
+
+def publish(settings: dict) -> list[str]:
+    """
+    Copy the web assets of all releases to where the front door serves them from, under ``paths:data``.
+
+    CKAN builds its bundles of styles and scripts into the release; their names hold a hash of what is in them. So a
+    page of the old release finds its own after the switch, and one of the new release on a host before its switch.
+
+    settings
+        The settings.
+
+    Returns the names that are new there.
+
+    CLI Example: not for the command line; ``ckan_release.start`` uses it.
+    """
+    there, new = _assets_root(settings), []
+    for name, source in sorted(_assets(settings).items()):
+        target = os.path.join(there, name)
+        if not os.path.lexists(target):
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            with contextlib.suppress(OSError):  # built or removed at this very moment, or no plain file
+                _copy(source, target)
+                new.append(name)
+    return new
+
+
+def forget(settings: dict) -> list[str]:
+    """
+    Remove published web assets that no release has any more.
+
+    settings
+        The settings.
+
+    Returns their names.
+
+    CLI Example: not for the command line; ``ckan_release.prune`` uses it.
+    """
+    there, known, gone = _assets_root(settings), _assets(settings), []
+    for folder, _, files in os.walk(there):
+        for file in files:
+            name = os.path.relpath(os.path.join(folder, file), there)
+            if name not in known:
+                os.unlink(os.path.join(folder, file))
+                gone.append(name)
+    return gone
+
+
+def _assets_root(settings: dict) -> str:
+    return os.path.join(settings["paths"]["data"], "webassets")
+
+
+def _assets(settings: dict) -> dict[str, str]:
+    """The web assets of all releases: the name below their directory, and a file that holds it."""
+    found = {}
+    for top in glob.glob(os.path.join(glob.escape(settings["paths"]["releases"]), "*", "run", "webassets")):
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for file in files:
+                found[os.path.relpath(os.path.join(folder, file), top)] = os.path.join(folder, file)
+    return found
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a plain file of CKAN's user: a link in its place could lead to what that user may not read."""
+    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise OSError(f"{source} is no plain file")
+        with open(f"{target}.tmp", "wb") as copy:
+            shutil.copyfileobj(handle, copy)
+    os.chmod(f"{target}.tmp", 0o644)
+    os.rename(f"{target}.tmp", target)
 
 
 def _give(top: str, user: int, group: int) -> int:

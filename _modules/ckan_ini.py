@@ -23,6 +23,7 @@ __virtualname__ = "ckan_ini"
 
 SECTION = "app:main"
 CHANGED = "(changed)"
+WEBASSETS = "%(here)s/run/webassets"
 
 LOGGING = """
 [loggers]
@@ -199,7 +200,8 @@ def options(settings: dict) -> dict[str, Any]:
         "solr_url": settings["solr_url"],
         "ckan.redis.url": settings["redis_url"],
         "ckan.storage_path": os.path.join(data, "storage"),
-        "ckan.webassets.path": os.path.join(data, "webassets"),
+        # Each release has its own: webassets keeps notes there that two releases would take from one another.
+        "ckan.webassets.path": WEBASSETS,
         "ckan.plugins": " ".join(settings["plugins"]),
         "SECRET_KEY": secrets["session"],
         "beaker.session.secret": secrets["session"],
@@ -220,7 +222,9 @@ def options(settings: dict) -> dict[str, Any]:
 def _text(settings: dict) -> str:
     wanted = options(settings)
     # %(here)s, the directory of the ini, is kept where people wrote it on purpose: never in a secret.
-    rendered = {name: _value(value, here=name in settings["config"]) for name, value in wanted.items()}
+    rendered = {
+        name: _value(value, here=name in settings["config"] or value == WEBASSETS) for name, value in wanted.items()
+    }
     lines = [
         "# Written by the CKAN formula from the pillar; a change here is lost with the next release.",
         "[DEFAULT]",

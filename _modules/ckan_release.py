@@ -134,7 +134,7 @@ def check(release: str, by: str = "") -> dict:
         with _marking_failed(paths, release, by):
             how = __salt__["ckan_build.installer"](settings)
             __salt__["ckan_packages.check"](path, how, tolerate=sorted(manifest.get("overridden", {})))
-            __salt__["ckan_data.own"](settings)
+            __salt__["ckan_data.own"](settings, path)
             result = __salt__["ckan_app.check"](path, settings)
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
             return result
@@ -642,8 +642,10 @@ def _start(settings: dict, release: str) -> dict:
     """What a release needs before visitors are sent to it."""
     # What is asked for now is not stopped by a job that was meant for the deploy before.
     __salt__["ckan_web.forget_standby"](settings)
-    __salt__["ckan_data.own"](settings)
-    return __salt__["ckan_web.start"](__salt__["ckan_store.directory"](settings["paths"], release), settings)
+    path = __salt__["ckan_store.directory"](settings["paths"], release)
+    __salt__["ckan_data.own"](settings, path)
+    __salt__["ckan_data.publish"](settings)
+    return __salt__["ckan_web.start"](path, settings)
 
 
 def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) -> dict:
@@ -680,6 +682,8 @@ def _prune(settings: dict, keep: int) -> list[str]:
         __salt__["ckan_web.stop"](path, settings, drain=False)
         __salt__["ckan_web.forget"](path, settings)
         __salt__["ckan_store.remove"](paths, release)
+    if gone:
+        __salt__["ckan_data.forget"](settings)
     kept = [pin for m in manifests if m["id"] not in gone for pin in m.get("extensions", {}).values()]
     __salt__["ckan_origin.forget"](kept, paths["shared"])
     return gone

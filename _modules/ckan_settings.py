@@ -52,7 +52,7 @@ SCHEMA = {
     "paths:current": Setting("str", "{home}/current", "The link to the release that is served."),
     "paths:shared": Setting("str", "{home}/shared", "What outlives a release: mirrors, package cache, log."),
     "paths:config": Setting("str", "{root}/etc/ckan/{site}", "Where wsgi.py and apache.wsgi stand."),
-    "paths:data": Setting("str", "{root}/var/lib/ckan/{site}", "Uploads, web assets, sessions."),
+    "paths:data": Setting("str", "{root}/var/lib/ckan/{site}", "Uploads, sessions, web assets of all releases."),
     "paths:log": Setting("str", "{root}/var/log/ckan", "Logs of the app servers."),
     "paths:nginx_site": Setting("str", "{root}/etc/nginx/conf.d/ckan-{site}.conf", "nginx's file of the site."),
     "paths:apache_site": Setting(

@@ -4,11 +4,13 @@ A release is live on this host: the first deploy as a state. See the execution m
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 
-from salt.exceptions import CommandExecutionError
+import salt.payload
+from salt.exceptions import CommandExecutionError, SaltDeserializationError
 
 __virtualname__ = "ckan_release"
 
@@ -62,9 +64,20 @@ def live(name: str) -> dict:
 
 
 def _job() -> str:
-    """The id of the Salt job that this process works for, '' when there is none."""
-    mine = [job["jid"] for job in __salt__["saltutil.running"]() if job.get("pid") == os.getpid()]
-    return mine[0] if mine else ""
+    """
+    The id of the Salt job that this process works for, '' when there is none.
+
+    From the minion's own notes: ``saltutil.running`` leaves out the job that asks.
+    """
+    folder, mine = os.path.join(__opts__["cachedir"], "proc"), []
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        with contextlib.suppress(OSError, SaltDeserializationError):
+            with open(os.path.join(folder, name), "rb") as handle:
+                job = salt.payload.load(handle)
+            if isinstance(job, dict) and job.get("pid") == os.getpid():
+                mine.append(str(job["jid"]))
+    # A minion that works in threads has several jobs in one process.
+    return mine[0] if len(mine) == 1 else ""
 
 
 def _release_of(job: str) -> str:

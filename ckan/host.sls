@@ -29,11 +29,12 @@ ckan-packages:
 
 ckan-apache-modules:
   cmd.run:
-    - name: a2enmod -q wsgi headers ssl
+    - name: a2enmod -q wsgi headers ssl rewrite
     - creates:
       - /etc/apache2/mods-enabled/wsgi.load
       - /etc/apache2/mods-enabled/headers.load
       - /etc/apache2/mods-enabled/ssl.load
+      - /etc/apache2/mods-enabled/rewrite.load
     - require:
       - pkg: ckan-packages
     - require_in:
@@ -86,12 +87,21 @@ ckan-data:
     - names:
       - {{ paths.data }}
       - {{ paths.data }}/storage
-      - {{ paths.data }}/webassets
       - {{ paths.data }}/sessions
     - user: {{ settings.user }}
     - group: {{ settings.group }}
     - mode: '0755'
     - makedirs: True
+
+# Root's: copies of what CKAN builds into its releases, for the front door to serve.
+ckan-webassets:
+  file.directory:
+    - name: {{ paths.data }}/webassets
+    - user: root
+    - group: root
+    - mode: '0755'
+    - require:
+      - file: ckan-data
 
 {%- if settings.manage.packages and settings.installer.uv == paths.shared ~ '/tools/bin/uv' %}
 

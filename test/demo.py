@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
@@ -22,6 +22,7 @@ from parts.keyring import KeyRing  # noqa: E402
 from parts.process import stop_all  # noqa: E402
 from parts.real import RealPortal  # noqa: E402
 from parts.system import ensure_packages  # noqa: E402
+from parts.visitors import Visitors  # noqa: E402
 from stub import repos  # noqa: E402
 
 SANDBOX = Path("/tmp/ckan-demo")
@@ -76,7 +77,7 @@ class Walk:
         """A new commit of the extension, visible on every page."""
         title("deploy: a new commit of ckanext-mycity; salt-run state.orch orch.deploy pillar='{env: production}'")
         commit = repos.commit_change(self.portal.mycity, "My City, now with more trees")
-        with self.watching():
+        with self.watching(visited=True):
             done = self.portal.deploy()
         self.summary(done["text"])
         self.expect("the deploy succeeds", done["code"] == 0)
@@ -91,7 +92,7 @@ class Walk:
         """A commit whose plugin raises when CKAN boots."""
         title("a deploy that must fail: the plugin of the next commit raises when CKAN starts")
         repos.commit_broken(self.portal.mycity, "no such table: trees")
-        with self.watching():
+        with self.watching(visited=True):
             done = self.portal.deploy()
         self.summary(done["text"])
         self.expect("the exit code is not 0", done["code"] != 0)
@@ -106,7 +107,7 @@ class Walk:
     def rollback(self) -> None:
         """Back to the first release, in one command."""
         title("rollback: salt-run state.orch orch.rollback pillar='{env: production}'")
-        with self.watching():
+        with self.watching(visited=True):
             done = self.portal.deploy("rollback", reason="the trees are not ours")
         self.summary(done["text"])
         self.expect("the rollback succeeds", done["code"] == 0)
@@ -136,8 +137,9 @@ class Walk:
                 print(f"            {name}: {comment}")
 
     @contextmanager
-    def watching(self):
-        """Print what the hosts are at, every few seconds, while something runs."""
+    def watching(self, visited: bool = False):
+        """Print what the hosts are at, every few seconds, while something runs; visited: ask for pages meanwhile."""
+        visitors = Visitors(self.portal.front_port, threads=2)
         over = threading.Event()
 
         def watch() -> None:
@@ -147,10 +149,13 @@ class Walk:
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
-            yield
+            with visitors if visited else nullcontext():
+                yield
         finally:
             over.set()
             thread.join()
+        if visited:
+            self.expect(f"visitors meanwhile: {visitors.told()}", visitors.asked > 0 and not visitors.failed)
 
     def last_stage(self, host: str) -> str:
         """Say what a host's deploy log ends with."""

@@ -118,8 +118,8 @@ def check_names(ini: str, declaration, result: dict) -> None:
 
 def build_assets(result: dict) -> None:
     """
-    Build CKAN's bundles of styles and scripts now, into the directory that all releases share. Their names hold a hash,
-    so a page of the new release finds its own on every host, also on one that still serves the old release.
+    Build CKAN's bundles of styles and scripts now: built by several processes at once, at the first request of each,
+    they take one another's notes away, and visitors get errors.
     """
     try:
         from ckan.lib.webassets_tools import env

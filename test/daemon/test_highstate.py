@@ -25,6 +25,9 @@ def test_the_first_highstate_predicts_builds_and_then_changes_nothing(cold_site)
     done = site.highstate()
     assert done["code"] == 0, done["text"]
     assert site.linked()[0] == site.linked()[1] != ""
+    # Not by luck: the id is the second at which the job of the highstate was made.
+    jobs = {site.call(host, "ckan_release.show")[1]["job"] for host in site.hosts}
+    assert len(jobs) == 1 and jobs.pop()[10:14] == site.linked()[0][10:14]
     assert site.served() == ["Hello one", "Hello one"]
     assert site.get("/")[2] == site.linked()[0]
     for again in (site.highstate(), site.highstate("test=True")):

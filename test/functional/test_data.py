@@ -29,7 +29,7 @@ def test_a20_what_root_left_below_the_storage_is_ckans_before_the_switch_and_lin
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("root's")
-    made = [storage(host) / "uploads/group", storage(host) / "resources/1a/2b", storage(host).parent / "webassets/base"]
+    made = [storage(host) / "uploads/group", storage(host) / "resources/1a/2b", storage(host).parent / "sessions/a"]
     for folder in made:
         folder.mkdir(parents=True)
         (folder / "file").write_text("x")

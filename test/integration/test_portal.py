@@ -7,7 +7,9 @@ Each step checks its claims over HTTP and on disk; what is not so is in `wrong`.
 from __future__ import annotations
 
 import difflib
+import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from demo import Walk
 from parts.git_server import HttpGitServer, SshGitServer, make_key
 from parts.process import sandbox
 from parts.real import RealPortal
+from parts.visitors import Visitors
 from stub import repos
 
 pytestmark = pytest.mark.integration
@@ -60,6 +63,53 @@ def test_the_check_counted_what_ckan_knows(walk: Walk) -> None:
     # The first check met an empty database: the migration came after it.
     assert "core" in shown["migration"]["heads"] or shown["check"]["heads"]["core"]
     assert shown["packages"]["flask"]
+
+
+def test_a_page_of_the_old_release_finds_its_styles_on_a_host_of_the_new_one_and_the_other_way_round(
+    walk: Walk,
+) -> None:
+    """During a roll over several hosts: bundles are built by the check, into the directory that all releases share."""
+    portal = walk.portal
+    _, page, release = portal.get("/", "web1")
+    asset = re.search(r'/webassets/[^"]+\.css', page).group(0)
+    repos.commit_change(portal.mycity, "New styles")
+    (portal.mycity / "ckanext/mycity/assets").mkdir(exist_ok=True)
+    (portal.mycity / "ckanext/mycity/assets/city.css").write_text("body { outline: 0 }\n")
+    (portal.mycity / "ckanext/mycity/assets/webassets.yaml").write_text(
+        "city:\n  output: mycity/%(version)s_city.css\n  contents: [city.css]\n"
+    )
+    plugin = portal.mycity / "ckanext/mycity/plugin.py"
+    add = 'toolkit.add_template_directory(config, "templates")'
+    plugin.write_text(plugin.read_text().replace(add, f'{add}; toolkit.add_resource("assets", "mycity")'))
+    repos.git(portal.mycity, "add", "--all")
+    repos.git(portal.mycity, "commit", "--quiet", "--amend", "--no-edit")
+    done = portal.deploy()
+    assert done["code"] == 0, done["text"][-3000:]
+    assert portal.get(asset, "web2")[0] == 200
+    # The new one's, which no page has asked for yet, is there on each host before it serves.
+    for host in portal.hosts:
+        made = list((portal.root(host) / "var/lib/ckan/default/webassets/mycity").glob("*_city.css"))
+        assert len(made) == 1 and made[0].owner() == "root"
+        assert portal.get(f"/webassets/mycity/{made[0].name}", host)[0] == 200
+    assert portal.current("web1") > release
+
+
+def test_twenty_switches_under_load_lose_no_request(walk: Walk) -> None:
+    portal = walk.portal
+    target = portal.fleet.ask("web1", "ckan_release.rollback_target")
+    now = portal.current("web1")
+    with Visitors(portal.ports["web1"], threads=3) as idle:
+        time.sleep(10)
+    portal.fleet.ask("web1", "ckan_release.start", target)
+    with Visitors(portal.ports["web1"], threads=3) as visitors:
+        for turn in range(20):
+            time.sleep(0.5)
+            portal.fleet.ask("web1", "ckan_release.activate", (target, now)[turn % 2])
+    print(f"idle: {idle.told()}; 20 switches: {visitors.told()}")
+    assert portal.current("web1") == now
+    portal.fleet.ask("web1", "ckan_release.finish", now, prune=False)
+    assert (idle.failed, visitors.failed) == ([], [])
+    assert visitors.asked > 100 and {target, now} <= set(visitors.releases)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from parts.apache import Apache
 from parts.base import build_base
 from parts.portal import Portal
 from parts.postgres import Postgres
@@ -47,12 +48,18 @@ class RealPortal(Portal):
         Ids of the web hosts.
     say
         Called with progress lines.
+    server
+        The web server of the hosts, `nginx` or `apache`.
     """
 
     def __init__(
-        self, sandbox: Path, hosts: Sequence[str] = ("web1", "web2"), say: Callable[[str], None] = lambda _: None
+        self,
+        sandbox: Path,
+        hosts: Sequence[str] = ("web1", "web2"),
+        say: Callable[[str], None] = lambda _: None,
+        server: str = "nginx",
     ) -> None:
-        self.say = say
+        self.say, self.server = say, server
         super().__init__(sandbox, build_base(say=say), hosts, secrets={"production": {"database:password": PASSWORD}})
         self.token = ""
         # What the pillar of all hosts says under `ckan`, once they are started.
@@ -76,6 +83,10 @@ class RealPortal(Portal):
             "plugins": ["mycity"],
             "config": {"ckan.site_title": "Portal of My City"},
         }
+        if self.server == "apache":
+            # One host is all that is asked for.
+            apache = Apache(self.sandbox, self.root(self.hosts[0]) / "etc/apache2/sites-enabled").start()
+            self.settings["web"] = {"server": "apache", "apache_conf": str(apache.conf), "processes": 2}
         self.write_pillar(self.settings)
         super().start(say)
         return self
