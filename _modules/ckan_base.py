@@ -120,7 +120,7 @@ def _make(place: str, settings: dict) -> None:
 
 
 def _requirements(settings: dict) -> list[str]:
-    server = ["uwsgi"] if settings["web"]["server"] == "nginx" else []
+    server = ["uwsgi"] if settings["web"]["app"] == "uwsgi" else []
     return [f"ckan[requirements]=={settings['base']['version']}", *server, *sorted(settings["base"]["packages"])]
 
 

@@ -220,7 +220,7 @@ def _wanted(prepared: dict, settings: dict) -> list[dict]:
     """What is installed into a release: the extensions, and uWSGI, which a base that was adopted may not have."""
     keys = ("name", "editable", "place", "requirement", "files")
     wanted = [{key: item[key] for key in keys if key in item} for _, item in sorted(prepared.items())]
-    return wanted + ([{"name": "uwsgi", "requirement": "uwsgi"}] if settings["web"]["server"] == "nginx" else [])
+    return wanted + ([{"name": "uwsgi", "requirement": "uwsgi"}] if settings["web"]["app"] == "uwsgi" else [])
 
 
 def _patch_core(path: str, planned: list[dict]) -> list[dict]:

@@ -115,8 +115,14 @@ SCHEMA = {
     "web:server": Setting(
         "str",
         "nginx",
-        "nginx with uWSGI, Apache with mod_wsgi, or what you run yourself.",
+        "The front door: nginx, Apache with mod_wsgi, or what you run yourself before `current/run/web.sock`.",
         choices=("nginx", "apache", "none"),
+    ),
+    "web:app": Setting(
+        "str",
+        "uwsgi",
+        "What runs CKAN: a uWSGI for each release under supervisor, or with `server: none` what you run yourself.",
+        choices=("uwsgi", "none"),
     ),
     "web:listen": Setting("str", "80", "Where http is served: a port or address:port.", pattern=_LISTEN),
     "web:extra": Setting("text", "", "Lines put as they are into the site's `server` block or `VirtualHost`."),
@@ -124,6 +130,9 @@ SCHEMA = {
     "web:threads": Setting("int", 4, "Threads of each process.", least=1),
     "web:boot_timeout": Setting("int", 90, "Seconds an app server has to answer after its start.", least=1),
     "web:drain_timeout": Setting("int", 20, "Seconds an old app server has to finish its requests.", least=0),
+    "web:warm": Setting(
+        "list", ["/"], "Pages asked of a new app server before visitors are sent to it.", pattern=r"/\S*"
+    ),
     "web:standby": Setting(
         "int",
         0,
@@ -554,6 +563,8 @@ def _derive(settings: dict, pillar: dict) -> None:
         store.update(user=database["user"], password=store["password"] or database["password"])
     for name in ("host", "port"):
         store[name] = store[name] or database[name]
+    if settings["web"]["server"] == "apache":
+        settings["web"]["app"] = "none"  # CKAN runs in its own processes
     for extension in settings["extensions"].values():
         extension["host_keys"] = [*extension["host_keys"], *settings["git"]["host_keys"]]
     if not settings["domain"] and _SITE_URL.fullmatch(settings["site_url"]):
@@ -584,6 +595,8 @@ def _check_together(settings: dict, problems: list[str]) -> None:
     for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
         problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
     _check_names(settings, problems)
+    if web["server"] == "nginx" and web["app"] == "none":
+        problems.append("ckan:web:app is none, but nginx asks an app server; use uwsgi, or server: none")
     for name, group in (("web:listen", web), ("tls:listen", tls)):
         if not _port(group["listen"].rpartition(":")[2]):
             problems.append(f"ckan:{name} ({group['listen']}) has no port from 1 to 65535; use one such as '8080'")
@@ -593,7 +606,7 @@ def _check_together(settings: dict, problems: list[str]) -> None:
     if tls["certificate"] and tls["listen"] == web["listen"]:
         problems.append(f"ckan:tls:listen and ckan:web:listen are both {tls['listen']}; give each a port of its own")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
-    if web["server"] == "nginx" and len(socket.encode()) > SOCKET_LIMIT:
+    if web["app"] == "uwsgi" and len(socket.encode()) > SOCKET_LIMIT:
         problems.append(
             f"{socket} is longer than the {SOCKET_LIMIT} bytes a unix socket may have; choose a shorter ckan:paths:home"
         )

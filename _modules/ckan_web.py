@@ -3,12 +3,13 @@ App servers: one uWSGI per release under supervisor, for nginx; or the processes
 
 Nothing here knows how a release is built. A release is a directory: its app server listens on ``run/web.sock`` in it.
 ``ckan_uwsgi`` writes the files of one. Apache starts its processes itself, so there is nothing to start and to stop
-then; they are only told of a switch. With ``web:server: none`` the site's own server does all this, and the functions
-here do nothing.
+then; they are only told of a switch. With ``web:app: none`` the site's own server does all this, and the functions here
+do nothing.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import http.client
 import os
@@ -47,7 +48,7 @@ def start(path: str, settings: dict) -> dict:
 
     CLI Example: not for the command line; use ``ckan_release.start``.
     """
-    if settings["web"]["server"] != "nginx":
+    if settings["web"]["app"] != "uwsgi":
         return {"started": False, "seconds": 0.0}
     begun = time.monotonic()
     if _asks(path, settings) is None:
@@ -64,6 +65,7 @@ def start(path: str, settings: dict) -> dict:
         # One that it knows already, and that had ended.
         __salt__["supervisord.start"](name=program, conf_file=conf_file)
     _wait(path, settings, program, begun)
+    _warm(path, settings)
     return {"started": True, "seconds": round(time.monotonic() - begun, 2)}
 
 
@@ -129,7 +131,7 @@ def keep_standby(release: str, settings: dict) -> bool:
     CLI Example: not for the command line; ``ckan_release.finish`` uses it.
     """
     seconds = settings["web"]["standby"]
-    if not (release and seconds and settings["web"]["server"] == "nginx" and __opts__.get("__cli") == "salt-minion"):
+    if not (release and seconds and settings["web"]["app"] == "uwsgi" and __opts__.get("__cli") == "salt-minion"):
         return False
     done = __salt__["schedule.add"](
         _standby_job(settings), function="ckan_release.end_standby", seconds=seconds, run_on_start=False, maxrunning=1
@@ -281,7 +283,7 @@ def supervisor_problem(settings: dict) -> str:
 
     CLI Example: not for the command line; ``ckan_release.plan`` uses it.
     """
-    if settings["web"]["server"] != "nginx":
+    if settings["web"]["app"] != "uwsgi":
         return ""
     answer = __salt__["supervisord.status_raw"](conf_file=_supervisor_conf(settings))
     if "refused" in answer or "no such file" in answer or "SHUTDOWN" in answer:
@@ -329,9 +331,31 @@ def _wait(path: str, settings: dict, program: str, begun: float) -> None:
     raise CommandExecutionError(f"the app server of {release} {problem}: {said}; see {log}")
 
 
+def _warm(path: str, settings: dict) -> None:
+    """Ask for pages, so that no visitor waits for templates to be compiled: as many at once as all processes take."""
+    web = settings["web"]
+    pages = web["warm"] * web["processes"] * web["threads"]
+
+    def ask(page: str) -> None:
+        connection = _UnixConnection(_socket(path), web["health_timeout"])
+        # What comes back is not judged: that was the health check's business.
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", page, headers={"Host": settings["domain"], "User-Agent": "ckan-formula"})
+            connection.getresponse().read()
+        connection.close()
+
+    if pages:
+        with concurrent.futures.ThreadPoolExecutor(min(len(pages), 32)) as pool:
+            list(pool.map(ask, pages))
+
+
+def _socket(path: str) -> str:
+    return os.path.join(path, "run", "web.sock")
+
+
 def _asks(path: str, settings: dict) -> str | None:
     """What is wrong with the answer of a release's own socket; None when all is well."""
-    sock = os.path.join(path, "run", "web.sock")
+    sock = _socket(path)
     if not os.path.exists(sock):
         return "is not listening"
     try:

@@ -16,9 +16,11 @@ ckan-packages:
       - build-essential
       - python3-dev
       {%- endif %}
+      {%- if settings.web.app == 'uwsgi' %}
+      - supervisor
+      {%- endif %}
       {%- if settings.web.server == 'nginx' %}
       - nginx
-      - supervisor
       {%- elif settings.web.server == 'apache' %}
       - apache2
       - libapache2-mod-wsgi-py3

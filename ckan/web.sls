@@ -24,19 +24,18 @@ ckan-front:
     - require:
       - file: ckan-wsgi.py
       - file: ckan-apache.wsgi
-{%- if settings.manage.services %}
+{%- endif %}
+{%- set services = {'nginx': ['nginx'], 'apache': ['apache2'], 'none': []}[settings.web.server]
+                  + (['supervisor'] if settings.web.app == 'uwsgi' else []) %}
+{%- if settings.manage.services and services %}
 
 ckan-services:
   service.running:
-    - names:
-      {%- if settings.web.server == 'nginx' %}
-      - nginx
-      - supervisor
-      {%- else %}
-      - apache2
-      {%- endif %}
+    - names: {{ services | json }}
     - enable: True
     - require:
+      - file: ckan-directories
+      {%- if settings.web.server != 'none' %}
       - ckan_front: ckan-front
-{%- endif %}
+      {%- endif %}
 {%- endif %}

@@ -201,3 +201,40 @@ def test_a_process_that_holds_too_much_memory_is_replaced_and_no_request_fails(l
         eventually(lambda: sorted(processes(lone)[release])[-1] > max(before), True)
     assert visitors.failed == []
     lone.write_pillar(lone.settings)
+
+
+def test_a_server_of_your_own_gets_the_socket_and_the_release_is_asked_there(lone):
+    """Here it is the nginx from before, whose file the formula does not touch any more."""
+    before = lone.current("web1")
+    with_web(lone, server="none")
+    with Visitors(lone.front_port) as visitors:
+        release = lone.good_deploy("Hello own server")
+    assert visitors.failed == [] and lone.served() == ["Hello own server"]
+    assert list(processes(lone)) == [release]
+    code, told = lone.call("web1", "ckan_release.status")
+    assert code == 0 and told["answers"] == release
+    next_second()
+    repos.commit_broken(lone.repo, "gone", "boot")
+    done = lone.deploy()
+    assert done["code"] == 1 and lone.current("web1") == release != before
+    lone.write_pillar(lone.settings)
+
+
+def test_web_assets_of_all_releases_are_served_by_the_front_door(lone):
+    lone.good_deploy("Hello assets")
+    release = lone.current("web1")
+    own = lone.root("web1") / f"usr/lib/ckan/releases/{release}/run/webassets/base"
+    own.mkdir(parents=True)
+    (own / "0a1b_main.css").write_text("body { margin: 0 }")
+    (own / "link.css").symlink_to("/etc/passwd")
+    newer = lone.good_deploy("Hello more assets")
+    assert lone.get("/webassets/base/0a1b_main.css", "web1")[:2] == (200, "body { margin: 0 }")
+    assert lone.get("/webassets/base/link.css", "web1")[0] == 404
+    # They go with the last release that has them.
+    code, gone = lone.call("web1", "ckan_release.prune", "keep=2")
+    assert code == 0 and release not in gone
+    for _ in range(2):
+        lone.good_deploy("Hello without")
+    lone.call("web1", "ckan_release.prune", "keep=2")
+    assert release not in lone.releases("web1") and newer in lone.releases("web1")
+    assert lone.get("/webassets/base/0a1b_main.css", "web1")[0] == 404

@@ -2,7 +2,7 @@
 Hosts without daemons: Salt's own loaders, with a root directory, a pillar and a small stand-in for CKAN.
 
 What is real here: Salt's loader and state modules, git, uv, virtualenvs. What is not: CKAN (test/stub), and there are
-no web servers (`web:server: none`); the daemon and integration tests have those.
+no web servers (`web:server: none`, `web:app: none`); the daemon and integration tests have those.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Host:
             "site_url": "http://portal.example.org",
             "database": {"password": "database-password"},
             "secrets": dict(SECRETS),
-            "web": {"server": "none"},
+            "web": {"server": "none", "app": "none"},
             "manage": {"packages": False, "services": False, "user": False},
             "installer": {"uv": uv_path()},
             "config": {},

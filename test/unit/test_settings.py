@@ -424,8 +424,13 @@ def test_a_path_too_long_for_a_socket_is_refused_where_there_is_a_socket():
     ckan_settings._resolve(pillar(paths={"home": longest}))
     message = refused(pillar(paths={"home": longest + "x"}))
     assert "longer than the 107 bytes" in message and message.endswith("choose a shorter ckan:paths:home")
-    for server in ("apache", "none"):
-        ckan_settings._resolve(pillar(paths={"home": longest + "x"}, web__server=server))
+    for web in ({"server": "apache"}, {"server": "none", "app": "none"}):
+        ckan_settings._resolve(pillar(paths={"home": longest + "x"}, web=web))
+
+
+def test_nginx_without_an_app_server_is_refused_and_apache_needs_none():
+    assert "ckan:web:app is none, but nginx asks an app server" in refused(pillar(web__app="none"))
+    assert ckan_settings._resolve(pillar(web__server="apache"))["web"]["app"] == "none"
 
 
 @pytest.mark.parametrize(
