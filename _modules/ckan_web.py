@@ -395,7 +395,10 @@ def _release_of(process: psutil.Process, settings: dict) -> str | None:
     """The release that a process serves; None when it is none of this site's."""
     releases = settings["paths"]["releases"]
     if settings["web"]["server"] == "apache":
-        if f"(wsgi:ckan-{settings['site']})" not in " ".join(process.cmdline()):
+        # mod_wsgi shortens the name of its group to what fits.
+        name = f"(wsgi:ckan-{settings['site']})"
+        shown = " ".join(process.cmdline()[:1])
+        if not shown.startswith("(wsgi:") or not name.startswith(shown.rstrip(")")):
             return None
         loaded = [mapped.path for mapped in process.memory_maps(grouped=True)]
     elif process.name() == "uwsgi":

@@ -88,7 +88,8 @@ def under_apache() -> list[str]:
                 (home / "next").symlink_to(f"releases/{pair[turn % 2]}")
                 (home / "next").rename(home / "current")
                 subprocess.run(graceful, check=True)
-                time.sleep(4)
+                portal.fleet.ask("web1", "ckan_release.verify", pair[turn % 2])
+                time.sleep(2)
         rows.append(row(f"Apache, {SLOW_SWITCHES} switches by a graceful restart", visitors))
     finally:
         portal.destroy()

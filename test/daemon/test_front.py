@@ -395,6 +395,8 @@ def test_a14_apache_serves_each_release_after_highstate_deploy_and_rollback(stub
         first = site.current("web1")
         assert (site.served(), site.get("/", "web1")[2]) == (["Hello one"], first)
         assert not [s for s in site.highstate()["hosts"]["web1"].values() if s["changes"] or s["result"] is not True]
+        code, told = site.call("web1", "ckan_web.status")
+        assert code == 0 and len(told["processes"]) == 2, told
         with Visitors(site.front_port) as visitors:
             second = site.good_deploy("Hello two")
             assert (site.served(), site.get("/", "web1")[2]) == (["Hello two"], second)
