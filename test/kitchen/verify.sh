@@ -1,8 +1,10 @@
 #!/bin/sh
 # Runs as root on the machine that Test Kitchen converged: is the first release live, and is a second highstate idle?
-# kitchen.yml sends this text through its verifier, so it must stand on its own.
+# The argument is the web server, nginx or apache. kitchen.yml sends this text through its verifier, so it must stand
+# on its own.
 set -u
 
+server=${1:?the web server, nginx or apache}
 home=/usr/lib/ckan
 failures=0
 
@@ -45,18 +47,31 @@ ok "the manifest says live" manifest_says state live
 ok "the release's Python belongs to the release" \
     sh -c "[ \"\$('$python' -I -c 'import sys; print(sys.prefix)')\" = '$home/releases/$release' ]"
 ok "CKAN is in it" "$python" -I -c 'import ckan'
-ok "its ini is there" test -s "$ini"
+ok "its ini is that of the environment" [ "$ini" = "$home/releases/$release/production.ini" ]
 ok "its ini is not for everybody" mode_is 640 "$ini"
+ok "its ini has the site's address" grep -qx 'ckan.site_url = https://data.example.org' "$ini"
 ok "the WSGI pointer is there" test -s /etc/ckan/default/wsgi.py
-ok "its app server listens" test -S "$home/current/run/web.sock"
-ok "supervisor runs it" supervised
-ok "nginx finds its configuration valid" nginx -t -q
+case $server in
+nginx)
+    site=/etc/nginx/conf.d/ckan-default.conf
+    name=$(sed -n 's/^ *server_name \([^ ;]*\).*/\1/p' "$site" | head -n 1)
+    ok "its app server listens" test -S "$home/current/run/web.sock"
+    ok "supervisor runs it" supervised
+    ok "nginx finds its configuration valid" nginx -t -q
+    ok "CKAN runs as www-data" sh -c "ps -o user= -C uwsgi | grep -q www-data"
+    ;;
+apache)
+    site=/etc/apache2/sites-enabled/ckan-default.conf
+    name=$(sed -n 's/^ *ServerName \([^ ]*\).*/\1/p' "$site" | head -n 1)
+    ok "Apache finds its configuration valid" apachectl -t
+    ok "CKAN runs as www-data" sh -c "ps -eo user=,args= | grep -q '^www-data *(wsgi:ckan-'"
+    ;;
+esac
+ok "the site has the domain of the pillar ($name)" [ "$name" = data.example.org ]
 
-# Through nginx, with the site's host name; only requests from the machine itself are told the release.
-name=$(sed -n 's/^ *server_name \([^ ;]*\).*/\1/p' /etc/nginx/conf.d/ckan-default.conf | head -n 1)
-port=$(sed -n 's/^ *listen \([^ ;]*:\)\{0,1\}\([0-9]*\);.*/\2/p' /etc/nginx/conf.d/ckan-default.conf | head -n 1)
+# Through the front door, with the site's host name; only requests from the machine itself are told the release.
 answers() {
-    python3 - "$name" "${port:-80}" "$release" <<'PYTHON'
+    python3 - "$name" 80 "$release" <<'PYTHON'
 import http.client
 import sys
 
@@ -79,6 +94,14 @@ sys.exit(not states or any(state["changes"] or state["result"] is not True for s
 }
 ok "a second highstate changes nothing" idle
 ok "and built no other release" sh -c "[ \"\$(ls '$home/releases')\" = '$release' ]"
+
+# There is nothing to go back to, and that is said.
+refused() {
+    ! salt-call --local --config-dir=/tmp/kitchen/etc/salt --retcode-passthrough ckan_release.rollback >/tmp/back 2>&1 &&
+        grep -q 'no .*release' /tmp/back
+}
+ok "a rollback is refused in a sentence" refused
+ok "and the release serves on" answers
 
 [ "$failures" -eq 0 ] || echo "$failures not as expected"
 [ "$failures" -eq 0 ]

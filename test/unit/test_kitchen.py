@@ -1,0 +1,95 @@
+"""kitchen.yml: its structure, the paths that it names, and what the pillar of each suite makes of a machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from unit.test_pillar import compiled
+
+from _modules import ckan_settings
+
+REPO = Path(__file__).resolve().parents[2]
+ERB = re.compile(r"<%=\s*\[File\.read\('([^']+)'\)\]\.pack\('m0'\)\s*%>")
+
+
+@pytest.fixture(scope="module")
+def kitchen() -> dict:
+    return yaml.safe_load(ERB.sub(lambda match: f"TEXT-OF {match.group(1)}", (REPO / "kitchen.yml").read_text()))
+
+
+def merged(kitchen: dict, suite: str) -> dict:
+    """The provisioner's settings of a suite, merged as Test Kitchen does: dictionaries by key."""
+    (own,) = [found for found in kitchen["suites"] if found["name"] == suite]
+    out = dict(kitchen["provisioner"])
+    for key, value in own["provisioner"].items():
+        out[key] = {**out[key], **value} if isinstance(value, dict) else value
+    return out
+
+
+def placed(provisioner: dict, root: Path) -> Path:
+    """The pillar as kitchen-salt lays it out: directories first, then single files over them."""
+    for directory in provisioner["pillars_from_directories"]:
+        shutil.copytree(REPO / directory, root, dirs_exist_ok=True)
+    for name, source in provisioner["pillars_from_files"].items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPO / source, root / name)
+    return root
+
+
+def test_there_is_a_suite_for_each_web_server_that_the_formula_sets_up(kitchen):
+    assert [suite["name"] for suite in kitchen["suites"]] == ["nginx", "apache"]
+    assert kitchen["provisioner"]["name"] == "salt_solo"
+    assert kitchen["provisioner"]["formula"] == "ckan"
+    # kitchen-salt does not take both, and asks for Chef unless told otherwise.
+    assert "is_file_root" not in kitchen["provisioner"] and kitchen["provisioner"]["require_chef"] is False
+    assert kitchen["provisioner"]["pillars"] == {}  # without it kitchen-salt ends before it comes to the files
+    assert kitchen["provisioner"]["state_top"] == {"base": {"*": ["ckan"]}}
+    assert [platform["name"] for platform in kitchen["platforms"]] == ["debian-12"]
+
+
+def test_every_path_that_is_named_is_there(kitchen):
+    named = [*kitchen["provisioner"]["pillars_from_directories"]]
+    for suite in kitchen["suites"]:
+        named += merged(kitchen, suite["name"])["pillars_from_files"].values()
+        command = suite["verifier"]["command"]
+        script = re.search(r"TEXT-OF (\S+)", command).group(1)
+        named.append(script)
+        assert command.endswith(f"| base64 -d | sudo sh -s {suite['name']}")
+    assert len(named) >= 8
+    assert [name for name in named if not (REPO / name).exists()] == []
+    assert (REPO / kitchen["provisioner"]["formula"] / "init.sls").exists()
+
+
+@pytest.mark.parametrize("suite", ["nginx", "apache"])
+def test_the_pillar_of_a_suite_renders_without_a_key_and_is_valid(kitchen, tmp_path, suite):
+    provisioner = merged(kitchen, suite)
+    tree = placed(provisioner, tmp_path / "pillar")
+    pillar = compiled(provisioner["salt_minion_id"], tmp_path / "salt", tree)
+    assert "_errors" not in pillar and "BEGIN PGP" not in str(pillar)
+    settings = ckan_settings._resolve(pillar["ckan"])
+    assert settings["web"]["server"] == suite
+    assert (settings["env"], settings["domain"]) == ("production", "data.example.org")
+    assert settings["config"]["ckan.site_title"] == "My City's Data"
+    # Nothing of it is asked of another machine.
+    assert (settings["database"]["host"], settings["extensions"], settings["plugins"]) == ("localhost", {}, [])
+    assert all("127.0.0.1" in settings[name] for name in ("redis_url", "solr_url"))
+
+
+def test_the_verifier_is_a_shell_script_that_asserts(kitchen):
+    script = REPO / "test/kitchen/verify.sh"
+    assert kitchen["verifier"] == {"name": "shell", "remote_exec": True}
+    for shell in ("sh", "dash"):
+        assert subprocess.run([shell, "-n", script], capture_output=True, text=True).stderr == ""
+    assert len(re.findall(r"^\s*ok \"", script.read_text(), re.M)) > 20
+
+
+def test_the_verifier_fails_on_a_machine_without_a_portal():
+    script = (REPO / "test/kitchen/verify.sh").read_text().replace("home=/usr/lib/ckan", "home=/no/such/home")
+    done = subprocess.run(["sh", "-s", "nginx"], input=script, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 1
+    assert "NOT SO  current is a link" in done.stdout and "not as expected" in done.stdout
