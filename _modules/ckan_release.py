@@ -107,6 +107,50 @@ def build(
             return __salt__["ckan_store.set_state"](paths, release, "built", by, **filled)
 
 
+def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict:
+    """
+    Make a release of a virtualenv that something else built, without a rebuild: one to go back to.
+
+    A directory under ``releases`` whose name is a release id stays where it is; any other is cloned and left alone.
+    Where ``current`` names the directory that stays, the release is live; else it is one that was.
+
+    name
+        A directory under ``releases``, or the absolute path of one.
+    release
+        The id to give, a UTC stamp; by default what the name or else the time of the directory says.
+    ini
+        CKAN's ini; by default the one in the directory. It is taken as it is.
+    by
+        Who asked.
+
+    Returns the manifest. Raises ``CommandExecutionError`` that says why it cannot be adopted; nothing was changed then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.adopt 20190412093000
+        salt web1 ckan_release.adopt /usr/lib/ckan/default release=20190101000000Z ini=/etc/ckan/default/ckan.ini
+    """
+    settings = _settings()
+    paths = settings["paths"]
+    planned = __salt__["ckan_adopt.examine"](str(name), settings, str(release), ini)
+    release = planned["id"]
+    path = __salt__["ckan_store.directory"](paths, release)
+    with _stage(settings, "adopt", release, by):
+        about = {"env": settings["env"], "site": settings["site"], "by": by}
+        if not planned["in_place"]:
+            __salt__["ckan_store.create"](paths, release, **about)
+        try:
+            filled = __salt__["ckan_adopt.fill"](path, planned, settings)
+        except BaseException:
+            if not planned["in_place"]:
+                __salt__["ckan_store.remove"](paths, release)
+            raise
+        state = "live" if __salt__["ckan_store.current"](paths) == release else "retired"
+        return __salt__["ckan_store.note_adopted"](paths, release, state, **about, **filled)
+
+
 def check(release: str, by: str = "") -> dict:
     """
     Boot CKAN once inside a built release and record what it says.
@@ -332,7 +376,8 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
                 __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, previous), settings)
                 _switch(paths, previous, "failed", by, reason)
             else:
-                os.unlink(paths["current"])  # a first deploy: there was none before
+                # A first deploy: there was no link before, or one of somebody else's.
+                __salt__["ckan_store.restore_link"](paths, manifest.get("previous_link", ""))
                 __salt__["ckan_web.switched"](settings)
         __salt__["ckan_web.stop"](path, settings)
         __salt__["ckan_store.set_state"](paths, release, "failed", by, reason)
@@ -657,6 +702,7 @@ def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) ->
     if manifest["state"] == "checked":
         # Before the rename, so that a deploy that dies here can still be taken back.
         manifest["previous"] = previous
+        manifest["previous_link"] = __salt__["ckan_store.foreign_link"](paths)
         __salt__["ckan_store.write"](paths, manifest)
     __salt__["ckan_store.point"](paths, release)
     __salt__["ckan_web.switched"](_settings())

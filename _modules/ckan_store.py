@@ -247,12 +247,62 @@ def point(paths: dict, release: str) -> None:
         raise CommandExecutionError(
             f"{link} is not a symbolic link, so nothing was switched; move it away and deploy again."
         )
-    temporary = f"{link}.{release}.tmp"
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
-    os.symlink(os.path.relpath(target, os.path.dirname(link)), temporary)
-    os.rename(temporary, link)
-    _sync_directory(os.path.dirname(link))
+    _rename_over(link, os.path.relpath(target, os.path.dirname(link)), release)
+
+
+def foreign_link(paths: dict) -> str:
+    """
+    Return what ``current`` holds when that is none of our releases, such as the release of another tool; else ``''``.
+
+    paths
+        The ``paths`` of the settings.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_store.foreign_link '{current: /usr/lib/ckan/current, releases: /usr/lib/ckan/releases}'
+    """
+    known = {manifest["id"] for manifest in all_manifests(paths)}
+    return os.readlink(paths["current"]) if os.path.islink(paths["current"]) and current(paths) not in known else ""
+
+
+def restore_link(paths: dict, target: str) -> None:
+    """
+    Let ``current`` hold again what it held before our first release, or remove it.
+
+    paths
+        The ``paths`` of the settings.
+    target
+        What ``foreign_link`` returned.
+
+    CLI Example: not for the command line; ``ckan_release.abort`` uses it.
+    """
+    if target:
+        _rename_over(paths["current"], target, "before")
+    else:
+        os.unlink(paths["current"])
+
+
+def note_adopted(paths: dict, release: str, state: str, **fields: Any) -> dict:
+    """
+    Write the manifest of a release that something else built, and return it.
+
+    paths
+        The ``paths`` of the settings.
+    release
+        Its id; the directory must exist.
+    state
+        ``live`` or ``retired``.
+    fields
+        What else the manifest holds.
+
+    CLI Example: not for the command line; use ``ckan_release.adopt``.
+    """
+    manifest = {"id": release, "state": state, "created": now(), "events": [], **fields}
+    _note(manifest, state, fields.get("by", ""), "adopted")
+    write(paths, manifest)
+    return manifest
 
 
 def set_state(paths: dict, release: str, state: str, by: str = "", reason: str = "", **fields: Any) -> dict:
@@ -453,6 +503,15 @@ def _load(path: str) -> dict | None:
         log.warning("%s cannot be read (%s); its directory is left alone.", path, exc)
         return None
     return manifest if isinstance(manifest, dict) and "state" in manifest else None
+
+
+def _rename_over(link: str, target: str, mark: str) -> None:
+    temporary = f"{link}.{mark}.tmp"
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    os.symlink(target, temporary)
+    os.rename(temporary, link)
+    _sync_directory(os.path.dirname(link))
 
 
 def _write_atomically(path: str, text: str) -> None:

@@ -1,0 +1,197 @@
+"""Releases that another tool built: adopted without a rebuild, to go back to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+from functional.steps import deployed
+
+INI = """\
+[DEFAULT]
+debug = false
+[app:main]
+use = egg:ckan
+ckan.site_url = http://old.example.org
+ckan.plugins = activity pages
+beaker.session.secret = an-old-secret
+"""
+
+
+@pytest.fixture
+def old(host, stub_base):
+    """Make a release as the roles left it: a virtualenv named after a local time, its ini in it."""
+
+    def make(name: str = "20190412093000", ini: str = "production.ini") -> Path:
+        path = host.home / "releases" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        host.loaders().modules["ckan_venv.clone"](str(stub_base), str(path), link="copy")
+        if ini:
+            (path / ini).write_text(INI)
+        return path
+
+    return make
+
+
+def snapshot(path: Path) -> dict[str, tuple]:
+    found = {}
+    for folder, folders, files in os.walk(path):
+        for name in folders + files:
+            entry = Path(folder, name)
+            status = entry.lstat()
+            found[str(entry)] = (status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode, status.st_uid)
+    return found
+
+
+def test_a_release_of_another_tool_is_cloned_and_can_be_rolled_back_to(host, old):
+    source = old()
+    (host.home / "current").symlink_to("releases/20190412093000")
+    before = snapshot(source)
+    manifest = host.adopt("20190412093000", by="eve")
+    assert snapshot(source) == before
+    assert (manifest["id"], manifest["state"], manifest["by"]) == ("20190412093000Z", "retired", "eve")
+    assert manifest["adopted"] == {"from": str(source), "ini": f"{source}/production.ini"}
+    assert manifest["plugins"] == ["activity", "pages"] and manifest["packages"]["ckan"] == "2.12.0"
+    assert manifest["base"]["ckan"] == "2.12.0" and manifest["events"][-1]["reason"] == "adopted"
+    ini = host.home / "releases/20190412093000Z/production.ini"
+    assert ini.read_text() == INI
+    assert (stat.S_IMODE(ini.stat().st_mode), ini.owner(), ini.group()) == (0o640, "root", "www-data")
+    assert "an-old-secret" not in str(manifest) and "an-old-secret" not in str(host.history())
+    # The link is the other tool's still; a deploy takes over, and there is one to go back to.
+    assert os.readlink(host.home / "current") == "releases/20190412093000"
+    latest = deployed(host)
+    assert host.rollback_target() == "20190412093000Z"
+    assert host.diff("20190412093000Z", latest)["from"] == "20190412093000Z"
+    shutil.rmtree(source)
+    assert host.rollback() == {"current": "20190412093000Z", "left": latest}
+    assert host.python("20190412093000Z", "import sys, ckan; print(sys.prefix)").endswith("/20190412093000Z")
+
+
+def test_one_that_has_the_name_of_a_release_stays_where_it_is(host, old):
+    source = old("20200101000000Z", ini="ckan.ini")
+    (host.home / "current").symlink_to("releases/20200101000000Z")
+    python = (source / "bin/python").lstat().st_ino
+    manifest = host.adopt("20200101000000Z")
+    assert (manifest["state"], host.current()) == ("live", "20200101000000Z")
+    assert (source / "bin/python").lstat().st_ino == python
+    assert (source / "production.ini").read_text() == (source / "ckan.ini").read_text() == INI
+    assert host.show()["adopted"]["from"] == str(source)
+    latest = deployed(host)
+    assert host.rollback()["left"] == latest
+    assert [row["release"] for row in host.list()] == [latest, "20200101000000Z"]
+
+
+def test_adopted_releases_count_when_releases_are_pruned(host, old):
+    for name in ("20180101000000", "20190101000000", "20200101000000"):
+        old(name)
+        host.adopt(name)
+    latest = deployed(host)
+    host.prune(keep=2)
+    kept = [name for name in host.releases() if name.endswith("Z")]
+    assert kept == ["20200101000000Z", latest]
+    # What is not ours stays.
+    assert "20180101000000" in host.releases()
+
+
+def test_a_virtualenv_elsewhere_and_an_ini_elsewhere(host, stub_base, tmp_path):
+    ini = tmp_path / "ckan.ini"
+    ini.write_text(INI)
+    manifest = host.adopt(str(stub_base), release="20170101000000Z", ini=str(ini))
+    assert (manifest["id"], manifest["adopted"]["ini"]) == ("20170101000000Z", str(ini))
+    assert host.releases() == ["20170101000000Z"]
+
+
+def test_a_name_without_a_time_takes_that_of_the_directory(host, old):
+    path = old("blue")
+    os.utime(path, (1500000000, 1500000000))
+    assert host.adopt("blue")["id"] == "20170714024000Z"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "sentence"),
+    [
+        (lambda path: shutil.rmtree(path), {}, "is not a directory"),
+        (lambda path: (path / "pyvenv.cfg").unlink(), {}, "is not a virtualenv"),
+        (lambda path: _unlink(path / "bin", "python*"), {}, "is not a virtualenv"),
+        (lambda path: _dangle(path / "bin/python"), {}, "the interpreter of .* is gone"),
+        (lambda path: _rmtree(path, "lib/python*/site-packages/ckan-*"), {}, "there is no CKAN in"),
+        (lambda path: (path / "production.ini").unlink(), {}, "has no ini; give CKAN's with ini="),
+        (lambda path: (path / "staging.ini").write_text(INI), {}, "has 2 ini files"),
+        (lambda path: (path / "production.ini").write_text("no section"), {}, "cannot be read as an ini"),
+        (lambda path: None, {"ini": "/no/such.ini"}, "there is no file /no/such.ini"),
+        (lambda path: None, {"release": "29990101000000Z"}, "29990101000000Z is not older than now"),
+        (lambda path: (path.parent / "20190412093000Z").mkdir(), {}, "there is a release 20190412093000Z already"),
+    ],
+)
+def test_what_cannot_be_adopted_is_refused_and_nothing_is_changed(host, old, spoil, options, sentence):
+    path = old()
+    spoil(path)
+    before = snapshot(host.home)
+    with pytest.raises(CommandExecutionError, match=sentence) as failure:
+        host.adopt("20190412093000", **options)
+    assert "an-old-secret" not in str(failure.value)
+    assert snapshot(host.home) == before
+
+
+def test_an_odd_id_one_newer_than_what_serves_and_a_second_time_are_refused(host, old):
+    old()
+    with pytest.raises(SaltInvocationError, match="is not a release id"):
+        host.adopt("20190412093000", release="2019")
+    host.adopt("20190412093000")
+    with pytest.raises(CommandExecutionError, match="there is a release 20190412093000Z already"):
+        host.adopt("20190412093000")
+    with pytest.raises(CommandExecutionError, match="is a release already"):
+        host.adopt("20190412093000Z")
+    host.activate("20190412093000Z")
+    old("20200101000000")
+    with pytest.raises(CommandExecutionError, match="is not older than 20190412093000Z"):
+        host.adopt("20200101000000")
+
+
+def test_a_clone_that_fails_leaves_nothing(host, old):
+    path = old()
+    packages = next(path.glob("lib/python*/site-packages"))
+    (packages / "__editable__.gone.pth").write_text("/no/such/checkout\n")
+    before = snapshot(host.home / "releases/20190412093000")
+    with pytest.raises(CommandExecutionError, match="names /no/such/checkout, which does not exist"):
+        host.adopt("20190412093000")
+    assert host.releases() == ["20190412093000"]
+    assert snapshot(path) == before
+
+
+def test_a_first_deploy_that_fails_gives_the_link_of_the_other_tool_back(host, old, origins):
+    from functional.steps import extension
+    from stub import repos
+
+    old()
+    (host.home / "current").symlink_to("releases/20190412093000")
+    repo = repos.make_repo(origins, "mycity", "Hello", backend="uv_build")
+    host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
+    host.pillar["plugins"] = ["mycity"]
+    modules = host.loaders().modules
+    release = host.plan()["release"]
+    for stage in ("build", "check", "start", "activate"):
+        modules[f"ckan_release.{stage}"](release)
+    assert host.current() == release
+    modules["ckan_release.abort"](release)
+    assert os.readlink(host.home / "current") == "releases/20190412093000"
+
+
+def _unlink(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+def _rmtree(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path)
+
+
+def _dangle(link: Path) -> None:
+    link.unlink()
+    link.symlink_to("/no/such/python")
