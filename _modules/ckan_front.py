@@ -292,6 +292,9 @@ def _facts(settings: dict) -> dict:
         # Without TLS here a balancer before us may end it: visitors use the scheme of the site's address.
         "scheme": url.scheme,
         "redirect": {**plain, "to": f"https://{settings['domain']}{port}"} if redirects else None,
+        "health": settings["web"]["health_path"].partition("?")[0],
+        "health_pattern": re.escape(settings["web"]["health_path"].partition("?")[0]),
+        "maintenance": __salt__["ckan_maintenance.directory"](settings),
         # Where CKAN says its web assets are elsewhere, that is the site's own business.
         "assets": not {"ckan.webassets.path", "ckan.webassets.url"}
         & {*settings["config"], *settings["secrets"]["config"]},

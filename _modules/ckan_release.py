@@ -450,7 +450,10 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         return {"current": target, "left": left}
 
 
-def deploy(extensions: dict | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True) -> dict:
+def deploy(
+    extensions: dict | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True,
+    maintenance: bool = False,
+) -> dict:  # fmt: skip
     """
     Run all stages on this host alone. A failure at any stage leaves the host on the release that it served before.
 
@@ -462,6 +465,8 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
         Who asked, and the id of the job.
     fresh
         Take the pillar anew from the master; False where it was a moment ago.
+    maintenance
+        Visitors get the page of ``ckan_maintenance`` from the stage migrate to the end of verify.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``. Raises
     ``CommandExecutionError`` that names the stage.
@@ -472,7 +477,7 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
 
         salt web1 ckan_release.deploy
     """
-    seconds = {}
+    seconds, closed = {}, False
     try:
         planned = plan(release, extensions, fresh=fresh)
     except SaltException as exc:
@@ -489,14 +494,20 @@ def deploy(extensions: dict | None = None, release: str = "", by: str = "", job:
     for name, run in stages.items():
         begun = time.monotonic()
         try:
+            if maintenance and name == "migrate":
+                closed = __salt__["ckan_maintenance.on"]("deploy", by)["changed"]
             run()
         except SaltException as exc:
             abort(release, f"{name}: {exc}", by)
+            if closed:
+                __salt__["ckan_maintenance.off"](by)
             raise CommandExecutionError(
                 f"the deploy of {release} failed at {name}: {exc} -- this host serves "
                 f"{planned['current'] or 'what it served'} as before; mend the cause and deploy again."
             ) from exc
         seconds[name] = round(time.monotonic() - begun, 2)
+    if closed:
+        __salt__["ckan_maintenance.off"](by)
     finish(release, by=by)
     return {"current": release, "previous": planned["current"], "changes": planned["changes"], "seconds": seconds}
 
@@ -639,7 +650,8 @@ def status() -> dict:
     """
     Say where this host stands: the release linked, the ones with an app server, and the one that answers visitors.
 
-    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``.
+    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``, and ``maintenance`` where
+    visitors get a page instead.
 
     CLI Example:
 
@@ -651,7 +663,7 @@ def status() -> dict:
     settings = _settings()
     paths = settings["paths"]
     current_id = __salt__["ckan_store.current"](paths)
-    answers = ""
+    answers, closed = "", __salt__["ckan_maintenance.status"]()
     if current_id:
         try:
             answers = __salt__["ckan_front.health"](current_id, settings, wait=False)["release"]
@@ -663,6 +675,7 @@ def status() -> dict:
         "state": __salt__["ckan_store.read"](paths, current_id)["state"] if current_id else "",
         "running": __salt__["ckan_uwsgi.releases"](settings),
         "answers": answers,
+        **({"maintenance": closed} if closed["on"] else {}),
     }
 
 

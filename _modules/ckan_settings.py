@@ -151,6 +151,16 @@ SCHEMA = {
     "web:health_text": Setting("str", "", "Text that the answer must hold."),
     "web:health_attempts": Setting("int", 3, "How often it asks, a second apart, before it fails.", least=1),
     "web:health_timeout": Setting("int", 30, "Seconds an answer may take.", least=1),
+    "web:maintenance_page": Setting(
+        "str",
+        "salt://ckan/files/maintenance.html",
+        "The page that visitors get in maintenance: `salt://...`, or a file on the host.",
+        pattern=r"(salt:/)?/\S+",
+    ),
+    "web:maintenance_retry": Setting("int", 300, "Seconds after which they are told to try again.", least=1),
+    "web:maintenance_health": Setting(
+        "bool", False, "The health path passes in maintenance for all, for a balancer; else for the host itself only."
+    ),
     "web:health_url": Setting(
         "str", "", "The front door of this host; by default the port of `tls:listen`, or of `web:listen`."
     ),
@@ -227,6 +237,16 @@ def get(overrides: dict | None = None, **kwargs: Any) -> dict:
     """
     if any(name.startswith("__pub_") for name in kwargs):
         raise SaltInvocationError("ckan_settings.get would send secrets to the master; type ckan_settings.show.")
+    try:
+        return _of_pillar(overrides)
+    except CommandExecutionError:
+        # What the minion remembers may be from before the correction.
+        if not refresh():
+            raise
+        return _of_pillar(overrides)
+
+
+def _of_pillar(overrides: dict | None) -> dict:
     errors = __pillar__.get("_errors")
     if errors:
         each = "; ".join(dict.fromkeys(map(str, errors)))
@@ -234,20 +254,23 @@ def get(overrides: dict | None = None, **kwargs: Any) -> dict:
     return _resolve(__pillar__.get("ckan"), overrides)
 
 
-def refresh() -> None:
+def refresh() -> bool:
     """
     Take the pillar of this minion anew from the master: it remembers one from when it was last told to, and a refresh
     that fails leaves that one as it is (``saltutil.refresh_pillar`` is true all the same).
 
+    Returns whether there was one to take: ``salt-call`` has rendered it for this very call.
+
     CLI Example: not for the command line; ``ckan_release.deploy`` begins with it.
     """
-    if __opts__.get("__cli") != "salt-minion":
-        return  # salt-call has rendered it for this very call
+    if globals().get("__opts__", {}).get("__cli") != "salt-minion":
+        return False
     rendered = __salt__["pillar.items"](unmask=True)
     for name in ("ckan", "_errors"):
         __pillar__.pop(name, None)
         if name in rendered:
             __pillar__[name] = rendered[name]
+    return True
 
 
 def show(overrides: dict | None = None) -> dict:

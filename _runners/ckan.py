@@ -33,7 +33,7 @@ def status(env: str) -> dict:
 
         salt-run ckan.status production
     """
-    found = __salt__["ckan_fleet.targets"](env)
+    found = __salt__["ckan_hosts.targets"](env)
     if not found["ok"]:
         return _complain(found["comment"])
     with salt.client.get_local_client(mopts=__opts__) as client:
@@ -112,6 +112,41 @@ def encrypt(env: str, key: str, recipients: str = "") -> dict | str:
     return f"# Into the secrets of {env}: a file of its pillar whose first line is #!yaml|gpg\n{block}"
 
 
+def maintenance(env: str, state: str, reason: str = "") -> dict:
+    """
+    Turn maintenance on or off on all hosts of an environment: visitors get a page and status 503.
+
+    env
+        The name of the environment.
+    state
+        ``on`` or ``off``.
+    reason
+        Why; for those who ask, not for visitors.
+
+    Returns ``{"hosts": {host: {"on": bool, ...}}}``, with ``error`` when a host did not do it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.maintenance production on reason='the database moves'
+        salt-run ckan.maintenance production off
+    """
+    # YAML reads on and off, without quotes, as yes and no.
+    wanted = {True: "on", False: "off"}.get(state, state)
+    if wanted not in ("on", "off"):
+        return _complain(f"{state!r} is neither on nor off")
+    found = __salt__["ckan_hosts.targets"](env)
+    if not found["ok"]:
+        return _complain(found["comment"])
+    about = {"by": salt.utils.user.get_specific_user(), **({"reason": reason} if wanted == "on" else {})}
+    told = __salt__["ckan_hosts.ask"](found["hosts"], f"ckan_maintenance.{wanted}", about)
+    if told["failures"]:
+        each = "; ".join(f"{host}: {cause}" for host, cause in sorted(told["failures"].items()))
+        return {"hosts": told["results"], **_complain(f"not all hosts are {wanted}: {each}")}
+    return {"hosts": told["results"]}
+
+
 def lock(env: str, reason: str) -> dict | str:
     """
     Keep deploys and rollbacks of an environment out until ``ckan.unlock``.
@@ -127,7 +162,7 @@ def lock(env: str, reason: str) -> dict | str:
 
         salt-run ckan.lock production reason='election night'
     """
-    found = __salt__["ckan_fleet.targets"](env)
+    found = __salt__["ckan_hosts.targets"](env)
     if not found["ok"]:
         return _complain(found["comment"])
     path = _file(env)

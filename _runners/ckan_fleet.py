@@ -6,28 +6,19 @@ Each function returns ``{"ok": bool, "comment": sentence, ...}``: a runner that 
 run knows (hosts, release, what that holds, what failed) stands in a ticket, a file on the master, from ``plan`` to
 ``close``. The ticket is the lock, too: one run at a time per environment.
 
-Hosts are the accepted minions whose pillar names the environment, never the ones that happen to answer: Salt leaves
-a minion that is down out of its answers without a word.
+``ckan_hosts`` says which hosts belong to an environment, and asks them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
-import re
 import time
 from typing import Any
 
-import salt.client
-import salt.key
-import salt.pillar
-import salt.utils.minions
 import salt.utils.user
 
 ID_FORMAT = "%Y%m%d%H%M%SZ"
-PGP_BLOCK = re.compile(r"-----BEGIN PGP.*?-----END PGP [A-Z ]+-----", re.S)
 PLAN_TIMEOUT = 20
 STAGE_TIMEOUT = 30
 
@@ -49,108 +40,9 @@ ROLLBACK_STAGES = {
 ON_ONE_HOST = ("migrate",)
 
 
-def targets(env: Any) -> dict:
-    """
-    Return the hosts of an environment: the accepted minions whose pillar says ``ckan:env: ENV``.
-
-    env
-        The name of the environment.
-
-    Returns ``{"ok", "comment", "hosts": [minion ids]}``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-run ckan_fleet.targets production
-    """
-    if not env:
-        return _no("the pillar names no environment; type pillar='{env: production}' (with a blank after the colon)")
-    if not isinstance(env, str):
-        return _no(f"env must be the name of one environment, not {env!r}")
-    accepted = salt.key.get_key(__opts__).list_keys()["minions"]
-    by_env: dict[str, list[str]] = {}
-    broken = []
-    for host in accepted:
-        name, rendered = _environment_of(host)
-        if isinstance(name, str) and name:
-            by_env.setdefault(name, []).append(host)
-        if not rendered and name in ("", env):
-            broken.append(host)
-    if broken:
-        # A host that may belong to it must not be left behind in silence.
-        text = (
-            f"the pillar of {', '.join(sorted(broken))} does not render (see the master's log), so it cannot be told "
-        )
-        text += f"what belongs to {env}; correct it"
-        locked = sorted({key for host in broken for key in _undecryptable(host)})
-        return _no(f"{text}: the master has no key to decrypt {', '.join(locked)}" if locked else text)
-    if env in by_env:
-        return {"ok": True, "comment": "", "hosts": sorted(by_env[env])}
-    known = "; ".join(f"{name}: {', '.join(sorted(hosts))}" for name, hosts in sorted(by_env.items()))
-    comment = f"no accepted minion has ckan:env: {env} in its pillar; environments known: {known or 'none'}"
-    return _no(comment)
-
-
-def _environment_of(host: str) -> tuple[str, bool]:
-    """The environment that a minion's pillar names, '' for none, and whether that pillar renders as it is now."""
-    _, _, known = salt.utils.minions.get_minion_data(host, __opts__)
-    pillar = _pillar(host, __opts__)
-    errors = pillar.get("_errors")
-    # What the master remembers of a pillar that does not render now: enough to tell another environment's host.
-    ckan = ((known if errors else pillar) or {}).get("ckan") or {}
-    return (ckan.get("env") or "") if isinstance(ckan, dict) else "", not errors
-
-
-def _undecryptable(host: str) -> list[str]:
-    """The keys of a pillar that the master cannot decrypt: Salt's own message has the file only."""
-    # All that there is to log was logged when it was rendered before.
-    logging.disable(logging.CRITICAL)
-    try:
-        return _ciphertext("", _pillar(host, {**__opts__, "gpg_decrypt_must_succeed": False}))
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _pillar(host: str, opts: dict) -> dict:
-    """The pillar of a minion as the master renders it now."""
-    _, grains, _ = salt.utils.minions.get_minion_data(host, opts)
-    with _blocks_shortened():
-        return salt.pillar.Pillar(opts, grains or {"fqdn": host}, host, "base").compile_pillar()
-
-
-@contextlib.contextmanager
-def _blocks_shortened():
-    """Salt writes the whole of a block that it cannot decrypt to the terminal, more than once; a word will do."""
-
-    def shorten(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if "-----BEGIN PGP" in message:
-            record.msg, record.args = PGP_BLOCK.sub("(encrypted)", message), ()
-            record.exc_info = record.exc_text = None
-        return True
-
-    handlers = list(logging.root.handlers)
-    for handler in handlers:
-        handler.addFilter(shorten)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(shorten)
-
-
-def _ciphertext(key: str, value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [found for name, inner in value.items() for found in _ciphertext(f"{key}:{name}".strip(":"), inner)]
-    if isinstance(value, list):
-        return [found for index, inner in enumerate(value) for found in _ciphertext(f"{key}:{index}", inner)]
-    return [key] if isinstance(value, str) and "-----BEGIN PGP" in value else []
-
-
 def plan(
     env: Any, kind: str = "deploy", extensions: dict | None = None, to: str = "", dry_run: bool = False,
-    reason: str = "", force: bool = False, job: str = "",
+    reason: str = "", force: bool = False, maintenance: bool = False, job: str = "",
 ) -> dict:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -167,6 +59,8 @@ def plan(
         Say what would be done, and end.
     reason, force
         For a rollback: why, and whether a release that is marked bad will do.
+    maintenance
+        For a deploy: visitors get the page of ``ckan_maintenance`` from the stage migrate to the end of verify.
     job
         The id of the job.
 
@@ -174,7 +68,7 @@ def plan(
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
-    found = targets(env)
+    found = __salt__["ckan_hosts.targets"](env)
     if not found["ok"]:
         return found
     if extensions is not None and not isinstance(extensions, dict):
@@ -182,7 +76,8 @@ def plan(
     hosts, by = found["hosts"], salt.utils.user.get_specific_user()
     ticket = {
         "env": env, "kind": kind, "hosts": hosts, "by": by, "job": job, "pid": os.getpid(), "reason": reason,
-        "force": force, "extensions": extensions or {}, "since": _now(), "seconds": {}, "failures": [],
+        "force": force, "maintenance": maintenance, "extensions": extensions or {}, "since": _now(), "seconds": {},
+        "failures": [],
     }  # fmt: skip
     if not dry_run:
         taken = _lock(ticket)
@@ -218,7 +113,8 @@ def stage(env: str, name: str, job: str = "") -> dict:
     begun = time.monotonic()
     hosts = ticket["hosts"][:1] if name in ON_ONE_HOST else ticket["hosts"]
     results: dict[str, Any] = {}
-    for function in (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]:
+    failures = _close_doors(ticket) if name == "migrate" and ticket.get("maintenance") else {}
+    for function in [] if failures else (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]:
         asked = hosts
         if function == "ckan_release.rollback":
             # A fleet that disagrees is brought together: some hosts may be on the target already.
@@ -226,6 +122,8 @@ def stage(env: str, name: str, job: str = "") -> dict:
         results, failures = _ask(asked, function, _arguments(function, ticket))
         if failures:
             break
+    if name == "verify" and not failures:
+        failures = _open_doors(ticket)
     ticket["seconds"][name] = round(time.monotonic() - begun, 1)
     if failures and name == "finish":
         # The new release serves already: what is left over is a warning.
@@ -271,6 +169,8 @@ def take_back(env: str, job: str = "") -> dict:
         results.update(some)
         failures.update(not_reached)
         undo.update({host: f"{function} {release}{' force=True' if force else ''}" for host in hosts})
+    for host, cause in _open_doors(ticket).items():
+        failures.setdefault(host, f"{cause}; it is in maintenance, too: salt {host} ckan_maintenance.off")
     serving: dict[str, list[str]] = {}
     for host, result in results.items():
         if host not in failures:
@@ -369,6 +269,21 @@ def _ways_back(ticket: dict) -> dict[str, list[str]]:
     return back
 
 
+def _close_doors(ticket: dict) -> dict:
+    """Turn maintenance on; a host that somebody else turned to it stays in it afterwards."""
+    answers, failures = _ask(ticket["hosts"], "ckan_maintenance.on", {"reason": "deploy", "by": ticket["by"]})
+    ticket["closed"] = [host for host, answer in answers.items() if host in failures or answer["changed"]]
+    _save(ticket)
+    return failures
+
+
+def _open_doors(ticket: dict) -> dict:
+    closed = ticket.get("closed") or []
+    answers, failures = _ask(closed, "ckan_maintenance.off", {"by": ticket["by"]}) if closed else ({}, {})
+    ticket["closed"] = sorted(failures)
+    return failures
+
+
 def _refresh(hosts: list[str]) -> dict:
     """Let the hosts take their pillar anew (it exits 0 when it fails: the settings look at the outcome)."""
     return _ask(hosts, "saltutil.refresh_pillar", {"wait": True}, PLAN_TIMEOUT)[1]
@@ -391,31 +306,8 @@ def _arguments(function: str, ticket: dict) -> dict:
 
 
 def _ask(hosts: list[str], function: str, kwargs: dict, timeout: int = STAGE_TIMEOUT) -> tuple[dict, dict]:
-    """Call a function on every host; returns the answers, and for each host that failed a sentence."""
-    with salt.client.get_local_client(mopts=__opts__) as client:
-        answers = client.cmd(hosts, function, kwarg=kwargs, tgt_type="list", timeout=timeout, full_return=True)
-    results, failures = {}, {}
-    for host in hosts:
-        answer = answers.get(host)
-        if not isinstance(answer, dict):
-            failures[host] = "does not answer; start its salt-minion, then repeat"
-            continue
-        results[host] = answer.get("ret")
-        if str(results[host]).startswith("Minion did not return"):
-            failures[host] = "does not answer; start its salt-minion, then repeat"
-        elif answer.get("retcode", 0) != 0:
-            failures[host] = _sentence(answer.get("ret"), function, host)
-    return results, failures
-
-
-def _sentence(text: Any, function: str, host: str) -> str:
-    text = str(text).strip()
-    if "is not available" in text and function in text:
-        return f"does not know {function}; type: salt {host} saltutil.sync_all"
-    if "Traceback (most recent call last)" in text:
-        # A fault of the formula itself: its last line says what, the minion's log has the rest.
-        return text.splitlines()[-1] + " (see the minion's log)"
-    return " ".join(re.sub(r"^ERROR( executing '[\w.]+')?: ", "", text).split())
+    told = __salt__["ckan_hosts.ask"](hosts, function, kwargs, timeout)
+    return told["results"], told["failures"]
 
 
 def _remarks(name: str, results: dict) -> str:

@@ -25,7 +25,7 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
     kind
         ``deploy`` or ``rollback``.
     options
-        ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``.
+        ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``.
     """
     if __opts__.get("test"):
         options["dry_run"] = True

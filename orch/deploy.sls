@@ -2,6 +2,7 @@
 
       salt-run state.orch orch.deploy pillar='{env: production}'
       salt-run state.orch orch.deploy pillar='{env: production, extensions: {ckanext-mycity: {ref: fix-42}}}'
+      salt-run state.orch orch.deploy pillar='{env: production, maintenance: true}'
 
     A stage that fails on any host stops the ones after it, and `way back` returns every host to the release that it
     served before. -#}
@@ -13,6 +14,7 @@ plan:
     - env: {{ env | json }}
     - extensions: {{ pillar.get('extensions', {}) | json }}
     - dry_run: {{ dry_run | json }}
+    - maintenance: {{ pillar.get('maintenance', False) | json }}
 {%- if not dry_run %}
 {%- set stages = ['build', 'check', 'migrate', 'activate', 'verify', 'finish'] %}
 {%- for stage in stages %}

@@ -1,0 +1,132 @@
+"""
+Maintenance: the front door answers 503 with a page, to everybody but the health check, until it is told otherwise.
+
+nginx and Apache look for one file at each request, so nothing is reloaded, and a restart of the host changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ckan_maintenance"
+
+# The form of CKAN's own errors: https://docs.ckan.org/en/latest/api/ ("success", "error").
+API_ANSWER = {
+    "success": False,
+    "error": {"__type": "Service Unavailable", "message": "The portal is under maintenance."},
+}
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def on(reason: str = "", by: str = "") -> dict:
+    """
+    Answer visitors with 503, ``Retry-After`` and a page, and requests of the API with JSON.
+
+    reason, by
+        Why, and who asked; for ``status``, not for visitors.
+
+    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``. Raises ``CommandExecutionError`` when the page
+    of ``web:maintenance_page`` is not there, or no server of the formula's looks for it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_maintenance.on reason='the database moves'
+    """
+    settings = __salt__["ckan_settings.get"]()
+    if settings["web"]["server"] == "none":
+        raise CommandExecutionError("ckan:web:server is none: maintenance is the business of your own server.")
+    known = status()
+    if known["on"]:
+        return {**known, "changed": False}
+    folder = directory(settings)
+    page = settings["web"]["maintenance_page"]
+    source = __salt__["cp.cache_file"](page) if page.startswith("salt://") else page
+    if not source or not os.path.isfile(source):
+        raise CommandExecutionError(f"there is no page {page} (ckan:web:maintenance_page); correct it.")
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    shutil.copyfile(source, os.path.join(folder, "page.html"))
+    _write(os.path.join(folder, "page.json"), json.dumps(API_ANSWER))
+    for name in ("page.html", "page.json"):
+        os.chmod(os.path.join(folder, name), 0o644)
+    # Last: from here on it counts.
+    noted = {"since": __salt__["ckan_store.now"](), "by": by, "reason": reason}
+    _write(os.path.join(folder, "on"), json.dumps(noted))
+    __salt__["ckan_store.append_log"](settings["paths"], stage="maintenance on", env=settings["env"], result="ok", **{
+        name: text for name, text in noted.items() if text and name != "since"
+    })  # fmt: skip
+    return {"on": True, "changed": True, **noted}
+
+
+def off(by: str = "") -> dict:
+    """
+    Let visitors in again.
+
+    by
+        Who asked.
+
+    Returns ``{"on": False, "changed": bool}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_maintenance.off
+    """
+    settings = __salt__["ckan_settings.get"]()
+    changed = False
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory(settings), "on"))
+        changed = True
+        about = {"by": by} if by else {}
+        __salt__["ckan_store.append_log"](
+            settings["paths"], stage="maintenance off", env=settings["env"], result="ok", **about
+        )
+    return {"on": False, "changed": changed}
+
+
+def status() -> dict:
+    """
+    Say whether this host is in maintenance.
+
+    Returns ``{"on": False}``, or ``{"on": True, "since", "by", "reason"}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_maintenance.status
+    """
+    try:
+        with open(os.path.join(directory(__salt__["ckan_settings.get"]()), "on"), encoding="utf-8") as handle:
+            return {"on": True, **json.loads(handle.read() or "{}")}
+    except FileNotFoundError:
+        return {"on": False}
+
+
+def directory(settings: dict) -> str:
+    """
+    Return where the page is, and the file ``on`` while there is maintenance.
+
+    settings
+        The settings.
+
+    CLI Example: not for the command line.
+    """
+    return os.path.join(settings["paths"]["config"], "maintenance")
+
+
+def _write(path: str, text: str) -> None:
+    with open(f"{path}.tmp", "w", encoding="utf-8") as handle:
+        handle.write(text)
+    os.chmod(f"{path}.tmp", 0o644)
+    os.rename(f"{path}.tmp", path)
