@@ -171,7 +171,7 @@ def check(release: str, by: str = "") -> dict:
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "check", release, by):
+    with _stage(settings, "check", release, by) as warned:
         path = __salt__["ckan_store.directory"](paths, release)
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "built", "checked")
@@ -181,7 +181,8 @@ def check(release: str, by: str = "") -> dict:
             __salt__["ckan_data.own"](settings, path)
             result = __salt__["ckan_app.check"](path, settings)
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
-            return result
+        warned += result["warnings"]
+        return {**result, "warnings": warned}
 
 
 def migrate(release: str, by: str = "") -> dict:
@@ -203,14 +204,14 @@ def migrate(release: str, by: str = "") -> dict:
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "migrate", release, by):
+    with _stage(settings, "migrate", release, by) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked")
         if not manifest["check"].get("pending"):
-            return {"migrated": False, "heads": manifest["check"].get("heads", {})}
+            return {"migrated": False, "heads": manifest["check"].get("heads", {}), "warnings": warned}
         result = __salt__["ckan_app.migrate"](__salt__["ckan_store.directory"](paths, release), settings)
         __salt__["ckan_store.set_state"](paths, release, "checked", by, migration=result)
-        return {"migrated": True, "heads": result["heads"]}
+        return {"migrated": True, "heads": result["heads"], "warnings": warned}
 
 
 def start(release: str, by: str = "") -> dict:
@@ -258,11 +259,11 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "") 
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "activate", release, by):
+    with _stage(settings, "activate", release, by) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked", "live", "retired", *(["bad"] if force else []))
         _start(settings, release)
-        return _switch(paths, release, "retired", by, reason)
+        return {**_switch(paths, release, "retired", by, reason), "warnings": warned}
 
 
 def verify(release: str, by: str = "") -> dict:
@@ -283,11 +284,11 @@ def verify(release: str, by: str = "") -> dict:
         salt web1 ckan_release.verify 20261125021500Z
     """
     settings = _settings()
-    with _stage(settings, "verify", release, by):
+    with _stage(settings, "verify", release, by) as warned:
         linked = __salt__["ckan_store.current"](settings["paths"])
         if linked != release:
             raise CommandExecutionError(f"current points to {linked or 'no release'} instead of {release}.")
-        return __salt__["ckan_front.health"](release, settings)
+        return {**__salt__["ckan_front.health"](release, settings), "warnings": warned}
 
 
 def finish(release: str, prune: bool = True, by: str = "") -> dict:
@@ -311,12 +312,13 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
         salt web1 ckan_release.finish 20261125021500Z
     """
     settings = _settings()
-    with _stage(settings, "finish", release, by):
+    with _stage(settings, "finish", release, by) as warned:
         path = __salt__["ckan_store.directory"](settings["paths"], release)
         previous = __salt__["ckan_store.read"](settings["paths"], release).get("previous", "") if prune else ""
         standby = previous if __salt__["ckan_web.keep_standby"](previous, settings) else ""
         stopped = __salt__["ckan_web.stop_others"](path, settings, standby)
-        return {"stopped": stopped, "standby": standby, "pruned": _prune(settings, settings["keep"]) if prune else []}
+        pruned = _prune(settings, settings["keep"]) if prune else []
+        return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
 
 
 def end_standby() -> list[str]:
@@ -795,11 +797,19 @@ def _marking_failed(paths: dict, release: str, by: str):
 
 @contextlib.contextmanager
 def _stage(settings: dict, name: str, release: str, by: str, reason: str = ""):
-    """Time a stage, write it to the host's log, and turn what the system says into a sentence."""
+    """
+    Run a stage with its hooks, time it, write it to the host's log, and turn what the system says into a sentence.
+    Yields the list of what is to be said besides.
+    """
     begun = time.monotonic()
     entry = {"stage": name, "release": release, "env": settings["env"], "by": by, "reason": reason}
+    hooks, warned, previous = [], [], __salt__["ckan_store.current"](settings["paths"])
     try:
-        yield
+        hooks += __salt__["ckan_hooks.run"]("before", name, settings, release, previous)
+        yield warned
+        hooks += __salt__["ckan_hooks.run"]("after", name, settings, release, previous)
+        # Into the list that the stage has in its answer already.
+        warned += [f"{hook['hook']} failed: {hook['problem']}" for hook in hooks if hook["problem"]]
     except (SaltException, OSError) as exc:
         entry.update(result="failed", reason=str(exc))
         if isinstance(exc, SaltException):
@@ -808,5 +818,7 @@ def _stage(settings: dict, name: str, release: str, by: str, reason: str = ""):
     else:
         entry["result"] = "ok"
     finally:
+        if hooks:
+            entry["hooks"] = hooks
         entry["seconds"] = round(time.monotonic() - begun, 3)
         __salt__["ckan_store.append_log"](settings["paths"], **{k: v for k, v in entry.items() if v != ""})

@@ -174,6 +174,7 @@ SCHEMA = {
     "manage:packages": Setting("bool", True, "Highstate installs Debian packages and uv, enables Apache's modules."),
     "manage:services": Setting("bool", True, "Highstate starts nginx and supervisor, or Apache."),
     "manage:user": Setting("bool", True, "Highstate makes user and group."),
+    "hooks": Setting("hooks", [], "What is done before and after stages, in order: docs/hooks.md."),
     "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
 }
 EXTENSION = {
@@ -195,6 +196,21 @@ EXTENSION = {
     "override": Setting("lines", [], "Requirements that win over all others, CKAN's own included."),
     "patches": Setting("list", [], "Diffs to this extension, in order.", pattern=r"salt://\S+"),
 }
+HOOK = {
+    "stage": Setting(
+        "str", "", "The stage.", required=True,
+        choices=("build", "check", "migrate", "start", "activate", "verify", "finish", "rollback", "abort"),
+    ),
+    "when": Setting("str", "", "Before the stage, or after it when it went well.", required=True,
+                    choices=("before", "after")),
+    "function": Setting("str", "", "A function of an execution module.", pattern=r"([a-z_0-9]+\.[a-z_0-9]+)?"),
+    "args": Setting("any", [], "Its arguments, a list."),
+    "kwargs": Setting("any", {}, "Its named arguments, a dictionary."),
+    "state": Setting("str", "", "Instead of a function: an SLS.", pattern=r"[\w.-]*"),
+    "on_failure": Setting(
+        "str", "warn", "Of a hook after a stage. One before a stage always stops it.", choices=("warn", "stop")
+    ),
+}  # fmt: skip
 # An extension has one origin: which settings each kind needs, and which it may have.
 ORIGINS = {
     "git": {
@@ -401,6 +417,10 @@ def _resolve(pillar: Any, overrides: dict | None = None) -> dict:
 def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
     if setting.kind == "extensions":
         return _extensions(key, value, problems)
+    if setting.kind == "hooks":
+        return _hooks(key, value, problems)
+    if setting.kind == "any":
+        return copy.deepcopy(setting.default if value is None else value)
     if value is None or value == "" and setting.required:
         if setting.required:
             made = ", or let the master make it (docs/secrets.md)" if key.startswith("ckan:secrets:") else ""
@@ -485,6 +505,25 @@ def _extensions(key: str, value: Any, problems: list[str]) -> dict:
         if other != name:
             problems.append(f"{key}:{name} and {key}:{other} are the same package; remove one")
     return result
+
+
+def _hooks(key: str, value: Any, problems: list[str]) -> list[dict]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        problems.append(f"{key} must be a list of dictionaries with stage, when, and function or state")
+        return []
+    hooks = []
+    for index, given in enumerate(value):
+        at = f"{key}:{index}"
+        _unknown(at, given, set(HOOK), problems)
+        hook = {leaf: _value(f"{at}:{leaf}", given.get(leaf), setting, problems) for leaf, setting in HOOK.items()}
+        if bool(hook["function"]) == bool(hook["state"]):
+            problems.append(f"{at} must have a function or a state, one of them")
+        if not isinstance(hook["args"], list) or not isinstance(hook["kwargs"], dict):
+            problems.append(f"{at}: args is a list, and kwargs a dictionary; correct them")
+        hooks.append(hook)
+    return hooks
 
 
 def _kind_of_origin(key: str, given: dict, problems: list[str]) -> str:

@@ -311,13 +311,12 @@ def _ask(hosts: list[str], function: str, kwargs: dict, timeout: int = STAGE_TIM
 
 
 def _remarks(name: str, results: dict) -> str:
-    if name == "check":
-        warnings = {w for result in results.values() for w in (result or {}).get("warnings", [])}
-        return "".join(f"; {warning}" for warning in sorted(warnings))
+    remarks = {w for result in results.values() if isinstance(result, dict) for w in result.get("warnings", [])}
+    done = ""
     if name == "migrate":
-        done = any((result or {}).get("migrated") for result in results.values())
-        return "; migrated" if done else "; nothing pending"
-    return ""
+        migrated = any((result or {}).get("migrated") for result in results.values())
+        done = "; migrated" if migrated else "; nothing pending"
+    return done + "".join(f"; {remark}" for remark in sorted(remarks))
 
 
 def _join(failures: dict, stage_name: str) -> str:

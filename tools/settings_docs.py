@@ -25,6 +25,8 @@ KINDS = {
     "lines": "list of text",
     "options": "dictionary",
     "extensions": "dictionary",
+    "hooks": "list of dictionaries",
+    "any": "",
 }
 GROUPS = {
     "": "Settings outside any group",
