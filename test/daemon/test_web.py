@@ -220,6 +220,25 @@ def test_a_server_of_your_own_gets_the_socket_and_the_release_is_asked_there(lon
     lone.write_pillar(lone.settings)
 
 
+def test_an_adopted_virtualenv_is_rolled_back_to_and_served(lone):
+    release = lone.good_deploy("Hello after the adoption")
+    ini = lone.root("web1") / f"usr/lib/ckan/releases/{release}/production.ini"
+    old = lone.sandbox / "old.ini"
+    old.write_text(ini.read_text().replace("ckan.plugins = mycity", "ckan.plugins ="))
+    name = "20190412093000Z"
+    code, told = lone.call("web1", "ckan_release.adopt", str(lone.base), f"release={name}", f"ini={old}")
+    assert code == 0 and told["state"] == "retired", told
+    with Visitors(lone.front_port) as visitors:
+        code, told = lone.call("web1", "ckan_release.rollback", f"to={name}")
+        assert told == {"current": name, "left": release}, told
+    assert visitors.failed == [] and list(processes(lone)) == [name]
+    assert lone.get("/", "web1")[2] == name
+    code, told = lone.call("web1", "ckan_release.activate", release, "force=True")
+    assert code == 0
+    lone.call("web1", "ckan_release.finish", release, "prune=False")
+    assert list(processes(lone)) == [release]
+
+
 def test_web_assets_of_all_releases_are_served_by_the_front_door(lone):
     lone.good_deploy("Hello assets")
     release = lone.current("web1")
