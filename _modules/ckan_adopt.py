@@ -6,11 +6,9 @@ the first deploy. ``ckan_release.adopt`` is what people type.
 from __future__ import annotations
 
 import configparser
-import hashlib
-import hmac
+import contextlib
 import os
 import re
-import shutil
 import time
 
 from salt.exceptions import CommandExecutionError
@@ -57,8 +55,8 @@ def examine(name: str, settings: dict, release: str = "", ini: str = "") -> dict
     if not os.path.exists(f"{source}/bin/python"):
         wanted = os.path.realpath(f"{source}/bin/python")
         raise CommandExecutionError(f"the interpreter of {source} is gone ({wanted}); install it, or leave this one.")
-    ckan = __salt__["ckan_packages.freeze"](source).get("ckan", "")
-    if not ckan:
+    about = __salt__["ckan_base.describe"](source)
+    if not about:
         raise CommandExecutionError(f"there is no CKAN in {source}; name the directory of a virtualenv with CKAN.")
     found = _ini(source, ini)
     identity = _id(source, release)
@@ -86,8 +84,8 @@ def examine(name: str, settings: dict, release: str = "", ini: str = "") -> dict
         "id": identity,
         "in_place": in_place,
         "ini": found,
-        "ckan": ckan,
-        "python": ".".join(__salt__["ckan_venv.interpreter"](source)["version"].split(".")[:2]),
+        "ckan": about["ckan"],
+        "python": about["python"],
         "plugins": _plugins(found),
     }
 
@@ -116,24 +114,13 @@ def fill(path: str, plan: dict, settings: dict) -> dict:
         # What served it was another server. Copied: files that the build user owns have no place in it.
         wanted = [{"name": "uwsgi", "requirement": "uwsgi"}]
         __salt__["ckan_packages.install"](path, wanted, None, {**how, "user": "", "link": "copy"})
-    target = __salt__["ckan_ini.path"](path, settings)
-    text = _read(plan["ini"])
-    draft = f"{target}.tmp"
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
-        handle.write(text)
-    if os.geteuid() == 0:
-        shutil.chown(draft, "root", settings["group"])
-    os.chmod(draft, 0o640)
-    os.rename(draft, target)
-    key = settings["secrets"]["session"].encode("utf-8")
     return {
         "base": {"ckan": plan["ckan"], "python": plan["python"], "path": plan["source"]},
         "extensions": {},
         "patches": [],
         "packages": __salt__["ckan_packages.freeze"](path),
         "plugins": plan["plugins"],
-        "configuration": hmac.new(key, text.encode("utf-8"), hashlib.sha256).hexdigest(),
-        "secret_options": sorted(settings["secrets"]["config"]),
+        **__salt__["ckan_ini.put"](path, _read(plan["ini"]), settings),
         "adopted": {"from": plan["source"], "ini": plan["ini"]},
     }
 
@@ -169,13 +156,10 @@ def _id(source: str, release: str) -> str:
     digits = re.sub(r"[^0-9]", "", os.path.basename(source))
     if len(digits) in (12, 14):
         found = digits.ljust(14, "0") + "Z"
-    else:
-        found = time.strftime(ID_FORMAT, time.gmtime(os.stat(source).st_mtime))
-    try:
-        time.strptime(found, ID_FORMAT)
-    except ValueError:
-        found = time.strftime(ID_FORMAT, time.gmtime(os.stat(source).st_mtime))
-    return found
+        with contextlib.suppress(ValueError):  # digits that are no time
+            time.strptime(found, ID_FORMAT)
+            return found
+    return time.strftime(ID_FORMAT, time.gmtime(os.stat(source).st_mtime))
 
 
 def _read(file: str) -> str:

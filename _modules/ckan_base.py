@@ -47,7 +47,7 @@ def path(settings: dict) -> str:
 
 def find(settings: dict) -> dict | None:
     """
-    Return the base if it is there: ``{"path", "ckan": version, "python": "3.11"}``, else None.
+    Return the base as ``describe`` does if it is there, else None.
 
     settings
         The settings.
@@ -61,12 +61,34 @@ def find(settings: dict) -> dict | None:
         return None
     if settings["base"]["version"] and not os.path.exists(os.path.join(place, DONE)):
         return None
-    found = __salt__["ckan_packages.freeze"](place).get("ckan")
+    found = describe(place)
     if not found:
         raise CommandExecutionError(
             f"{place} is a virtualenv without CKAN; install CKAN into it, or set ckan:base:version to have one made."
         )
-    return {"path": place, "ckan": found, "python": _short(__salt__["ckan_venv.interpreter"](place)["version"])}
+    return found
+
+
+def describe(place: str) -> dict | None:
+    """
+    Say what a virtualenv has.
+
+    place
+        The virtualenv.
+
+    Returns ``{"path", "ckan": version, "python": "3.11"}``, or None without CKAN.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_base.describe /usr/lib/ckan/default
+    """
+    found = __salt__["ckan_packages.freeze"](place).get("ckan")
+    if not found:
+        return None
+    version = __salt__["ckan_venv.interpreter"](place)["version"]
+    return {"path": place, "ckan": found, "python": ".".join(version.split(".")[:2])}
 
 
 def ensure(settings: dict) -> dict:
@@ -132,10 +154,6 @@ def _python_version(settings: dict) -> str:
     if done["retcode"] != 0:
         raise CommandExecutionError(f"{settings['base']['python']} does not run; correct ckan:base:python.")
     return done["stdout"].strip()
-
-
-def _short(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 def _give(place: str, user: str) -> None:

@@ -18,6 +18,7 @@ import shutil
 import stat
 import time
 
+from packaging.utils import canonicalize_name
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_build"
@@ -115,7 +116,7 @@ def resolve(settings: dict) -> dict:
     for name, pin in pins.items():
         pin.update(wanted[name]["notes"])
         if pin["kind"] != "git":
-            pin["version"] = locked["packages"].get(_normal(name), "")
+            pin["version"] = locked["packages"].get(canonicalize_name(name), "")
         elif extensions[name]["upstream"]:
             pin["upstream"] = _upstream(extensions[name], pin["commit"], shared)
     return {
@@ -264,10 +265,6 @@ def _upstream(extension: dict, commit: str, shared: str) -> dict:
         return __salt__["ckan_source.compare_upstream"](extension, commit, os.path.join(shared, "mirrors"))
     except CommandExecutionError as exc:
         return {"url": extension["upstream"], "problem": str(exc)}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _existing(path: str) -> str:

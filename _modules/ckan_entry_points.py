@@ -20,6 +20,8 @@ import zlib
 from collections.abc import Collection, Iterator
 from typing import IO, Any
 
+from packaging.utils import canonicalize_name
+
 try:
     import tomllib
 except ImportError:  # Python 3.10: what a pyproject.toml declares cannot be told
@@ -59,7 +61,7 @@ def of_virtualenv(path: str, without: Collection[str] = ()) -> list[str] | None:
 
     .. code-block:: bash
 
-        salt web1 ckan_plugins.of_virtualenv /usr/lib/ckan/default
+        salt web1 ckan_entry_points.of_virtualenv /usr/lib/ckan/default
     """
     try:
         with open(os.path.join(path, "pyvenv.cfg"), encoding="utf-8") as handle:
@@ -70,7 +72,7 @@ def of_virtualenv(path: str, without: Collection[str] = ()) -> list[str] | None:
         folders += [place for folder in list(folders) for place in _linked(folder)]
         found: set[str] = set()
         for distribution in importlib.metadata.distributions(path=folders):
-            if _normal(distribution.metadata["Name"] or "") not in without:
+            if canonicalize_name(distribution.metadata["Name"] or "") not in without:
                 found |= _names(_sections(distribution.read_text("entry_points.txt") or ""))
         return sorted(found)
     except UNREADABLE:
@@ -88,7 +90,7 @@ def of_checkout(path: str) -> list[str] | None:
 
     .. code-block:: bash
 
-        salt web1 ckan_plugins.of_checkout /usr/lib/ckan/current/src/ckanext-mycity
+        salt web1 ckan_entry_points.of_checkout /usr/lib/ckan/current/src/ckanext-mycity
     """
     try:
         files = {}
@@ -115,7 +117,7 @@ def of_archive(path: str) -> list[str] | None:
 
     .. code-block:: bash
 
-        salt web1 ckan_plugins.of_archive /srv/wheels/ckanext_mycity-1.0-py3-none-any.whl
+        salt web1 ckan_entry_points.of_archive /srv/wheels/ckanext_mycity-1.0-py3-none-any.whl
     """
     try:
         files = dict(_members(path))
@@ -242,7 +244,3 @@ def _table(data: dict, *keys: str) -> dict:
     for key in keys:
         data = data.get(key, {})
     return data
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -25,6 +25,8 @@ __virtualname__ = "ckan_front"
 
 POLL_SECONDS = 0.2
 ATTEMPT_SECONDS = 1.0
+# What was there before may be in any encoding, and is put back as it was.
+UNDECODED = "surrogateescape"
 # A server that was just told to listen on a port needs a moment to do so.
 LISTEN_SECONDS = 3.0
 _NOT_RUNNING = re.compile(r"No such file or directory|No such process|invalid PID number")
@@ -118,7 +120,7 @@ def install(settings: dict | None = None) -> dict:
         return {"path": path, "changes": {}, "reloaded": False}
     old = _read(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    _write(path, render(settings))
+    __salt__["ckan_file.write"](path, render(settings), errors=UNDECODED)
     try:
         reloaded = reload(settings)
     except CommandExecutionError:
@@ -126,7 +128,7 @@ def install(settings: dict | None = None) -> dict:
         if old is None:
             os.unlink(path)
         else:
-            _write(path, old)
+            __salt__["ckan_file.write"](path, old, errors=UNDECODED)
         raise
     return {"path": path, "changes": differs, "reloaded": reloaded}
 
@@ -286,14 +288,15 @@ def _facts(settings: dict) -> dict:
     secure = bool(settings["tls"]["certificate"])
     redirects = secure and settings["tls"]["redirect"]
     plain = _place(settings["web"]["listen"])
+    health_path = settings["web"]["health_path"].partition("?")[0]
     return {
         "name": f"ckan_{settings['site'].replace('-', '_')}",
         "names": [settings["domain"], *settings["aliases"]],
         # Without TLS here a balancer before us may end it: visitors use the scheme of the site's address.
         "scheme": url.scheme,
         "redirect": {**plain, "to": f"https://{settings['domain']}{port}"} if redirects else None,
-        "health": settings["web"]["health_path"].partition("?")[0],
-        "health_pattern": re.escape(settings["web"]["health_path"].partition("?")[0]),
+        "health": health_path,
+        "health_pattern": re.escape(health_path),
         "maintenance": __salt__["ckan_maintenance.directory"](settings),
         # Where CKAN says its web assets are elsewhere, that is the site's own business.
         "assets": not {"ckan.webassets.path", "ckan.webassets.url"}
@@ -350,14 +353,7 @@ def _words(done: dict) -> str:
 
 def _read(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as handle:
+        with open(path, encoding="utf-8", errors=UNDECODED) as handle:
             return handle.read()
     except FileNotFoundError:
         return None
-
-
-def _write(path: str, text: str) -> None:
-    with open(f"{path}.tmp", "w", encoding="utf-8", errors="surrogateescape") as handle:
-        handle.write(text)
-    os.chmod(f"{path}.tmp", 0o644)
-    os.rename(f"{path}.tmp", path)

@@ -68,7 +68,7 @@ def run(when: str, stage: str, settings: dict, release: str, previous: str = "")
             continue
         name = f"hook {when} {stage} ({hook['function'] or hook['state']})"
         begun = time.monotonic()
-        problem = _problem(hook, words)
+        problem = _problem(hook, words, settings)
         if problem and (when == "before" or hook["on_failure"] == "stop"):
             raise CommandExecutionError(f"{name} failed: {problem}; correct it, or ckan:hooks")
         if problem:
@@ -77,7 +77,7 @@ def run(when: str, stage: str, settings: dict, release: str, previous: str = "")
     return done
 
 
-def _problem(hook: dict, words: dict[str, str]) -> str:
+def _problem(hook: dict, words: dict[str, str], settings: dict) -> str:
     """Run one; returns what went wrong in a line, or ''."""
     # A program that fails leaves its exit code here, and Salt would take it for that of the whole stage.
     before = __context__.pop("retcode", 0)
@@ -85,28 +85,28 @@ def _problem(hook: dict, words: dict[str, str]) -> str:
         if hook["state"]:
             # Not stopped by a highstate that a first deploy is part of.
             answer = __salt__["state.apply"](hook["state"], pillar={"ckan_hook": words}, concurrent=True)
-            return _failed_states(answer)
+            return _failed_states(answer, settings)
         answer = __salt__[hook["function"]](*_filled(hook["args"], words), **_filled(hook["kwargs"], words))
         code = __context__.get("retcode", 0) or (answer.get("retcode", 0) if isinstance(answer, dict) else 0)
         if answer is False:
             return "it returned False"
-        return f"exit code {code}: {_line(answer)}" if code else ""
+        return f"exit code {code}: {_line(answer, settings)}" if code else ""
     except Exception as exc:  # whatever a function of somebody else's raises
-        return _line(exc) or type(exc).__name__
+        return _line(exc, settings) or type(exc).__name__
     finally:
         __context__["retcode"] = before
 
 
-def _failed_states(answer: Any) -> str:
+def _failed_states(answer: Any, settings: dict) -> str:
     if not isinstance(answer, dict):
-        return _line(answer)  # what does not render is told in a list of sentences
+        return _line(answer, settings)  # what does not render is told in a list of sentences
     failed = [state for state in answer.values() if not isinstance(state, dict) or state.get("result") is False]
     if not failed:
         return ""
     first = failed[0]
-    return (
-        f"{first.get('__id__', 'a state')}: {_line(first.get('comment', ''))}" if isinstance(first, dict) else "a state"
-    )
+    if not isinstance(first, dict):
+        return "a state"
+    return f"{first.get('__id__', 'a state')}: {_line(first.get('comment', ''), settings)}"
 
 
 def _filled(value: Any, words: dict[str, str]) -> Any:
@@ -121,10 +121,9 @@ def _filled(value: Any, words: dict[str, str]) -> Any:
     return value
 
 
-def _line(said: Any) -> str:
+def _line(said: Any, settings: dict) -> str:
     if isinstance(said, dict):
         said = said.get("stderr") or said.get("stdout") or said.get("comment") or said
     text = " ".join(str(item) for item in said) if isinstance(said, list) else str(said)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    settings = __salt__["ckan_settings.get"]()
     return __salt__["ckan_mask.text"](lines[-1], settings) if lines else ""

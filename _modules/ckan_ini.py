@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import os
 import re
-import shutil
 from typing import Any
 from urllib.parse import quote
 
@@ -99,16 +98,25 @@ def write(directory: str, settings: dict) -> dict:
 
     CLI Example: not for the command line, since the settings hold secrets.
     """
-    text = _text(settings)
-    target = path(directory, settings)
-    if os.path.lexists(target):
-        os.unlink(target)
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as handle:
-        handle.write(text)
-    if os.geteuid() == 0:
-        shutil.chown(target, "root", settings["group"])
-    os.chmod(target, 0o640)
+    return put(directory, _text(settings), settings)
+
+
+def put(directory: str, text: str, settings: dict) -> dict:
+    """
+    Make a text the ini of a release, with the same mode and owners.
+
+    directory
+        The directory of the release.
+    text
+        The whole ini.
+    settings
+        The settings, with their secrets.
+
+    Returns what ``write`` returns.
+
+    CLI Example: not for the command line, since the settings hold secrets.
+    """
+    __salt__["ckan_file.write"](path(directory, settings), text, mode=0o640, group=settings["group"])
     key = settings["secrets"]["session"].encode("utf-8")
     return {
         "configuration": hmac.new(key, text.encode("utf-8"), hashlib.sha256).hexdigest(),

@@ -17,6 +17,7 @@ import tempfile
 from typing import Any
 from urllib.parse import urlsplit
 
+from packaging.utils import canonicalize_name
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_installer"
@@ -84,7 +85,7 @@ def dry_run(path: str, lines: list[str], constraints: list[str], overrides: list
             items = json.load(handle)["install"]
         checkouts = {line[3:] for line in lines if line.startswith("-e ")}
         found = {
-            _normal(item["metadata"]["name"]): item["metadata"]["version"]
+            canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"]
             for item in items
             if item.get("download_info", {}).get("url", "").removeprefix("file://") not in checkouts
         }
@@ -217,7 +218,7 @@ def _changes(text: str) -> dict[str, Any]:
     """What uv says that it did, or would do."""
     changes: dict[str, dict[str, str]] = {}
     for sign, name, version in re.findall(r"^ ([-+~]) (\S+?)==(\S+)", text, re.MULTILINE):
-        change = changes.setdefault(_normal(name), {"old": "", "new": ""})
+        change = changes.setdefault(canonicalize_name(name), {"old": "", "new": ""})
         if sign in "-~":
             change["old"] = version
         if sign in "+~":
@@ -268,7 +269,3 @@ def _same_device(installer: dict, path: str) -> bool:
     while not os.path.exists(place):
         place = os.path.dirname(place)
     return os.stat(place).st_dev == os.stat(path).st_dev
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -55,12 +55,11 @@ def on(reason: str = "", by: str = "") -> dict:
         raise CommandExecutionError(f"there is no page {page} (ckan:web:maintenance_page); correct it.")
     os.makedirs(folder, mode=0o755, exist_ok=True)
     shutil.copyfile(source, os.path.join(folder, "page.html"))
-    _write(os.path.join(folder, "page.json"), json.dumps(API_ANSWER))
-    for name in ("page.html", "page.json"):
-        os.chmod(os.path.join(folder, name), 0o644)
+    os.chmod(os.path.join(folder, "page.html"), 0o644)
+    __salt__["ckan_file.write"](os.path.join(folder, "page.json"), json.dumps(API_ANSWER))
     # Last: from here on it counts.
     noted = {"since": __salt__["ckan_store.now"](), "by": by, "reason": reason}
-    _write(os.path.join(folder, "on"), json.dumps(noted))
+    __salt__["ckan_file.write"](os.path.join(folder, "on"), json.dumps(noted))
     __salt__["ckan_store.append_log"](settings["paths"], stage="maintenance on", env=settings["env"], result="ok", **{
         name: text for name, text in noted.items() if text and name != "since"
     })  # fmt: skip
@@ -123,10 +122,3 @@ def directory(settings: dict) -> str:
     CLI Example: not for the command line.
     """
     return os.path.join(settings["paths"]["config"], "maintenance")
-
-
-def _write(path: str, text: str) -> None:
-    with open(f"{path}.tmp", "w", encoding="utf-8") as handle:
-        handle.write(text)
-    os.chmod(f"{path}.tmp", 0o644)
-    os.rename(f"{path}.tmp", path)

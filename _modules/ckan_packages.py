@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import parse_wheel_filename
+from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 from salt.exceptions import CommandExecutionError
 
@@ -54,7 +54,7 @@ def freeze(path: str) -> dict[str, str]:
     for distribution in importlib.metadata.distributions(path=folders):
         name, version = distribution.metadata["Name"], distribution.metadata["Version"]
         if name and version:
-            found.setdefault(_normal(name), version)
+            found.setdefault(canonicalize_name(name), version)
     return dict(sorted(found.items()))
 
 
@@ -100,10 +100,12 @@ def lock(path: str, wanted: list[dict], pins: dict, overrides: dict, installer: 
     packages.update(found["installed"])
     for item in wanted:
         if item.get("requirement", "").endswith(".whl"):
-            packages[_normal(item["name"])] = str(parse_wheel_filename(os.path.basename(item["requirement"]))[1])
+            packages[canonicalize_name(item["name"])] = str(
+                parse_wheel_filename(os.path.basename(item["requirement"]))[1]
+            )
         elif "editable" in item:
             # Its version stands in its commit; a base may have had it at another one.
-            packages.pop(_normal(item["name"]), None)
+            packages.pop(canonicalize_name(item["name"]), None)
     overridden = {
         name: {"by": extension, "base": pins.get(name, ""), "got": packages.get(name, "")}
         for name, (extension, _) in chosen.items()
@@ -134,9 +136,11 @@ def install(path: str, wanted: list[dict], packages: dict | None, installer: dic
     lines = _lines(wanted, files=packages is None)
     if packages is not None:
         have = freeze(path)
-        from_index = {_normal(i["name"]) for i in wanted if "requirement" in i and " @ " not in i["requirement"]}
-        lines = [line for line in lines if _normal(re.split(r"[<>=!~ \[]", line)[0]) not in from_index]
-        archives = {_normal(i["name"]) for i in wanted if " @ " in i.get("requirement", "")}
+        from_index = {
+            canonicalize_name(i["name"]) for i in wanted if "requirement" in i and " @ " not in i["requirement"]
+        }
+        lines = [line for line in lines if canonicalize_name(re.split(r"[<>=!~ \[]", line)[0]) not in from_index]
+        archives = {canonicalize_name(i["name"]) for i in wanted if " @ " in i.get("requirement", "")}
         lines += [
             f"{name}=={version}"
             for name, version in sorted(packages.items())
@@ -170,8 +174,10 @@ def check(path: str, installer: dict, tolerate: list[str] | None = None) -> bool
     CLI Example: not for the command line; ``ckan_release.check`` uses it.
     """
     found = __salt__["ckan_installer.check"](path, installer)
-    names = {_normal(name) for name in tolerate or []}
-    found = [line for line in found if not names & {_normal(word) for word in re.findall(r"[\w.-]+", line)[3:]}]
+    names = {canonicalize_name(name) for name in tolerate or []}
+    found = [
+        line for line in found if not names & {canonicalize_name(word) for word in re.findall(r"[\w.-]+", line)[3:]}
+    ]
     if found:
         raise CommandExecutionError(
             f"the packages do not fit together: {' '.join(found[:10])}; change the versions asked for."
@@ -194,7 +200,7 @@ def _overrides(overrides: dict) -> dict[str, tuple[str, str]]:
     chosen: dict[str, tuple[str, str]] = {}
     for extension, lines in sorted(overrides.items()):
         for line in lines:
-            name = _normal(Requirement(line).name)
+            name = canonicalize_name(Requirement(line).name)
             other = chosen.setdefault(name, (extension, line))
             if Requirement(other[1]).specifier != Requirement(line).specifier:
                 raise CommandExecutionError(
@@ -264,7 +270,7 @@ def _refuse_conflicts(asked: list, pins: dict, chosen: dict) -> None:
     """Name at once every requirement that the base's versions do not meet, before the installer is asked."""
     problems = []
     for extension, requirement, where in asked:
-        name = _normal(requirement.name)
+        name = canonicalize_name(requirement.name)
         if name in chosen or name not in pins or requirement.url:
             continue
         try:
@@ -282,10 +288,10 @@ def _refuse_conflicts(asked: list, pins: dict, chosen: dict) -> None:
 
 def _who_asks(text: str, asked: list, pins: dict) -> str:
     """For the libraries that an installer's explanation names: who asks for them, in so many words."""
-    named = {_normal(word.rstrip(".")) for word in re.findall(r"[A-Za-z][\w.-]*", text)}
+    named = {canonicalize_name(word.rstrip(".")) for word in re.findall(r"[A-Za-z][\w.-]*", text)}
     by_library: dict[str, list[str]] = {}
     for extension, requirement, where in asked:
-        name = _normal(requirement.name)
+        name = canonicalize_name(requirement.name)
         if name in named:
             by_library.setdefault(name, []).append(f"{extension} {requirement.specifier or 'any'} ({where})")
     told = [
@@ -293,8 +299,3 @@ def _who_asks(text: str, asked: list, pins: dict) -> str:
         for name, who in sorted(by_library.items())
     ]
     return f" -- who asks: {'; '.join(told)}; to let one win set its override" if told else ""
-
-
-def _normal(name: str) -> str:
-    """Return a package's name in the one form that all its spellings share."""
-    return re.sub(r"[-_.]+", "-", name).lower()

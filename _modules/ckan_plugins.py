@@ -10,9 +10,8 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-import re
 
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_plugins"
@@ -46,10 +45,10 @@ def check(plugins: list[str], base: str, extensions: dict, new: dict[str, str], 
     for name, item in extensions.items():
         archive = item.get("requirement", "").partition(" @ file://")[2]
         if "editable" in item:
-            brought[_normal(name)] = __salt__["ckan_entry_points.of_checkout"](item["editable"])
+            brought[canonicalize_name(name)] = __salt__["ckan_entry_points.of_checkout"](item["editable"])
         elif archive:
-            brought[_normal(name)] = __salt__["ckan_entry_points.of_archive"](archive)
-    asked = {_normal(name) for name in extensions}
+            brought[canonicalize_name(name)] = __salt__["ckan_entry_points.of_archive"](archive)
+    asked = {canonicalize_name(name) for name in extensions}
     for name, version in new.items():
         # Extensions from the index, and those that others require.
         if name not in brought and (name in asked or name.startswith("ckanext")):
@@ -87,7 +86,3 @@ def _of_wheel(name: str, version: str, folder: str) -> list[str] | None:
         if (found[0], str(found[1])) == (name, version):
             return __salt__["ckan_entry_points.of_archive"](file)
     return None
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

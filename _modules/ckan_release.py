@@ -262,7 +262,11 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "") 
     with _stage(settings, "activate", release, by) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked", "live", "retired", *(["bad"] if force else []))
-        _start(settings, release)
+        if manifest["state"] == "checked":
+            # The stages before have looked after the files; between start and rename nothing is walked through again.
+            __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, release), settings)
+        else:
+            _start(settings, release)
         return {**_switch(paths, release, "retired", by, reason), "warnings": warned}
 
 

@@ -38,10 +38,10 @@ def write(path: str, settings: dict, starter: str) -> None:
     shutil.chown(run, settings["user"], settings["group"])
     os.makedirs(settings["paths"]["log"], exist_ok=True)
     os.makedirs(settings["paths"]["supervisor_programs"], exist_ok=True)
-    _write(os.path.join(path, "starter"), f"{starter}\n")
-    _write(os.path.join(path, "uwsgi.ini"), _server(path, settings))
-    _write(os.path.join(path, "serve.sh"), _script(path, settings))
-    _write(program_file(path, settings), _program(path, settings))
+    __salt__["ckan_file.write"](os.path.join(path, "starter"), f"{starter}\n")
+    __salt__["ckan_file.write"](os.path.join(path, "uwsgi.ini"), _server(path, settings))
+    __salt__["ckan_file.write"](os.path.join(path, "serve.sh"), _script(path, settings))
+    __salt__["ckan_file.write"](program_file(path, settings), _program(path, settings))
 
 
 def boot_mark(supervisor: str) -> str:
@@ -185,10 +185,3 @@ stopwaitsecs = {web["drain_timeout"] + 5}
 stdout_logfile = {log(release, settings)}
 redirect_stderr = true
 """.replace("%", "%%")
-
-
-def _write(path: str, text: str) -> None:
-    with open(f"{path}.tmp", "w", encoding="utf-8") as handle:
-        handle.write(text)
-    os.chmod(f"{path}.tmp", 0o644)
-    os.rename(f"{path}.tmp", path)

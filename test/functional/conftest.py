@@ -20,8 +20,9 @@ import salt.config
 import salt.loader
 from saltfactories.utils.functional import Loaders
 
-from functional.steps import later_id
+from functional.steps import extension, later_id
 from parts.base import uv_path
+from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]
 SECRETS = {"session": "a-session-secret-of-some-length", "api_token": "an-api-token-secret"}
@@ -184,3 +185,30 @@ def origins(tmp_path: Path) -> Path:
     path = tmp_path / "origins"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def mycity(host: Host, origins: Path) -> Path:
+    """A repository of an extension that the host's pillar lists."""
+    repo = repos.make_repo(origins, "mycity", "Hello one", backend="uv_build")
+    host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
+    host.pillar["plugins"] = ["mycity"]
+    return repo
+
+
+@pytest.fixture
+def shelf(host: Host) -> Path:
+    """A folder of wheels that the host installs from; pytest's own directories are not open to the build user."""
+    folder = host.root / "wheels"
+    folder.mkdir()
+    host.pillar["installer"]["find_links"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def own_base(host: Host, stub_base: Path) -> Path:
+    """A base that belongs to one test."""
+    base = host.root / "usr/lib/ckan/default"
+    shutil.copytree(stub_base, base, symlinks=True)
+    host.pillar["paths"]["base"] = str(base)
+    return base

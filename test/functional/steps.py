@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import hashlib
 import re
 import time
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 
 def extension(repo: Path, ref: str = "main", **more) -> dict:
     return {"url": str(repo), "ref": ref, **more}
+
+
+def archive(file: Path) -> dict:
+    """An extension from an archive that the file server has at its top."""
+    return {"archive": f"salt://{file.name}", "hash": "sha256=" + hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def later_id(host) -> str:

@@ -164,15 +164,9 @@ def test_a_clone_that_fails_leaves_nothing(host, old):
     assert snapshot(path) == before
 
 
-def test_a_first_deploy_that_fails_gives_the_link_of_the_other_tool_back(host, old, origins):
-    from functional.steps import extension
-    from stub import repos
-
+def test_a_first_deploy_that_fails_gives_the_link_of_the_other_tool_back(host, old, mycity):
     old()
     (host.home / "current").symlink_to("releases/20190412093000")
-    repo = repos.make_repo(origins, "mycity", "Hello", backend="uv_build")
-    host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
-    host.pillar["plugins"] = ["mycity"]
     modules = host.loaders().modules
     release = host.plan()["release"]
     for stage in ("build", "check", "start", "activate"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from functional.steps import deployed, extension
+from functional.steps import archive, deployed, extension
 from parts.base import uv_path
 from stub import repos, wheels
 
@@ -36,24 +36,6 @@ def digest(tree: Path) -> dict[str, tuple]:
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             found[str(path)] = (content, status.st_ino, status.st_mode, status.st_uid)
     return found
-
-
-@pytest.fixture
-def shelf(host) -> Path:
-    """A folder of wheels that the host installs from; pytest's own directories are not open to the build user."""
-    folder = host.root / "wheels"
-    folder.mkdir()
-    host.pillar["installer"]["find_links"] = str(folder)
-    return folder
-
-
-@pytest.fixture
-def own_base(host, stub_base: Path) -> Path:
-    """A base that belongs to one test."""
-    base = host.root / "usr/lib/ckan/default"
-    shutil.copytree(stub_base, base, symlinks=True)
-    host.pillar["paths"]["base"] = str(base)
-    return base
 
 
 def package(base: Path) -> Path:
@@ -84,10 +66,7 @@ def test_extensions_of_every_origin_make_one_release(host, origins, shelf):
         "ckanext-beta": extension(beta, "v1"),
         "ckanext-gamma": extension(gamma, gamma_commit[:9]),
         "ckanext-delta": {"version": ">=1,<1.1"},
-        "ckanext-epsilon": {
-            "archive": f"salt://{wheel.name}",
-            "hash": "sha256=" + hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        },
+        "ckanext-epsilon": archive(wheel),
     }
     host.pillar["plugins"] = ["alpha", "beta", "gamma", "delta", "epsilon"]
     release = deployed(host)

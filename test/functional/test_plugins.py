@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,36 +9,9 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from functional.steps import deployed, extension
+from functional.steps import archive, deployed, extension
 from parts.base import uv_path
 from stub import repos, wheels
-
-
-@pytest.fixture
-def mycity(host, origins) -> Path:
-    """A repository of an extension that the host's pillar lists."""
-    repo = repos.make_repo(origins, "mycity", "Hello one", backend="uv_build")
-    host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
-    host.pillar["plugins"] = ["mycity"]
-    return repo
-
-
-@pytest.fixture
-def shelf(host) -> Path:
-    """A folder of wheels that the host installs from."""
-    folder = host.root / "wheels"
-    folder.mkdir()
-    host.pillar["installer"]["find_links"] = str(folder)
-    return folder
-
-
-@pytest.fixture
-def own_base(host, stub_base: Path) -> Path:
-    """A base that belongs to one test."""
-    base = host.root / "usr/lib/ckan/default"
-    shutil.copytree(stub_base, base, symlinks=True)
-    host.pillar["paths"]["base"] = str(base)
-    return base
 
 
 def install(base: Path, *what: object) -> None:
@@ -48,9 +20,14 @@ def install(base: Path, *what: object) -> None:
     )
 
 
-def archive(host, file: Path) -> dict:
+def looked_into(host, name: str, file: Path, wrong: str) -> None:
+    """The plugin that an archive brings is known, and is proposed for one that is written wrong."""
     host.file_roots = [str(file.parent)]
-    return {"archive": f"salt://{file.name}", "hash": "sha256=" + hashlib.sha256(file.read_bytes()).hexdigest()}
+    host.pillar["extensions"] = {f"ckanext-{name}": archive(file)}
+    host.pillar["plugins"] = [name]
+    assert host.plan()["extensions"].keys() == {f"ckanext-{name}"}
+    host.pillar["plugins"] = [wrong]
+    assert f"did you mean {name}?" in refused(host)
 
 
 def refused(host) -> str:
@@ -154,11 +131,7 @@ def test_an_extension_that_another_one_requires_brings_plugins_too(host, origins
 
 def test_an_archive_is_looked_into(host, origins):
     wheel = wheels.make_extension(origins / "archives", "epsilon", "Epsilon")
-    host.pillar["extensions"] = {"ckanext-epsilon": archive(host, wheel)}
-    host.pillar["plugins"] = ["epsilon"]
-    assert host.plan()["extensions"].keys() == {"ckanext-epsilon"}
-    host.pillar["plugins"] = ["epsilo"]
-    assert "did you mean epsilon?" in refused(host)
+    looked_into(host, "epsilon", wheel, wrong="epsilo")
 
 
 def test_an_sdist_is_looked_into(host, origins):
@@ -166,11 +139,7 @@ def test_an_sdist_is_looked_into(host, origins):
     sdist = origins / "archives/ckanext_zeta-0.1.0.tar.gz"
     sdist.parent.mkdir()
     repos.git(repo, "archive", "--prefix", "ckanext_zeta-0.1.0/", "--output", str(sdist), "HEAD")
-    host.pillar["extensions"] = {"ckanext-zeta": archive(host, sdist)}
-    host.pillar["plugins"] = ["zeta"]
-    assert host.plan()["extensions"].keys() == {"ckanext-zeta"}
-    host.pillar["plugins"] = ["zetta"]
-    assert "did you mean zeta?" in refused(host)
+    looked_into(host, "zeta", sdist, wrong="zetta")
 
 
 def test_the_packages_of_a_subdirectory_and_a_patch_are_looked_into(host, origins):

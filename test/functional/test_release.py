@@ -18,15 +18,6 @@ from stub import repos
 REPO = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def mycity(host, origins) -> Path:
-    """A repository of an extension that the host's pillar lists."""
-    repo = repos.make_repo(origins, "mycity", "Hello one", backend="uv_build")
-    host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
-    host.pillar["plugins"] = ["mycity"]
-    return repo
-
-
 def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
     release = deployed(host, by="eve")
     assert host.current() == release
