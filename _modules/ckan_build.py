@@ -81,7 +81,8 @@ def obstacles(settings: dict, release: str) -> list[str]:
             "make room (ckan_release.prune)"
         )
     asked = [__salt__[name](settings) for name in ("ckan_web.supervisor_problem", "ckan_front.front_problem")]
-    return [*problems, *(problem for problem in asked if problem), *__salt__["ckan_hooks.problems"](settings)]
+    problems += [problem for problem in asked if problem]
+    return [*problems, *__salt__["ckan_jobs.problems"](settings), *__salt__["ckan_hooks.problems"](settings)]
 
 
 def resolve(settings: dict) -> dict:

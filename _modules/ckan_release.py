@@ -297,8 +297,8 @@ def verify(release: str, by: str = "") -> dict:
 
 def finish(release: str, prune: bool = True, by: str = "") -> dict:
     """
-    End a deploy: the old app servers finish their requests and stop, old releases are pruned. With ``web:standby`` the
-    app server of the release before stays for so long.
+    End a deploy: the old app servers finish their requests and stop, workers take up the release, old releases are
+    pruned. With ``web:standby`` the app server of the release before stays for so long.
 
     release
         The id of the live release.
@@ -307,7 +307,7 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
     by
         Who asked.
 
-    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids]}``.
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
 
     CLI Example:
 
@@ -321,6 +321,7 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
         previous = __salt__["ckan_store.read"](settings["paths"], release).get("previous", "") if prune else ""
         standby = previous if __salt__["ckan_web.keep_standby"](previous, settings) else ""
         stopped = __salt__["ckan_web.stop_others"](path, settings, standby)
+        warned += _follow(settings)
         pruned = _prune(settings, settings["keep"]) if prune else []
         return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
 
@@ -386,6 +387,8 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
                 __salt__["ckan_store.restore_link"](paths, manifest.get("previous_link", ""))
                 __salt__["ckan_web.switched"](settings)
         __salt__["ckan_web.stop"](path, settings)
+        # One that ended by itself after the switch was started anew from this release.
+        _follow(settings)
         __salt__["ckan_store.set_state"](paths, release, "failed", by, reason)
         __salt__["ckan_web.forget"](path, settings)
         __salt__["ckan_store.remove"](paths, release)
@@ -427,9 +430,11 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
     by
         Who asked.
     finish
-        Stop the app server of the release that is left. False in a rollback of a fleet, which does that last.
+        Stop the app server of the release that is left, and its workers. False in a rollback of a fleet, which does
+        that last.
 
-    Returns ``{"current": id, "left": id}``. Raises ``CommandExecutionError`` when there is no such release, or it does
+    Returns ``{"current": id, "left": id}``, and ``warnings`` where there are any. Raises ``CommandExecutionError`` when
+    there is no such release, or it does
     not start or answer; the host then serves what it served before.
 
     CLI Example:
@@ -442,7 +447,7 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
     settings = _settings()
     paths = settings["paths"]
     target = rollback_target(to, force)
-    with _stage(settings, "rollback", target, by, reason):
+    with _stage(settings, "rollback", target, by, reason) as warned:
         left = __salt__["ckan_store.current"](paths)
         _start(settings, target)
         _switch(paths, target, "bad", by, reason or "rolled back")
@@ -453,7 +458,8 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
                 _switch(paths, left, "retired", by, str(exc))
                 raise CommandExecutionError(f"{exc}; this host is back on {left}") from exc
             __salt__["ckan_web.stop_others"](__salt__["ckan_store.directory"](paths, target), settings)
-        return {"current": target, "left": left}
+            warned += _follow(settings)
+        return {"current": target, "left": left, **({"warnings": warned} if warned else {})}
 
 
 def deploy(
@@ -474,8 +480,8 @@ def deploy(
     maintenance
         Visitors get the page of ``ckan_maintenance`` from the stage migrate to the end of verify.
 
-    Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``. Raises
-    ``CommandExecutionError`` that names the stage.
+    Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and
+    ``warnings`` where there are any. Raises ``CommandExecutionError`` that names the stage.
 
     CLI Example:
 
@@ -514,8 +520,11 @@ def deploy(
         seconds[name] = round(time.monotonic() - begun, 2)
     if closed:
         __salt__["ckan_maintenance.off"](by)
-    finish(release, by=by)
-    return {"current": release, "previous": planned["current"], "changes": planned["changes"], "seconds": seconds}
+    warned = finish(release, by=by)["warnings"]
+    return {
+        "current": release, "previous": planned["current"], "changes": planned["changes"], "seconds": seconds,
+        **({"warnings": warned} if warned else {}),
+    }  # fmt: skip
 
 
 def prune(keep: int | None = None) -> list[str]:
@@ -710,6 +719,14 @@ def _start(settings: dict, release: str) -> dict:
     __salt__["ckan_data.own"](settings, path)
     __salt__["ckan_data.publish"](settings)
     return __salt__["ckan_web.start"](path, settings)
+
+
+def _follow(settings: dict) -> list[str]:
+    """Workers and cron take up the current release; what does not is a warning, since the site is served."""
+    try:
+        return __salt__["ckan_jobs.follow"](settings)["warnings"]
+    except (SaltException, OSError) as exc:
+        return [str(exc)]
 
 
 def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) -> dict:

@@ -12,6 +12,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -59,6 +60,7 @@ SCHEMA = {
         "str", "{root}/etc/apache2/sites-enabled/ckan-{site}.conf", "Apache's file of the site."
     ),
     "paths:supervisor_programs": Setting("str", "{root}/etc/supervisor/conf.d", "Where supervisor finds its programs."),
+    "paths:cron": Setting("str", "{root}/etc/cron.d/ckan-{site}", "The site's lines of cron."),
     "user": Setting("str", "www-data", "Who runs CKAN.", pattern=r"[a-z_][a-z0-9_-]*"),
     "group": Setting("str", "www-data", "The group that may read the ini.", pattern=r"[a-z_][a-z0-9_-]*"),
     "build_user": Setting(
@@ -174,6 +176,8 @@ SCHEMA = {
     "manage:packages": Setting("bool", True, "Highstate installs Debian packages and uv, enables Apache's modules."),
     "manage:services": Setting("bool", True, "Highstate starts nginx and supervisor, or Apache."),
     "manage:user": Setting("bool", True, "Highstate makes user and group."),
+    "workers": Setting("workers", {}, "Background workers by name; see below."),
+    "cron": Setting("cron", {}, "What is run at set times, by name; see below."),
     "hooks": Setting("hooks", [], "What is done before and after stages, in order: docs/hooks.md."),
     "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
 }
@@ -211,6 +215,21 @@ HOOK = {
         "str", "warn", "Of a hook after a stage. One before a stage always stops it.", choices=("warn", "stop")
     ),
 }  # fmt: skip
+WORKER = {
+    "remove": Setting("bool", False, "Leave the worker out here, though a shared part of the pillar has it."),
+    "queues": Setting("list", ["default"], "Its queues; the first goes first.", pattern=r"[A-Za-z0-9_.:-]+"),
+    "processes": Setting("int", 1, "How many of it run on each host.", least=1),
+    "timeout": Setting(
+        "int", 180, "Seconds that the job under way has to end, when the worker is to take up another release.", least=1
+    ),
+}
+CRON = {
+    "remove": Setting("bool", False, "Leave the line out here, though a shared part of the pillar has it."),
+    "schedule": Setting("str", "", "When: the five fields of crontab(5), or `@daily` and the like.", required=True),
+    "command": Setting("str", "", "What: a command of CKAN, without `ckan -c INI`."),
+    "shell": Setting("str", "", "Instead of a command: a line of sh, run in the directory of the release."),
+    "once": Setting("bool", False, "On one host of the environment only; the hosts agree by Redis."),
+}
 # An extension has one origin: which settings each kind needs, and which it may have.
 ORIGINS = {
     "git": {
@@ -419,6 +438,13 @@ def _value(key: str, value: Any, setting: Setting, problems: list[str]) -> Any:
         return _extensions(key, value, problems)
     if setting.kind == "hooks":
         return _hooks(key, value, problems)
+    if setting.kind == "workers":
+        return _named_parts(key, value, WORKER, problems)
+    if setting.kind == "cron":
+        lines = _named_parts(key, value, CRON, problems)
+        for name, line in lines.items():
+            _check_cron(f"{key}:{name}", line, problems)
+        return lines
     if setting.kind == "any":
         return copy.deepcopy(setting.default if value is None else value)
     if value is None or value == "" and setting.required:
@@ -524,6 +550,85 @@ def _hooks(key: str, value: Any, problems: list[str]) -> list[dict]:
             problems.append(f"{at}: args is a list, and kwargs a dictionary; correct them")
         hooks.append(hook)
     return hooks
+
+
+def _named_parts(key: str, value: Any, schema: dict[str, Setting], problems: list[str]) -> dict[str, dict]:
+    """Workers or lines of cron, by name."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{key} must be a dictionary by name")
+        return {}
+    found = {}
+    for name, given in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", name):
+            problems.append(f"{key}: {name!r} cannot be a name; use small letters, digits and '-', 40 at most")
+            continue
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            leaf = next(leaf for leaf in schema if leaf != "remove")
+            problems.append(f"{key}:{name} must be a dictionary such as {{{leaf}: ...}}")
+            continue
+        _unknown(f"{key}:{name}", given, set(schema), problems)
+        if given.get("remove") is True:
+            continue
+        part = {leaf: _value(f"{key}:{name}:{leaf}", given.get(leaf), s, problems) for leaf, s in schema.items()}
+        del part["remove"]
+        if part.get("queues") == []:
+            problems.append(f"{key}:{name}:queues is empty; name a queue, or leave it out for 'default'")
+        found[name] = part
+    return found
+
+
+_CRON_WORDS = {
+    "month": "jan feb mar apr may jun jul aug sep oct nov dec".split(),
+    "day of week": "sun mon tue wed thu fri sat".split(),
+}
+# Cron reads no line of a file in which one is not right, and tells nobody but the system's log.
+_CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
+_CRON_LIMIT = 500
+
+
+def _check_cron(key: str, line: dict, problems: list[str]) -> None:
+    if bool(line["command"]) == bool(line["shell"]):
+        problems.append(f"{key} must have a command or a shell, one of them")
+    for leaf in ("command", "shell"):
+        if len(line[leaf]) > _CRON_LIMIT:
+            problems.append(f"{key}:{leaf} is longer than {_CRON_LIMIT} characters; put it into a script")
+    try:
+        words = shlex.split(line["command"])
+        if words and words[0] == "ckan":
+            problems.append(f"{key}:command begins with 'ckan', which is put before it; leave it out")
+    except ValueError as exc:
+        problems.append(f"{key}:command cannot be split into words ({str(exc).lower()}); correct it")
+    schedule = line["schedule"]
+    if not schedule or re.fullmatch(r"@(reboot|yearly|annually|monthly|weekly|daily|midnight|hourly)", schedule):
+        return
+    fields = schedule.split()
+    if len(fields) != len(_CRON_FIELDS):
+        problems.append(f"{key}:schedule ({schedule!r}) must have five fields, or be @daily and the like")
+        return
+    for text, (name, (least, most)) in zip(fields, _CRON_FIELDS.items(), strict=True):
+        if not all(_cron_item(item, least, most, _CRON_WORDS.get(name, [])) for item in text.split(",")):
+            problems.append(f"{key}:schedule ({schedule!r}) has {text!r} for the {name}; use {least} to {most}, or *")
+
+
+def _cron_item(item: str, least: int, most: int, words: list[str]) -> bool:
+    """Whether cron takes this for a value, a range or a step."""
+    match = re.fullmatch(r"(?:\*|(\w+)(?:-(\w+))?)(?:/([1-9][0-9]{0,2}))?", item, re.ASCII)
+    if not match:
+        return False
+    values = []
+    for text in filter(None, match.groups()[:2]):
+        if text.lower() in words:
+            values.append(words.index(text.lower()) + least)
+        elif re.fullmatch(r"[0-9]{1,2}", text):
+            values.append(int(text))
+        else:
+            return False
+    # A step goes with a star or a range.
+    stepped_alone = match[3] and match[1] and not match[2]
+    return not stepped_alone and values == sorted(values) and all(least <= value <= most for value in values)
 
 
 def _kind_of_origin(key: str, given: dict, problems: list[str]) -> str:

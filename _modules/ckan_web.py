@@ -283,7 +283,7 @@ def supervisor_problem(settings: dict) -> str:
 
     CLI Example: not for the command line; ``ckan_release.plan`` uses it.
     """
-    if settings["web"]["app"] != "uwsgi":
+    if settings["web"]["app"] != "uwsgi" and not settings["workers"]:
         return ""
     answer = __salt__["supervisord.status_raw"](conf_file=_supervisor_conf(settings))
     if "refused" in answer or "no such file" in answer or "SHUTDOWN" in answer:

@@ -16,8 +16,11 @@ ckan-packages:
       - build-essential
       - python3-dev
       {%- endif %}
-      {%- if settings.web.app == 'uwsgi' %}
+      {%- if settings.web.app == 'uwsgi' or settings.workers %}
       - supervisor
+      {%- endif %}
+      {%- if settings.cron %}
+      - cron
       {%- endif %}
       {%- if settings.web.server == 'nginx' %}
       - nginx

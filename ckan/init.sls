@@ -4,3 +4,4 @@ include:
   - ckan.base
   - ckan.web
   - ckan.release
+  - ckan.jobs

@@ -26,7 +26,8 @@ ckan-front:
       - file: ckan-apache.wsgi
 {%- endif %}
 {%- set services = {'nginx': ['nginx'], 'apache': ['apache2'], 'none': []}[settings.web.server]
-                  + (['supervisor'] if settings.web.app == 'uwsgi' else []) %}
+                  + (['supervisor'] if settings.web.app == 'uwsgi' or settings.workers else [])
+                  + (['cron'] if settings.cron else []) %}
 {%- if settings.manage.services and services %}
 
 ckan-services:

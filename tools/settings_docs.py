@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs/pillar.md"
 sys.path.insert(0, str(REPO))
 
-from _modules.ckan_settings import EXTENSION, SCHEMA, SOCKET_LIMIT, Setting  # noqa: E402
+from _modules.ckan_settings import CRON, EXTENSION, SCHEMA, SOCKET_LIMIT, WORKER, Setting  # noqa: E402
 
 KINDS = {
     "str": "text",
@@ -26,6 +26,8 @@ KINDS = {
     "options": "dictionary",
     "extensions": "dictionary",
     "hooks": "list of dictionaries",
+    "workers": "dictionary",
+    "cron": "dictionary",
     "any": "",
 }
 GROUPS = {
@@ -94,6 +96,21 @@ and `ref`), the package index (`version`), or an archive (`archive` and `hash`).
 
 """
 
+WORKERS = """\
+## `ckan:workers:NAME`
+
+One entry a worker, `default: {}` at the least: `ckan jobs worker` of the release that is current, under supervisor.
+[operations.md](operations.md#workers-and-cron) says more.
+
+"""
+CRONS = """\
+## `ckan:cron:NAME`
+
+One entry a line of cron, which runs in the release that is current. Nothing in it may be secret: it stands in a file
+that all users of the host can read.
+
+"""
+
 
 def page() -> str:
     """Return the whole text of the page."""
@@ -104,7 +121,7 @@ def page() -> str:
         key = f"ckan:{group}" if group else "ckan"
         parts.append(f"## `{key}`\n\n{title}.\n\n" + _table({name.rpartition(":")[2]: SCHEMA[name] for name in names}))
         if not group:
-            parts.append(EXTENSIONS + _table(EXTENSION))
+            parts += [EXTENSIONS + _table(EXTENSION), WORKERS + _table(WORKER), CRONS + _table(CRON)]
     return "\n".join(parts)
 
 

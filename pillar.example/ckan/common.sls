@@ -21,6 +21,14 @@ ckan:
     ckan.site_title: My City's Data
     ckan.locale_default: en
     ckan.auth.create_user_via_web: false
+  # Background jobs, and what is run at set times: docs/operations.md.
+  workers:
+    default: {}
+  # cron:
+  #   harvest:
+  #     schedule: '*/15 * * * *'
+  #     command: harvester run
+  #     once: true
   web:
     processes: 4
     threads: 4

@@ -24,9 +24,9 @@ PASSWORD, SESSION = "marked-database-password", "marked-session-secret-of-this-t
 def stub_base() -> Path:
     """A virtualenv with the stand-in and uWSGI, kept between runs since uWSGI is built from source."""
     base = CACHE / "stub-base"
-    if not (base / "bin/uwsgi").exists():
+    if not ((base / "bin/uwsgi").exists() and list(base.glob("lib/*/site-packages/redis"))):
         subprocess.run([uv_path(), "venv", "-q", "--clear", "-p", "/usr/bin/python3", base], check=True)
-        subprocess.run([uv_path(), "pip", "install", "-q", "-p", base / "bin/python", "uwsgi"], check=True)
+        subprocess.run([uv_path(), "pip", "install", "-q", "-p", base / "bin/python", "uwsgi", "redis"], check=True)
     install = [uv_path(), "pip", "install", "-q", "--reinstall-package", "ckan", "-p", base / "bin/python"]
     subprocess.run([*install, REPO / "test/stub/ckan"], check=True)
     return base
@@ -43,6 +43,7 @@ class Site(Portal):
             "extensions": {"ckanext-mycity": {"url": str(self.repo), "ref": "main"}},
             "plugins": ["mycity"],
             "web": {"boot_timeout": 15, "drain_timeout": 5},
+            "workers": {"default": {"remove": True}},
             # The stand-in's database is a file: one for both hosts, as a real one would be.
             "config": {"stub.database": str(self.sandbox / "database/stub.json")},
         }

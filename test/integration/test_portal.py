@@ -7,11 +7,13 @@ Each step checks its claims over HTTP and on disk; what is not so is in `wrong`.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -110,6 +112,92 @@ def test_twenty_switches_under_load_lose_no_request(walk: Walk) -> None:
     portal.fleet.ask("web1", "ckan_release.finish", now, prune=False)
     assert (idle.failed, visitors.failed) == ([], [])
     assert visitors.asked > 100 and {target, now} <= set(visitors.releases)
+
+
+_JOBS = """
+import sys, time
+from ckan.cli import CKANConfigLoader
+from ckan.config.middleware import make_app
+make_app(CKANConfigLoader(sys.argv[1]).get_config())
+from ckan.lib import jobs
+from rq.job import Job
+if sys.argv[2] == "enqueue":
+    print("JOB", jobs.enqueue(time.sleep, [float(sys.argv[3])]).id)
+else:
+    print("JOB", Job.fetch(sys.argv[3], connection=jobs._connect()).get_status(refresh=True).value)
+"""
+
+
+def in_ckan(portal: RealPortal, *arguments: str) -> str:
+    """Queue a job that sleeps, or ask what became of one."""
+    release = portal.root("web1") / "usr/lib/ckan/current"
+    python = ["runuser", "-u", "www-data", "--", release / "bin/python"]
+    done = subprocess.run(
+        [*python, "-c", _JOBS, release / "production.ini", *arguments],
+        capture_output=True, text=True, cwd="/", check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("JOB ")]
+    assert lines, done.stderr[-2000:]
+    return lines[0].split()[1]
+
+
+def workers(portal: RealPortal) -> list[dict]:
+    return [row for host in portal.hosts for row in portal.call(host, "ckan_jobs.status")[1]["workers"]]
+
+
+def busy(portal: RealPortal, job: str) -> list[psutil.Process]:
+    """The processes that workers have forked for jobs, as soon as the job has begun."""
+    deadline = time.monotonic() + 60
+    while in_ckan(portal, "status", job) != "started" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    children = [child for row in workers(portal) for child in psutil.Process(row["pid"]).children()]
+    return [child for child in children if os.getpgid(child.pid) == child.pid]
+
+
+def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_after_its_time(walk: Walk) -> None:
+    portal = walk.portal
+    assert [row["release"] for row in workers(portal)] == [portal.current("web1")] * 2
+    short = in_ckan(portal, "enqueue", "20")
+    assert busy(portal, short)
+    portal.write_pillar({**portal.settings, "workers": {"default": {"timeout": 3}}})
+    try:
+        done = portal.deploy()
+        assert done["code"] == 0 and "did not finish" not in done["text"], done["text"][-3000:]
+        assert in_ckan(portal, "status", short) == "finished"
+        assert [row["release"] for row in workers(portal)] == [portal.current("web1")] * 2
+        endless = in_ckan(portal, "enqueue", "900")
+        forked = busy(portal, endless)
+        assert forked
+        done = portal.deploy()
+    finally:
+        portal.write_pillar(portal.settings)
+    assert done["code"] == 0, done["text"][-3000:]
+    assert "worker default did not finish its job within 3 seconds" in " ".join(done["text"].split())
+    assert [child for child in forked if child.is_running()] == []
+    assert [row["state"] for row in workers(portal)] == ["RUNNING", "RUNNING"]
+
+
+def test_a_line_of_cron_runs_a_command_of_ckan_on_one_host(walk: Walk) -> None:
+    portal = walk.portal
+    line = {"schedule": "@daily", "command": "jobs list", "once": True}
+    portal.write_pillar({**portal.settings, "cron": {"list": line}})
+    try:
+        done = portal.highstate()
+        assert done["code"] == 0, done["text"][-3000:]
+    finally:
+        portal.write_pillar(portal.settings)
+    codes, took = [], []
+    while int(time.time()) % 60 > 40:  # both in one minute
+        time.sleep(1)
+    for host in portal.hosts:
+        tab = (portal.root(host) / "etc/cron.d/ckan-default").read_text().splitlines()[-1]
+        begun = time.monotonic()
+        command = ["runuser", "-u", "www-data", "--", "sh", "-c", tab.removeprefix("@daily www-data ")]
+        codes.append(subprocess.run(command, env={"PATH": "/usr/sbin:/usr/bin:/bin"}, check=False).returncode)
+        took.append(time.monotonic() - begun)
+    assert codes == [0, 0]
+    # The boot of CKAN is what takes time; the second host has none.
+    assert took[1] < took[0] / 2
 
 
 @pytest.fixture

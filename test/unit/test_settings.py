@@ -90,6 +90,7 @@ def test_the_least_pillar_gets_every_default():
         "nginx_site": "/etc/nginx/conf.d/ckan-default.conf",
         "apache_site": "/etc/apache2/sites-enabled/ckan-default.conf",
         "supervisor_programs": "/etc/supervisor/conf.d",
+        "cron": "/etc/cron.d/ckan-default",
     }
     assert settings["installer"]["uv"] == "/usr/lib/ckan/shared/tools/bin/uv"
 

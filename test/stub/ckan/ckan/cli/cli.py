@@ -7,7 +7,7 @@ import os
 import sys
 
 from ckan import __version__
-from ckan.cli import CKANConfigLoader, db
+from ckan.cli import CKANConfigLoader, db, jobs
 from ckan.config.middleware import make_app
 
 
@@ -22,11 +22,16 @@ def ckan() -> None:
     db_command.add_argument("--apply", action="store_true")
     db_command.add_argument("-p", "--plugin", default="")
     commands.add_parser("search-index").add_argument("action", choices=["check", "rebuild"])
+    jobs_command = commands.add_parser("jobs")
+    jobs_command.add_argument("action", choices=["worker"])
+    jobs_command.add_argument("queues", nargs="*")
     arguments = parser.parse_args()
 
     # Like CKAN, each command boots the whole application first.
     make_app(CKANConfigLoader(arguments.config).get_config())
-    if arguments.command == "search-index":
+    if arguments.command == "jobs":
+        jobs.work(arguments.queues or ["default"])
+    elif arguments.command == "search-index":
         from ckan.plugins import toolkit
 
         toolkit.get_action("package_search")({}, {"rows": 0})

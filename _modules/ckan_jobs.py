@@ -1,0 +1,375 @@
+"""
+What CKAN does besides answering requests: workers under supervisor, and lines of cron. Both follow the release.
+
+A worker resolves ``current`` once, when it starts, so it never imports from two releases. A line of cron does the same
+each time it runs.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import contextvars
+import os
+import re
+import shlex
+import shutil
+import time
+
+import psutil
+from salt.exceptions import CommandExecutionError
+
+__virtualname__ = "ckan_jobs"
+
+SCRIPT = "salt://ckan/files/cron.py"
+RUNNING = ("RUNNING", "STARTING")
+START_SECONDS = 10
+# What supervisor needs to see and to note the end of a process.
+SLACK_SECONDS = 5
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def follow(settings: dict) -> dict:
+    """
+    Bring workers and cron to what the settings say and to the release that is current. A worker finishes its job first,
+    for its ``timeout`` seconds at most; then the new one starts. What is so already is left alone.
+
+    settings
+        The settings.
+
+    Returns ``{"started", "restarted", "stopped": [names of workers], "cron": bool, "warnings": [sentences]}``; a worker
+    that had to be killed is a warning. Raises ``CommandExecutionError`` that names the workers that do not start, when
+    all the rest is done.
+
+    CLI Example: not for the command line; use ``ckan_release.finish``.
+    """
+    done: dict = {"started": [], "restarted": [], "stopped": [], "cron": False, "warnings": []}
+    if not __salt__["ckan_store.current"](settings["paths"]):
+        return done
+    done["cron"] = _write_cron(settings)
+    todo, down = _todo(settings), []
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(todo))) as pool:
+        # Salt's loader finds its context only in the calling thread, or in a copy of what that has.
+        told = {
+            name: pool.submit(contextvars.copy_context().run, _bring, name, what, settings)
+            for name, what in todo.items()
+        }
+    for name, (warning, problem) in ((name, job.result()) for name, job in told.items()):
+        done[todo[name]].append(name)
+        done["warnings"] += [warning] if warning else []
+        down += [problem] if problem else []
+    if down:
+        raise CommandExecutionError("; ".join([*done["warnings"], *down]))
+    return done
+
+
+def pending(settings: dict) -> dict:
+    """
+    Say what ``follow`` would do. Changes nothing.
+
+    settings
+        The settings.
+
+    Returns ``{"workers": {name: "started" or "restarted" or "stopped"}, "cron": bool}``.
+
+    CLI Example: not for the command line; the state ``ckan_jobs.followed`` uses it.
+    """
+    if not __salt__["ckan_store.current"](settings["paths"]):
+        return {"workers": {}, "cron": False}
+    return {"workers": _todo(settings), "cron": any(_cron_changes(settings))}
+
+
+def status() -> dict:
+    """
+    Say which workers run, and the release that each has loaded, from the process itself.
+
+    Returns ``{"current": id, "workers": [{"worker", "state", "pid", "release", "memory_mb", "age_seconds"}], "cron":
+    [lines]}``; of a worker that does not run ``pid`` is 0.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_jobs.status
+    """
+    __salt__["ckan_settings.refresh"]()
+    settings = __salt__["ckan_settings.get"]()
+    names, rows = sorted({*settings["workers"], *_installed(settings)}), []
+    processes = _processes(settings) if names else {}
+    for name in names:
+        for state, pid in processes.get(program(name, settings)) or [("not known to supervisor", 0)]:
+            row = {"worker": name, "state": state, "pid": pid, "release": _release_of(pid, settings)}
+            with contextlib.suppress(psutil.Error):
+                if pid:
+                    process = psutil.Process(pid)
+                    row["memory_mb"] = round(process.memory_full_info().uss / 2**20, 1)
+                    row["age_seconds"] = round(time.time() - process.create_time())
+            rows.append(row)
+    return {
+        "current": __salt__["ckan_store.current"](settings["paths"]),
+        "workers": rows,
+        "cron": _lines(_read(settings["paths"]["cron"])),
+    }
+
+
+def problems(settings: dict) -> list[str]:
+    """
+    Say what keeps lines of cron from running on this host.
+
+    settings
+        The settings.
+
+    Returns a list of sentences, empty when all is well. Whether supervisor answers is ``ckan_web``'s business.
+
+    CLI Example: not for the command line; ``ckan_release.plan`` uses it.
+    """
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    if settings["cron"] and not any(shutil.which(name, path=path) for name in ("cron", "crond")):
+        return ["ckan:cron has lines, but there is no cron on this host; install the package cron"]
+    return []
+
+
+def program(name: str, settings: dict) -> str:
+    """
+    Return the name of a worker's group in supervisor.
+
+    name
+        The name of the worker.
+    settings
+        The settings.
+
+    CLI Example: not for the command line.
+    """
+    return f"ckan-{settings['site']}-worker-{name}"
+
+
+def _todo(settings: dict) -> dict[str, str]:
+    """What is to be done with which worker."""
+    todo = {name: "stopped" for name in _installed(settings) if name not in settings["workers"]}
+    if not settings["workers"]:
+        return todo
+    current, all_processes = __salt__["ckan_store.current"](settings["paths"]), _processes(settings)
+    for name in settings["workers"]:
+        processes = all_processes.get(program(name, settings), [])
+        if not any(state in RUNNING for state, _ in processes):
+            todo[name] = "started"
+        elif (
+            _read(_file(name, settings)) != _program_text(name, settings)
+            or any(state not in RUNNING for state, _ in processes)
+            or any(pid and _release_of(pid, settings) != current for _, pid in processes)
+        ):
+            todo[name] = "restarted"
+    return todo
+
+
+def _bring(name: str, what: str, settings: dict) -> tuple[str, str]:
+    """Stop a worker, start it, or both; returns a warning and a problem, '' for none."""
+    file, group = _file(name, settings), program(name, settings)
+    warning = "" if what == "started" else _stop(name, settings)
+    if what == "stopped":
+        os.unlink(file)
+        _supervisor("update", settings, name=group)
+        return warning, ""
+    wanted = _program_text(name, settings)
+    if _read(file) != wanted:
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        __salt__["ckan_file.write"](file, wanted)
+    # Starts what supervisor has not known, or known otherwise; leaves alone what it knows.
+    _supervisor("update", settings, name=group)
+    if not any(state in RUNNING for state, _ in _processes(settings).get(group, [])):
+        _supervisor("start", settings, name=f"{group}:*")
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        states = {state for state, _ in _processes(settings).get(group, [])}
+        if states == {"RUNNING"}:
+            return warning, ""
+        if "FATAL" in states or time.monotonic() > deadline:
+            said = ", ".join(sorted(states)) or "nothing"
+            log = _log(name, settings)
+            return warning, f"worker {name} does not start (supervisor says {said}); see {log}"
+        time.sleep(0.2)
+
+
+def _stop(name: str, settings: dict) -> str:
+    """Let a worker finish its job, and end it when that takes too long; returns a warning, or ''."""
+    wait, group, jobs = _timeout(name, settings), program(name, settings), []
+    for _, pid in _processes(settings).get(group, []):
+        if pid:
+            # A job runs in a process of its own, outside the worker's group: whoever kills the worker does not kill it.
+            jobs += _children(pid)
+    begun = time.monotonic()
+    _supervisor("stop", settings, name=f"{group}:*")
+    left = [job for job in jobs if job.is_running() and job.status() != psutil.STATUS_ZOMBIE]
+    for job in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            job.kill()
+    if left or time.monotonic() - begun > wait + SLACK_SECONDS:
+        return f"worker {name} did not finish its job within {wait} seconds and was stopped; queue that job again"
+    return ""
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _processes(settings: dict) -> dict[str, list[tuple[str, int]]]:
+    """State and process id of each process of each group, as supervisor says; the id is 0 where none runs."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for line in _supervisor("status_raw", settings).removeprefix("ERROR: ").splitlines():
+        match = re.match(r"^([^\s:]+):\S+\s+([A-Z]+)\b(?:\s+pid (\d+))?", line)
+        if match:
+            found.setdefault(match[1], []).append((match[2], int(match[3] or 0)))
+    return found
+
+
+def _release_of(pid: int, settings: dict) -> str:
+    """The release that a worker has loaded: it stays in the directory in which it was started."""
+    try:
+        # A release that was removed meanwhile has a word behind its name.
+        path = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+    releases = settings["paths"]["releases"]
+    return os.path.relpath(path, releases).split("/")[0] if path.startswith(f"{releases}/") else ""
+
+
+def _supervisor(function: str, settings: dict, **arguments: str) -> str:
+    conf_file = settings["web"]["supervisor_conf"] or None
+    said = __salt__[f"supervisord.{function}"](conf_file=conf_file, **arguments)
+    if "refused" in said or "no such file" in said or "SHUTDOWN" in said:
+        raise CommandExecutionError(f"supervisor does not answer ({said.strip().splitlines()[-1]}); start it.")
+    return said
+
+
+def _installed(settings: dict) -> list[str]:
+    """The workers of this site that supervisor has a file for."""
+    folder = settings["paths"]["supervisor_programs"]
+    pattern = re.compile(rf"^{re.escape(program('', settings))}([a-z][a-z0-9-]*)\.conf$")
+    try:
+        names = [match[1] for match in map(pattern.match, os.listdir(folder)) if match]
+    except FileNotFoundError:
+        return []
+    # The names of two sites may begin alike: the file says whose it is.
+    return sorted(name for name in names if _read(_file(name, settings)).startswith(_mark(settings)))
+
+
+def _mark(settings: dict) -> str:
+    return f"; Written by the CKAN formula for the site {settings['site']}.\n"
+
+
+def _file(name: str, settings: dict) -> str:
+    return os.path.join(settings["paths"]["supervisor_programs"], f"{program(name, settings)}.conf")
+
+
+def _log(name: str, settings: dict) -> str:
+    return os.path.join(settings["paths"]["log"], f"{settings['site']}-worker-{name}.log")
+
+
+def _timeout(name: str, settings: dict) -> int:
+    """That of the file, since the settings may not have this worker any more."""
+    match = re.search(r"^stopwaitsecs = ([0-9]+)$", _read(_file(name, settings)), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def _program_text(name: str, settings: dict) -> str:
+    paths, worker = settings["paths"], settings["workers"][name]
+    ini = os.path.basename(__salt__["ckan_ini.path"](paths["current"], settings))
+    line = f"cd -P {paths['current']} && exec bin/ckan -c {ini} jobs worker {' '.join(worker['queues'])}"
+    # TERM: finish the job, then end. It goes to the worker alone; what is killed at last is killed whole.
+    # Supervisor reads % as the start of an interpolation, and means it in the name of the process.
+    return (
+        _mark(settings)
+        + f"""\
+[program:{program(name, settings)}]
+command = /bin/sh -c "{line}"
+process_name = worker-PROCESS
+numprocs = {worker["processes"]}
+directory = /
+user = {settings["user"]}
+environment = LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{paths["data"]}"
+autostart = true
+autorestart = true
+startsecs = 1
+stopsignal = TERM
+stopwaitsecs = {worker["timeout"]}
+stopasgroup = false
+killasgroup = true
+stdout_logfile = {_log(name, settings)}
+redirect_stderr = true
+""".replace("%", "%%").replace("PROCESS", "%(process_num)d")
+    )
+
+
+def _cron_changes(settings: dict) -> tuple[bool, bool]:
+    """Whether the crontab and the script that its lines run are other than they should be."""
+    tab, script = _cron_files(settings)
+    return _read(tab) != _crontab(settings), _read(script) != _cron_script(settings)
+
+
+def _write_cron(settings: dict) -> bool:
+    changes = _cron_changes(settings)
+    texts = (_crontab(settings), _cron_script(settings))
+    # The script is there before a line names it.
+    for file, text, changed in reversed(list(zip(_cron_files(settings), texts, changes, strict=True))):
+        if changed and text:
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            __salt__["ckan_file.write"](file, text)
+        elif changed:
+            os.unlink(file)
+    return any(changes)
+
+
+def _cron_files(settings: dict) -> tuple[str, str]:
+    return settings["paths"]["cron"], os.path.join(settings["paths"]["config"], "cron.py")
+
+
+def _cron_script(settings: dict) -> str:
+    if not settings["cron"]:
+        return ""
+    script = __salt__["cp.get_file_str"](SCRIPT)
+    if not script:
+        raise CommandExecutionError(f"{SCRIPT} is not in the file server; add the formula to file_roots.")
+    return script
+
+
+def _crontab(settings: dict) -> str:
+    paths = settings["paths"]
+    if not settings["cron"]:
+        return ""
+    ini = os.path.basename(__salt__["ckan_ini.path"](paths["current"], settings))
+    text = f"""\
+# Written by the CKAN formula from ckan:cron. Each line runs in the release that is current when it begins.
+SHELL=/bin/sh
+PATH=/usr/local/bin:/usr/bin:/bin
+LC_ALL=C.UTF-8
+PYTHONUTF8=1
+HOME={paths["data"]}
+"""
+    for name, line in settings["cron"].items():
+        command = ["bin/ckan", "-c", ini, *shlex.split(line["command"])]
+        if line["shell"]:
+            command = ["/bin/sh", "-c", line["shell"]]
+        words = ["bin/python", _cron_files(settings)[1], *(["--once"] if line["once"] else [])]
+        words += ["--site", settings["site"], "--env", settings["env"], "--ini", ini, name, "--", *command]
+        # Cron ends the command at a bare %.
+        run = f"cd -P {paths['current']} && exec {shlex.join(words)}".replace("%", r"\%")
+        text += f"{line['schedule']} {settings['user']} {run}\n"
+    return text
+
+
+def _lines(crontab: str) -> list[str]:
+    return [line for line in crontab.splitlines() if line and not re.match(r"#|[A-Z_0-9]+=", line)]
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return handle.read()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,97 @@
+"""Workers and lines of cron, as the pillar names them."""
+
+from __future__ import annotations
+
+import pytest
+from salt.exceptions import CommandExecutionError
+
+from _modules import ckan_settings
+
+PILLAR = {
+    "env": "production",
+    "site_url": "https://data.example.org",
+    "database": {"password": "p"},
+    "secrets": {"session": "s", "api_token": "t"},
+}
+
+
+def settings(**more) -> dict:
+    return ckan_settings._resolve({**PILLAR, **more})
+
+
+def refused(**more) -> str:
+    with pytest.raises(CommandExecutionError) as info:
+        settings(**more)
+    return str(info.value)
+
+
+def test_a_worker_with_nothing_said_takes_the_default_queue():
+    assert settings(workers={"default": None})["workers"] == {
+        "default": {"queues": ["default"], "processes": 1, "timeout": 180}
+    }
+    assert settings()["workers"] == settings(workers=None)["workers"] == {}
+
+
+def test_an_environment_leaves_out_what_the_shared_part_has():
+    got = settings(
+        workers={"default": {}, "harvest": {"queues": ["harvest"], "remove": True}},
+        cron={"nightly": {"schedule": "@daily", "command": "x", "remove": True}},
+    )
+    assert (list(got["workers"]), got["cron"]) == (["default"], {})
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["0 3 * * *", "*/5 * * * *", "0,30 8-18/2 1 JAN-mar mon-fri", "0 0 31 12 7", "@hourly", "59 23 * * sun"],
+)
+def test_schedules_that_cron_takes(schedule):
+    assert settings(cron={"a": {"schedule": schedule, "command": "b"}})["cron"]["a"]["schedule"] == schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "why"),
+    [
+        ("60 3 * * *", "'60' for the minute; use 0 to 59"),
+        ("0 24 * * *", "'24' for the hour; use 0 to 23"),
+        ("0 0 0 * *", "'0' for the day of month; use 1 to 31"),
+        ("0 0 * foo *", "'foo' for the month"),
+        ("0 0 * * 8", "'8' for the day of week"),
+        ("5-1 * * * *", "'5-1' for the minute"),
+        ("5/2 * * * *", "'5/2' for the minute"),
+        ("*/0 * * * *", "'*/0' for the minute"),
+        ("1,,2 * * * *", "'1,,2' for the minute"),
+        ("0 3 * *", "must have five fields"),
+        ("0 3 * * * root", "must have five fields"),
+        ("0 3 *\t* 1", "control characters"),
+        ("@never", "must have five fields"),
+    ],
+)
+def test_one_wrong_line_would_keep_cron_from_all_of_them_and_is_refused(schedule, why):
+    text = refused(cron={"nightly": {"schedule": schedule, "command": "x"}})
+    assert why in text and "ckan:cron:nightly:schedule" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"workers": ["default"]}, "ckan:workers must be a dictionary by name"),
+        ({"workers": {"A b": {}}}, "ckan:workers: 'A b' cannot be a name"),
+        ({"workers": {"a": 3}}, "ckan:workers:a must be a dictionary such as {queues: ...}"),
+        (
+            {"workers": {"a": {"queue": ["x"]}}},
+            "ckan:workers:a:queue is not a setting; did you mean ckan:workers:a:queues?",
+        ),
+        ({"workers": {"a": {"queues": []}}}, "ckan:workers:a:queues is empty"),
+        ({"workers": {"a": {"queues": ["x;rm"]}}}, "ckan:workers:a:queues has the item 'x;rm'"),
+        ({"workers": {"a": {"processes": 0}}}, "ckan:workers:a:processes is 0; use 1 or more"),
+        ({"cron": {"a": {"command": "x"}}}, "ckan:cron:a:schedule is missing"),
+        ({"cron": {"a": {"schedule": "@daily"}}}, "ckan:cron:a must have a command or a shell"),
+        ({"cron": {"a": {"schedule": "@daily", "command": "x", "shell": "y"}}}, "a command or a shell, one of them"),
+        ({"cron": {"a": {"schedule": "@daily", "command": "ckan x"}}}, "begins with 'ckan', which is put before it"),
+        ({"cron": {"a": {"schedule": "@daily", "command": "x 'y"}}}, "cannot be split into words"),
+        ({"cron": {"a": {"schedule": "@daily", "shell": "x\ny"}}}, "control characters or line breaks"),
+        ({"cron": {"a": {"schedule": "@daily", "shell": "x" * 501}}}, "longer than 500 characters"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(more, why):
+    assert why in refused(**more)
