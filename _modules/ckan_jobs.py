@@ -32,13 +32,16 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def follow(settings: dict) -> dict:
+def follow(settings: dict, files: bool = True) -> dict:
     """
     Bring workers and cron to what the settings say and to the release that is current. A worker finishes its job first,
     for its ``timeout`` seconds at most; then the new one starts. What is so already is left alone.
 
     settings
         The settings.
+    files
+        False for a deploy that is taken back: what the settings say has no effect, and only a worker that has another
+        release than the current one is restarted.
 
     Returns ``{"started", "restarted", "stopped": [names of workers], "cron": bool, "warnings": [sentences]}``; a worker
     that had to be killed is a warning. Raises ``CommandExecutionError`` that names the workers that do not start, when
@@ -49,12 +52,15 @@ def follow(settings: dict) -> dict:
     done: dict = {"started": [], "restarted": [], "stopped": [], "cron": False, "warnings": []}
     if not __salt__["ckan_store.current"](settings["paths"]):
         return done
-    done["cron"] = _write_cron(settings)
     todo, down = _todo(settings), []
+    if files:
+        done["cron"] = _write_cron(settings)
+    else:
+        todo = {name: what for name, what in todo.items() if what == "restarted" and _strays(name, settings)}
     with concurrent.futures.ThreadPoolExecutor(max(1, len(todo))) as pool:
         # Salt's loader finds its context only in the calling thread, or in a copy of what that has.
         told = {
-            name: pool.submit(contextvars.copy_context().run, _bring, name, what, settings)
+            name: pool.submit(contextvars.copy_context().run, _bring, name, what, settings, files)
             for name, what in todo.items()
         }
     for name, (warning, problem) in ((name, job.result()) for name, job in told.items()):
@@ -151,7 +157,7 @@ def _todo(settings: dict) -> dict[str, str]:
     todo = {name: "stopped" for name in _installed(settings) if name not in settings["workers"]}
     if not settings["workers"]:
         return todo
-    current, all_processes = __salt__["ckan_store.current"](settings["paths"]), _processes(settings)
+    all_processes = _processes(settings)
     for name in settings["workers"]:
         processes = all_processes.get(program(name, settings), [])
         if not any(state in RUNNING for state, _ in processes):
@@ -159,13 +165,21 @@ def _todo(settings: dict) -> dict[str, str]:
         elif (
             _read(_file(name, settings)) != _program_text(name, settings)
             or any(state not in RUNNING for state, _ in processes)
-            or any(pid and _release_of(pid, settings) != current for _, pid in processes)
+            or _strays(name, settings, processes)
         ):
             todo[name] = "restarted"
     return todo
 
 
-def _bring(name: str, what: str, settings: dict) -> tuple[str, str]:
+def _strays(name: str, settings: dict, processes: list[tuple[str, int]] | None = None) -> bool:
+    """Whether a process of a worker has loaded another release than the current one."""
+    if processes is None:
+        processes = _processes(settings).get(program(name, settings), [])
+    current = __salt__["ckan_store.current"](settings["paths"])
+    return any(pid and _release_of(pid, settings) != current for _, pid in processes)
+
+
+def _bring(name: str, what: str, settings: dict, files: bool) -> tuple[str, str]:
     """Stop a worker, start it, or both; returns a warning and a problem, '' for none."""
     file, group = _file(name, settings), program(name, settings)
     warning = "" if what == "started" else _stop(name, settings)
@@ -174,7 +188,7 @@ def _bring(name: str, what: str, settings: dict) -> tuple[str, str]:
         _supervisor("update", settings, name=group)
         return warning, ""
     wanted = _program_text(name, settings)
-    if _read(file) != wanted:
+    if files and _read(file) != wanted:
         os.makedirs(os.path.dirname(file), exist_ok=True)
         __salt__["ckan_file.write"](file, wanted)
     # Starts what supervisor has not known, or known otherwise; leaves alone what it knows.

@@ -382,13 +382,13 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
             if previous:
                 __salt__["ckan_web.start"](__salt__["ckan_store.directory"](paths, previous), settings)
                 _switch(paths, previous, "failed", by, reason)
+                # A worker that ended by itself after the switch was started anew from this release.
+                _follow(settings, files=False)
             else:
                 # A first deploy: there was no link before, or one of somebody else's.
                 __salt__["ckan_store.restore_link"](paths, manifest.get("previous_link", ""))
                 __salt__["ckan_web.switched"](settings)
         __salt__["ckan_web.stop"](path, settings)
-        # One that ended by itself after the switch was started anew from this release.
-        _follow(settings)
         __salt__["ckan_store.set_state"](paths, release, "failed", by, reason)
         __salt__["ckan_web.forget"](path, settings)
         __salt__["ckan_store.remove"](paths, release)
@@ -721,10 +721,10 @@ def _start(settings: dict, release: str) -> dict:
     return __salt__["ckan_web.start"](path, settings)
 
 
-def _follow(settings: dict) -> list[str]:
+def _follow(settings: dict, files: bool = True) -> list[str]:
     """Workers and cron take up the current release; what does not is a warning, since the site is served."""
     try:
-        return __salt__["ckan_jobs.follow"](settings)["warnings"]
+        return __salt__["ckan_jobs.follow"](settings, files)["warnings"]
     except (SaltException, OSError) as exc:
         return [str(exc)]
 

@@ -83,7 +83,7 @@ def eventually(say, wanted, seconds: float = 15) -> None:
 
 
 def pids(site: WorkSite) -> list[int]:
-    return [row["pid"] for host in site.hosts for row in site.workers(host)]
+    return [row["pid"] for host in site.hosts for row in site.workers(host) if row["worker"] == "default"]
 
 
 def test_the_first_highstate_starts_workers_and_a_second_changes_nothing(work):
@@ -145,14 +145,32 @@ def test_a_worker_that_does_not_finish_within_its_time_is_stopped_and_said(work)
     assert mine - set(pids(work)) == set() and work.done("endless") == ""
 
 
-def test_a_failed_deploy_leaves_the_workers_alone(work):
+def test_a_failed_deploy_leaves_the_workers_alone_but_one_that_was_started_after_the_switch(work):
     before, linked = pids(work), work.linked()
+    assert all(before)
     next_second()
     repos.commit_broken(work.repo, "gone", "switch")
+    # Its settings are of a deploy that is taken back.
+    work.write_pillar({**work.settings, "workers": {"default": {"timeout": 7}, "more": {}}})
     done = work.deploy()
     assert done["code"] == 1 and work.linked() == linked
     assert pids(work) == before
+    assert [row["pid"] for row in work.workers() if row["worker"] == "more"] == [0]
+    work.write_pillar(work.settings)
+    # One that dies between the rename and the failure comes back of the wrong release.
+    next_second()
     repos.commit_change(work.repo, "mended")
+    (work.fleet.file_roots / "end_worker.sls").write_text(
+        "end:\n  cmd.run:\n    - name: pkill -KILL -f 'bin/ckan -c production.ini jobs worker' || true\n"
+        "later:\n  cmd.run:\n    - name: sleep 3\n    - require:\n      - cmd: end\n"
+        "fail:\n  test.fail_without_changes:\n    - require:\n      - cmd: later\n"
+    )
+    hook = {"stage": "activate", "when": "after", "state": "end_worker", "on_failure": "stop"}
+    work.write_pillar({**work.settings, "hooks": [hook]})
+    done = work.deploy()
+    work.write_pillar(work.settings)
+    assert done["code"] == 1 and work.linked() == linked, done["text"]
+    assert work.releases_of_workers() == linked and not set(before) & set(pids(work))
 
 
 def test_a_rollback_of_the_fleet_and_of_a_host_take_the_workers_back(work):

@@ -120,11 +120,10 @@ from ckan.cli import CKANConfigLoader
 from ckan.config.middleware import make_app
 make_app(CKANConfigLoader(sys.argv[1]).get_config())
 from ckan.lib import jobs
-from rq.job import Job
 if sys.argv[2] == "enqueue":
     print("JOB", jobs.enqueue(time.sleep, [float(sys.argv[3])]).id)
 else:
-    print("JOB", Job.fetch(sys.argv[3], connection=jobs._connect()).get_status(refresh=True).value)
+    print("JOB", jobs.job_from_id(sys.argv[3]).get_status(refresh=True).value)
 """
 
 
@@ -157,9 +156,10 @@ def busy(portal: RealPortal, job: str) -> list[psutil.Process]:
 def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_after_its_time(walk: Walk) -> None:
     portal = walk.portal
     assert [row["release"] for row in workers(portal)] == [portal.current("web1")] * 2
-    short = in_ckan(portal, "enqueue", "20")
+    short = in_ckan(portal, "enqueue", "50")
     assert busy(portal, short)
     portal.write_pillar({**portal.settings, "workers": {"default": {"timeout": 3}}})
+    repos.commit_change(portal.mycity, "With workers")
     try:
         done = portal.deploy()
         assert done["code"] == 0 and "did not finish" not in done["text"], done["text"][-3000:]

@@ -22,8 +22,12 @@ def work(queues: list[str]) -> None:
     place = Path(config["stub.jobs"])
     while not stop:
         for job in [job for queue in queues for job in sorted((place / queue).glob("*.job"))][:1]:
-            seconds = float(job.read_text())
-            job.unlink()
+            mine = job.with_suffix(f".{os.getpid()}")
+            try:
+                job.rename(mine)
+            except FileNotFoundError:
+                continue  # another worker was first
+            seconds = float(mine.read_text())
             if not os.fork():
                 # The job runs in a process group of its own.
                 os.setpgrp()
