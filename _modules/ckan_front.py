@@ -292,6 +292,7 @@ def _facts(settings: dict) -> dict:
     return {
         "name": f"ckan_{settings['site'].replace('-', '_')}",
         "names": [settings["domain"], *settings["aliases"]],
+        "before": __salt__["ckan_package.address"](settings),
         # Without TLS here a balancer before us may end it: visitors use the scheme of the site's address.
         "scheme": url.scheme,
         "redirect": {**plain, "to": f"https://{settings['domain']}{port}"} if redirects else None,

@@ -4,4 +4,5 @@ include:
   - ckan.base
   - ckan.web
   - ckan.release
+  - ckan.package
   - ckan.jobs

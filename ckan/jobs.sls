@@ -1,8 +1,8 @@
 {#- Workers and lines of cron, of the release that is live. -#}
 include:
-  - ckan.release
+  - ckan.package
 
 ckan-jobs:
   ckan_jobs.followed:
     - require:
-      - ckan_release: ckan-release
+      - ckan_package: ckan-package-retired

@@ -4,6 +4,12 @@
 include:
   - ckan.host
 
+# Before anything of the official package is written over.
+ckan-package-kept:
+  ckan_package.kept:
+    - require:
+      - file: ckan-directories
+
 {%- for name in ['wsgi.py', 'apache.wsgi'] %}
 
 ckan-{{ name }}:
@@ -13,7 +19,7 @@ ckan-{{ name }}:
     - template: jinja
     - mode: '0644'
     - require:
-      - file: ckan-directories
+      - ckan_package: ckan-package-kept
 {%- endfor %}
 {%- if settings.web.server != 'none' %}
 

@@ -89,11 +89,12 @@ def host_nginx(sandbox: str | Path, sites: str | Path, name: str = "nginx") -> N
     sandbox
         Directory of all the parts.
     sites
-        Directory whose `*.conf` files hold its servers; made if missing, and may be empty.
+        Directory whose `*.conf` files hold its servers; made if missing, and may be empty. As on Debian, all files of a
+        directory `sites-enabled` beside it are read, too.
     name
         Name of the service in the sandbox.
 
     Returns an Nginx, not yet started; its `conf` is what the setting `web:nginx_conf` takes.
     """
     Path(sites).mkdir(parents=True, exist_ok=True)
-    return Nginx(sandbox, f"    include {sites}/*.conf;", name=name)
+    return Nginx(sandbox, f"    include {sites}/*.conf;\n    include {Path(sites).parent}/sites-enabled/*;", name=name)
