@@ -44,6 +44,22 @@ def found(settings: dict) -> dict[str, str]:
     return {name: path for name, path in _places(settings).items() if texts[name] and OURS not in texts[name]}
 
 
+def replaced(settings: dict) -> dict[str, str]:
+    """
+    Say which of these files go out of service once a release serves: all with nginx as the front door, without its site
+    where that is Apache, which has its port already; none where the site's own server may be the package's.
+
+    settings
+        The settings.
+
+    Returns ``{name: path}``, as ``found``.
+
+    CLI Example: not for the command line; the state ``ckan_package.retired`` uses it.
+    """
+    gone = {"nginx": ("nginx", *PROGRAMS), "apache": PROGRAMS, "none": ()}[settings["web"]["server"]]
+    return {name: path for name, path in found(settings).items() if name in gone}
+
+
 def address(settings: dict) -> str:
     """
     Return where the package's app server answers while it is in service, such as ``127.0.0.1:8080``; else ``''``.
@@ -108,7 +124,7 @@ def retire(settings: dict) -> list[str]:
 
     CLI Example: not for the command line; the state ``ckan_package.retired`` uses it.
     """
-    files = {name: path for name, path in found(settings).items() if name != "wsgi"}
+    files = replaced(settings)
     if not files:
         return []
     current = __salt__["ckan_store.current"](settings["paths"])

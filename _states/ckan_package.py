@@ -35,7 +35,7 @@ def retired(name: str) -> dict:
         Any name for the state.
     """
     settings = __salt__["ckan_settings.get"]()
-    todo = sorted(set(__salt__["ckan_package.found"](settings)) - {"wsgi"})
+    todo = sorted(__salt__["ckan_package.replaced"](settings))
     return _state(name, todo, "taken out of service", lambda: __salt__["ckan_package.retire"](settings))
 
 
