@@ -14,6 +14,7 @@ import shutil
 import socket
 import time
 
+import psutil
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_package"
@@ -132,8 +133,10 @@ def retire(settings: dict) -> list[str]:
         raise CommandExecutionError("no release is live, so the official package's CKAN stays in service.")
     __salt__["ckan_front.health"](current, settings)
     keep(settings)
+    place = address(settings)
     if "nginx" in files:
         _without_site(files["nginx"], settings)
+    _drain(place, settings["web"]["drain_timeout"])
     conf_file = settings["web"]["supervisor_conf"] or None
     for name in PROGRAMS:
         if name in files:
@@ -176,6 +179,17 @@ def restore() -> list[str]:
     __salt__["ckan_web.stop_others"](os.path.join(settings["paths"]["releases"], "none"), settings)
     __salt__["ckan_jobs.follow"]({**settings, "workers": {}, "cron": {}})
     return sorted(kept.values())
+
+
+def _drain(place: str, seconds: int) -> None:
+    """Wait until nobody is connected to the package's app server: told to end, it drops what it is at."""
+    port = int(place.rpartition(":")[2] or 0)
+    deadline = time.monotonic() + seconds
+    while port and time.monotonic() < deadline:
+        links = psutil.net_connections("tcp")
+        if not any(link.status == psutil.CONN_ESTABLISHED and link.laddr.port == port for link in links):
+            return
+        time.sleep(0.2)
 
 
 def _wait_for(place: str, seconds: int) -> None:

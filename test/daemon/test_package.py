@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ class PackageSite(Site):
         super().__init__(base, hosts=["web1"])
         self.package_port = free_port()
         self.settings["workers"] = {"default": {}}
+        self.settings["web"]["drain_timeout"] = 30
         self.settings["config"]["stub.jobs"] = str(self.sandbox / "jobs")
         (self.sandbox / "jobs/default").mkdir(parents=True)
         self.write_pillar(self.settings)
@@ -133,8 +135,11 @@ def test_a_first_deploy_that_fails_leaves_the_package_in_service(packaged):
 def test_a_host_of_the_official_package_is_taken_over_and_no_request_fails(packaged):
     next_second()
     repos.commit_change(packaged.repo, "Hello formula")
-    with Visitors(packaged.front_port) as visitors:
+    with ThreadPoolExecutor(1) as pool, Visitors(packaged.front_port) as visitors:
+        # One that the package's app server is still at when it is to end.
+        slow = pool.submit(packaged.get, "/slow?seconds=15", "web1")
         done = packaged.highstate()
+        assert slow.result()[:2] == (200, "slow\n")
     assert done["code"] == 0, done["text"]
     assert visitors.failed == [] and visitors.asked > 20
     assert packaged.served() == ["Hello formula"]
