@@ -59,9 +59,7 @@ def migrate(path: str, settings: dict) -> dict:
 
 
 def _probe(mode: str, path: str, settings: dict) -> dict:
-    script = __salt__["cp.get_file_str"](PROBE)
-    if not script:
-        raise CommandExecutionError(f"{PROBE} is not in the file server; add the formula to file_roots.")
+    script = __salt__["ckan_file.of_formula"](PROBE)
     ini = __salt__["ckan_ini.path"](path, settings)
     command = [os.path.join(path, "bin", "python"), "-", mode, ini]
     if os.geteuid() == 0:

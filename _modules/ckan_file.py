@@ -8,12 +8,52 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_file"
 
 
 def __virtual__() -> str:
     return __virtualname__
+
+
+def read(path: str, default: Any = "", errors: str = "strict") -> Any:
+    """
+    Read a file in UTF-8.
+
+    path
+        The file.
+    default
+        What to return where there is no such file.
+    errors
+        What becomes of bytes that are no UTF-8, as for ``open``.
+
+    CLI Example: not for the command line; use Salt's ``file.read``.
+    """
+    try:
+        with open(path, encoding="utf-8", errors=errors) as handle:
+            return handle.read()
+    except (FileNotFoundError, IsADirectoryError):
+        return default
+
+
+def of_formula(source: str) -> str:
+    """
+    Return the text of a file of the formula.
+
+    source
+        Its address in the file server.
+
+    Raises ``CommandExecutionError`` where the file server does not have it.
+
+    CLI Example: not for the command line; use Salt's ``cp.get_file_str``.
+    """
+    text = __salt__["cp.get_file_str"](source)
+    if not text:
+        raise CommandExecutionError(f"{source} is not in the file server; add the formula to file_roots.")
+    return text
 
 
 def write(path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict") -> None:

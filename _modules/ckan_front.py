@@ -353,8 +353,4 @@ def _words(done: dict) -> str:
 
 
 def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors=UNDECODED) as handle:
-            return handle.read()
-    except FileNotFoundError:
-        return None
+    return __salt__["ckan_file.read"](path, None, UNDECODED)

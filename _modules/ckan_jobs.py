@@ -43,33 +43,34 @@ def follow(settings: dict, files: bool = True) -> dict:
         False for a deploy that is taken back: what the settings say has no effect, and only a worker that has another
         release than the current one is restarted.
 
-    Returns ``{"started", "restarted", "stopped": [names of workers], "cron": bool, "warnings": [sentences]}``; a worker
-    that had to be killed is a warning. Raises ``CommandExecutionError`` that names the workers that do not start, when
-    all the rest is done.
+    Returns ``{"workers": {name: "started" or "restarted" or "stopped"}, "cron": bool, "warnings": [sentences]}``; a
+    worker that had to be killed is a warning. Raises ``CommandExecutionError`` that names the workers that do not
+    start, when all the rest is done.
 
     CLI Example: not for the command line; use ``ckan_release.finish``.
     """
-    done: dict = {"started": [], "restarted": [], "stopped": [], "cron": False, "warnings": []}
     if not __salt__["ckan_store.current"](settings["paths"]):
-        return done
-    todo, down = _todo(settings), []
-    if files:
-        done["cron"] = _write_cron(settings)
-    else:
-        todo = {name: what for name, what in todo.items() if what == "restarted" and _strays(name, settings)}
+        return {"workers": {}, "cron": False, "warnings": []}
+    todo = _todo(settings, files)
+    cron = _cron(settings) if files else []
+    for file, text in cron:
+        if text:
+            os.makedirs(os.path.dirname(file), exist_ok=True)
+            __salt__["ckan_file.write"](file, text)
+        else:
+            os.unlink(file)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(todo))) as pool:
         # Salt's loader finds its context only in the calling thread, or in a copy of what that has.
-        told = {
-            name: pool.submit(contextvars.copy_context().run, _bring, name, what, settings, files)
+        jobs = [
+            pool.submit(contextvars.copy_context().run, _bring, name, what, settings, files)
             for name, what in todo.items()
-        }
-    for name, (warning, problem) in ((name, job.result()) for name, job in told.items()):
-        done[todo[name]].append(name)
-        done["warnings"] += [warning] if warning else []
-        down += [problem] if problem else []
+        ]
+    told = [job.result() for job in jobs]
+    warnings = [warning for warning, _ in told if warning]
+    down = [problem for _, problem in told if problem]
     if down:
-        raise CommandExecutionError("; ".join([*done["warnings"], *down]))
-    return done
+        raise CommandExecutionError("; ".join([*warnings, *down]))
+    return {"workers": todo, "cron": bool(cron), "warnings": warnings}
 
 
 def pending(settings: dict) -> dict:
@@ -85,7 +86,7 @@ def pending(settings: dict) -> dict:
     """
     if not __salt__["ckan_store.current"](settings["paths"]):
         return {"workers": {}, "cron": False}
-    return {"workers": _todo(settings), "cron": any(_cron_changes(settings))}
+    return {"workers": _todo(settings), "cron": bool(_cron(settings))}
 
 
 def status() -> dict:
@@ -109,10 +110,7 @@ def status() -> dict:
         for state, pid in processes.get(program(name, settings)) or [("not known to supervisor", 0)]:
             row = {"worker": name, "state": state, "pid": pid, "release": _release_of(pid, settings)}
             with contextlib.suppress(psutil.Error):
-                if pid:
-                    process = psutil.Process(pid)
-                    row["memory_mb"] = round(process.memory_full_info().uss / 2**20, 1)
-                    row["age_seconds"] = round(time.time() - process.create_time())
+                row.update(__salt__["ckan_process.usage"](pid) if pid else {})
             rows.append(row)
     return {
         "current": __salt__["ckan_store.current"](settings["paths"]),
@@ -152,31 +150,24 @@ def program(name: str, settings: dict) -> str:
     return f"ckan-{settings['site']}-worker-{name}"
 
 
-def _todo(settings: dict) -> dict[str, str]:
-    """What is to be done with which worker."""
-    todo = {name: "stopped" for name in _installed(settings) if name not in settings["workers"]}
+def _todo(settings: dict, files: bool = True) -> dict[str, str]:
+    """What is to be done with which worker; without ``files`` only what follows from the release."""
+    todo = {}
+    if files:
+        todo = {name: "stopped" for name in _installed(settings) if name not in settings["workers"]}
     if not settings["workers"]:
         return todo
-    all_processes = _processes(settings)
+    current, all_processes = __salt__["ckan_store.current"](settings["paths"]), _processes(settings)
     for name in settings["workers"]:
         processes = all_processes.get(program(name, settings), [])
-        if not any(state in RUNNING for state, _ in processes):
+        running = [state in RUNNING for state, _ in processes]
+        if any(running) and any(pid and _release_of(pid, settings) != current for _, pid in processes):
+            todo[name] = "restarted"
+        elif files and not any(running):
             todo[name] = "started"
-        elif (
-            _read(_file(name, settings)) != _program_text(name, settings)
-            or any(state not in RUNNING for state, _ in processes)
-            or _strays(name, settings, processes)
-        ):
+        elif files and not (all(running) and _read(_file(name, settings)) == _program_text(name, settings)):
             todo[name] = "restarted"
     return todo
-
-
-def _strays(name: str, settings: dict, processes: list[tuple[str, int]] | None = None) -> bool:
-    """Whether a process of a worker has loaded another release than the current one."""
-    if processes is None:
-        processes = _processes(settings).get(program(name, settings), [])
-    current = __salt__["ckan_store.current"](settings["paths"])
-    return any(pid and _release_of(pid, settings) != current for _, pid in processes)
 
 
 def _bring(name: str, what: str, settings: dict, files: bool) -> tuple[str, str]:
@@ -185,16 +176,15 @@ def _bring(name: str, what: str, settings: dict, files: bool) -> tuple[str, str]
     warning = "" if what == "started" else _stop(name, settings)
     if what == "stopped":
         os.unlink(file)
-        _supervisor("update", settings, name=group)
+        __salt__["ckan_supervisor.expect"]("update", settings, name=group)
         return warning, ""
-    wanted = _program_text(name, settings)
-    if files and _read(file) != wanted:
+    if files and _read(file) != (wanted := _program_text(name, settings)):
         os.makedirs(os.path.dirname(file), exist_ok=True)
         __salt__["ckan_file.write"](file, wanted)
     # Starts what supervisor has not known, or known otherwise; leaves alone what it knows.
-    _supervisor("update", settings, name=group)
+    __salt__["ckan_supervisor.expect"]("update", settings, name=group)
     if not any(state in RUNNING for state, _ in _processes(settings).get(group, [])):
-        _supervisor("start", settings, name=f"{group}:*")
+        __salt__["ckan_supervisor.expect"]("start", settings, name=f"{group}:*")
     deadline = time.monotonic() + START_SECONDS
     while True:
         states = {state for state, _ in _processes(settings).get(group, [])}
@@ -215,7 +205,7 @@ def _stop(name: str, settings: dict) -> str:
             # A job runs in a process of its own, outside the worker's group: whoever kills the worker does not kill it.
             jobs += _children(pid)
     begun = time.monotonic()
-    _supervisor("stop", settings, name=f"{group}:*")
+    __salt__["ckan_supervisor.expect"]("stop", settings, name=f"{group}:*")
     left = [job for job in jobs if job.is_running() and job.status() != psutil.STATUS_ZOMBIE]
     for job in left:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -235,7 +225,7 @@ def _children(pid: int) -> list[psutil.Process]:
 def _processes(settings: dict) -> dict[str, list[tuple[str, int]]]:
     """State and process id of each process of each group, as supervisor says; the id is 0 where none runs."""
     found: dict[str, list[tuple[str, int]]] = {}
-    for line in _supervisor("status_raw", settings).removeprefix("ERROR: ").splitlines():
+    for line in __salt__["ckan_supervisor.expect"]("status_raw", settings).removeprefix("ERROR: ").splitlines():
         match = re.match(r"^([^\s:]+):\S+\s+([A-Z]+)\b(?:\s+pid (\d+))?", line)
         if match:
             found.setdefault(match[1], []).append((match[2], int(match[3] or 0)))
@@ -249,16 +239,7 @@ def _release_of(pid: int, settings: dict) -> str:
         path = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
     except OSError:
         return ""
-    releases = settings["paths"]["releases"]
-    return os.path.relpath(path, releases).split("/")[0] if path.startswith(f"{releases}/") else ""
-
-
-def _supervisor(function: str, settings: dict, **arguments: str) -> str:
-    conf_file = settings["web"]["supervisor_conf"] or None
-    said = __salt__[f"supervisord.{function}"](conf_file=conf_file, **arguments)
-    if "refused" in said or "no such file" in said or "SHUTDOWN" in said:
-        raise CommandExecutionError(f"supervisor does not answer ({said.strip().splitlines()[-1]}); start it.")
-    return said
+    return __salt__["ckan_store.release_of"](settings["paths"], path)
 
 
 def _installed(settings: dict) -> list[str]:
@@ -293,8 +274,7 @@ def _timeout(name: str, settings: dict) -> int:
 
 def _program_text(name: str, settings: dict) -> str:
     paths, worker = settings["paths"], settings["workers"][name]
-    ini = os.path.basename(__salt__["ckan_ini.path"](paths["current"], settings))
-    line = f"cd -P {paths['current']} && exec bin/ckan -c {ini} jobs worker {' '.join(worker['queues'])}"
+    line = f"cd -P {paths['current']} && exec bin/ckan -c {_ini(settings)} jobs worker {' '.join(worker['queues'])}"
     # TERM: finish the job, then end. It goes to the worker alone; what is killed at last is killed whole.
     # Supervisor reads % as the start of an interpolation, and means it in the name of the process.
     return (
@@ -320,43 +300,29 @@ redirect_stderr = true
     )
 
 
-def _cron_changes(settings: dict) -> tuple[bool, bool]:
-    """Whether the crontab and the script that its lines run are other than they should be."""
-    tab, script = _cron_files(settings)
-    return _read(tab) != _crontab(settings), _read(script) != _cron_script(settings)
-
-
-def _write_cron(settings: dict) -> bool:
-    changes = _cron_changes(settings)
-    texts = (_crontab(settings), _cron_script(settings))
+def _cron(settings: dict) -> list[tuple[str, str]]:
+    """The files of cron that are other than they should be, with what they should hold: '' for a file that goes."""
+    script = __salt__["ckan_file.of_formula"](SCRIPT) if settings["cron"] else ""
     # The script is there before a line names it.
-    for file, text, changed in reversed(list(zip(_cron_files(settings), texts, changes, strict=True))):
-        if changed and text:
-            os.makedirs(os.path.dirname(file), exist_ok=True)
-            __salt__["ckan_file.write"](file, text)
-        elif changed:
-            os.unlink(file)
-    return any(changes)
+    wanted = [(_script(settings), script), (settings["paths"]["cron"], _crontab(settings))]
+    return [(file, text) for file, text in wanted if _read(file) != text]
 
 
-def _cron_files(settings: dict) -> tuple[str, str]:
-    return settings["paths"]["cron"], os.path.join(settings["paths"]["config"], "cron.py")
+def _script(settings: dict) -> str:
+    """What the lines of cron run."""
+    return os.path.join(settings["paths"]["config"], "cron.py")
 
 
-def _cron_script(settings: dict) -> str:
-    if not settings["cron"]:
-        return ""
-    script = __salt__["cp.get_file_str"](SCRIPT)
-    if not script:
-        raise CommandExecutionError(f"{SCRIPT} is not in the file server; add the formula to file_roots.")
-    return script
+def _ini(settings: dict) -> str:
+    """The ini, as seen from the directory of a release."""
+    return os.path.basename(__salt__["ckan_ini.path"](settings["paths"]["current"], settings))
 
 
 def _crontab(settings: dict) -> str:
     paths = settings["paths"]
     if not settings["cron"]:
         return ""
-    ini = os.path.basename(__salt__["ckan_ini.path"](paths["current"], settings))
+    ini = _ini(settings)
     text = f"""\
 # Written by the CKAN formula from ckan:cron. Each line runs in the release that is current when it begins.
 SHELL=/bin/sh
@@ -369,7 +335,7 @@ HOME={paths["data"]}
         command = ["bin/ckan", "-c", ini, *shlex.split(line["command"])]
         if line["shell"]:
             command = ["/bin/sh", "-c", line["shell"]]
-        words = ["bin/python", _cron_files(settings)[1], *(["--once"] if line["once"] else [])]
+        words = ["bin/python", _script(settings), *(["--once"] if line["once"] else [])]
         words += ["--site", settings["site"], "--env", settings["env"], "--ini", ini, name, "--", *command]
         # Cron ends the command at a bare %.
         run = f"cd -P {paths['current']} && exec {shlex.join(words)}".replace("%", r"\%")
@@ -382,8 +348,4 @@ def _lines(crontab: str) -> list[str]:
 
 
 def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return handle.read()
-    except FileNotFoundError:
-        return ""
+    return __salt__["ckan_file.read"](path)

@@ -41,8 +41,8 @@ def found(settings: dict) -> dict[str, str]:
     """
     if settings["site"] != "default":
         return {}  # the package has one site
-    texts = {name: _read(path) for name, path in _places(settings).items()}
-    return {name: path for name, path in _places(settings).items() if texts[name] and OURS not in texts[name]}
+    places = _places(settings)
+    return {name: path for name, path in places.items() if (text := _read(path)) and OURS not in text}
 
 
 def replaced(settings: dict) -> dict[str, str]:
@@ -88,12 +88,12 @@ def keep(settings: dict) -> list[str]:
 
     CLI Example: not for the command line; the state ``ckan_package.kept`` uses it.
     """
-    made, files = [], found(settings)
+    made = []
     for name in unkept(settings):
         copy = _copy(name, settings)
         os.makedirs(os.path.dirname(copy), exist_ok=True)
         # What is behind the link in sites-enabled is what is in service.
-        shutil.copy2(files[name], f"{copy}.tmp")
+        shutil.copy2(_places(settings)[name], f"{copy}.tmp")
         os.rename(f"{copy}.tmp", copy)
         made.append(copy)
     return made
@@ -137,13 +137,12 @@ def retire(settings: dict) -> list[str]:
     if "nginx" in files:
         _without_site(files["nginx"], settings)
     _drain(place, settings["web"]["drain_timeout"])
-    conf_file = settings["web"]["supervisor_conf"] or None
     for name in PROGRAMS:
         if name in files:
             # The worker finishes its job first, for as long as the package's file says.
-            __salt__["supervisord.stop"](name=f"{name}:*", conf_file=conf_file)
+            __salt__["ckan_supervisor.ask"]("stop", settings, name=f"{name}:*")
             os.unlink(files[name])
-            __salt__["supervisord.update"](name=name, conf_file=conf_file)
+            __salt__["ckan_supervisor.ask"]("update", settings, name=name)
     return list(files)
 
 
@@ -170,13 +169,13 @@ def restore() -> list[str]:
         shutil.copy2(_copy(name, settings), path)
     for name in PROGRAMS:
         if name in kept:
-            __salt__["supervisord.update"](name=name, conf_file=settings["web"]["supervisor_conf"] or None)
+            __salt__["ckan_supervisor.ask"]("update", settings, name=name)
     _wait_for(address(settings), settings["web"]["boot_timeout"])
     site = settings["paths"]["nginx_site"]
     if os.path.exists(site):
         os.unlink(site)
     __salt__["ckan_front.reload"](settings)
-    __salt__["ckan_web.stop_others"](os.path.join(settings["paths"]["releases"], "none"), settings)
+    __salt__["ckan_web.stop_others"]("", settings)
     __salt__["ckan_jobs.follow"]({**settings, "workers": {}, "cron": {}})
     return sorted(kept.values())
 
@@ -235,8 +234,4 @@ def _copy(name: str, settings: dict) -> str:
 
 
 def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as handle:
-            return handle.read()
-    except (FileNotFoundError, IsADirectoryError):
-        return ""
+    return __salt__["ckan_file.read"](path, errors="surrogateescape")

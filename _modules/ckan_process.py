@@ -1,5 +1,6 @@
 """
 Run the programs that build a release: quietly, as another user where that is asked for, with words for what they say.
+And what a process that serves takes.
 """
 
 from __future__ import annotations
@@ -7,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from typing import Any
 
+import psutil
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_process"
@@ -67,6 +70,28 @@ def run(
         ignore_retcode=True,
         timeout=timeout,
     )
+
+
+def usage(pid: int) -> dict[str, float]:
+    """
+    Say what a process takes.
+
+    pid
+        Its id.
+
+    Returns ``{"memory_mb", "age_seconds"}``; memory is what it has for itself alone (USS). Raises ``psutil.Error``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_process.usage 19844
+    """
+    process = psutil.Process(pid)
+    return {
+        "memory_mb": round(process.memory_full_info().uss / 2**20, 1),
+        "age_seconds": round(time.time() - process.create_time()),
+    }
 
 
 def tail(said: dict[str, Any], lines: int = 12, hide: list[str] | None = None) -> str:

@@ -434,8 +434,7 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         that last.
 
     Returns ``{"current": id, "left": id}``, and ``warnings`` where there are any. Raises ``CommandExecutionError`` when
-    there is no such release, or it does
-    not start or answer; the host then serves what it served before.
+    there is no such release, or it does not start or answer; the host then serves what it served before.
 
     CLI Example:
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "ckan_settings"
@@ -527,7 +528,7 @@ def _extensions(key: str, value: Any, problems: list[str]) -> dict:
     # Two spellings of one package (ckanext_a, ckanext-a) would be installed over one another.
     spellings: dict[str, str] = {}
     for name in result:
-        other = spellings.setdefault(re.sub(r"[-_.]+", "-", name).lower(), name)
+        other = spellings.setdefault(canonicalize_name(name), name)
         if other != name:
             problems.append(f"{key}:{name} and {key}:{other} are the same package; remove one")
     return result

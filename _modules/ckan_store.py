@@ -200,6 +200,21 @@ def all_manifests(paths: dict) -> list[dict]:
     return [manifest for manifest, name in zip(found, names, strict=True) if manifest and manifest.get("id") == name]
 
 
+def release_of(paths: dict, path: str) -> str:
+    """
+    Return the release that a path lies in, ``''`` for none.
+
+    paths
+        The settings ``ckan:paths``.
+    path
+        An absolute path.
+
+    CLI Example: not for the command line.
+    """
+    releases = paths["releases"]
+    return os.path.relpath(path, releases).split("/")[0] if path.startswith(f"{releases}/") else ""
+
+
 def current(paths: dict) -> str:
     """
     Return the id of the release that ``current`` points to, or ``''`` when it points to none of ours.

@@ -53,17 +53,19 @@ def start(path: str, settings: dict) -> dict:
     begun = time.monotonic()
     if _asks(path, settings) is None:
         return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
-    program, conf_file = _program(path, settings), _supervisor_conf(settings)
-    supervisor = __salt__["supervisord.custom"]("pid", conf_file=conf_file)
+    program, ask = _program(path, settings), __salt__["ckan_supervisor.ask"]
+    supervisor = ask("custom", settings, command="pid")
     if not supervisor.strip().isdigit():
-        raise CommandExecutionError(f"supervisor does not answer ({_last(supervisor)}); start it and deploy again.")
+        said = __salt__["ckan_supervisor.last_line"](supervisor)
+        raise CommandExecutionError(f"supervisor does not answer ({said}); start it and deploy again.")
     __salt__["ckan_uwsgi.write"](path, settings, __salt__["ckan_uwsgi.boot_mark"](supervisor))
-    answer = __salt__["supervisord.update"](name=program, conf_file=conf_file)
+    answer = ask("update", settings, name=program)
     if "ERROR" in answer or "refused" in answer or "no such file" in answer:
-        raise CommandExecutionError(f"supervisor does not take the app server ({_last(answer)}); look at its log.")
+        said = __salt__["ckan_supervisor.last_line"](answer)
+        raise CommandExecutionError(f"supervisor does not take the app server ({said}); look at its log.")
     if _state(program, settings) in ENDED:
         # One that it knows already, and that had ended.
-        __salt__["supervisord.start"](name=program, conf_file=conf_file)
+        ask("start", settings, name=program)
     _wait(path, settings, program, begun)
     _warm(path, settings)
     return {"started": True, "seconds": round(time.monotonic() - begun, 2)}
@@ -90,7 +92,7 @@ def stop(path: str, settings: dict, drain: bool = True) -> bool:
     if drain:
         time.sleep(LINGER_SECONDS)
     os.unlink(conf)
-    __salt__["supervisord.update"](name=_program(path, settings), conf_file=_supervisor_conf(settings))
+    __salt__["ckan_supervisor.ask"]("update", settings, name=_program(path, settings))
     return True
 
 
@@ -99,7 +101,7 @@ def stop_others(path: str, settings: dict, standby: str = "") -> list[str]:
     Stop the app servers of all releases of this site but one.
 
     path
-        The directory of the release that stays.
+        The directory of the release that stays, ``""`` for none.
     settings
         The settings.
     standby
@@ -112,7 +114,7 @@ def stop_others(path: str, settings: dict, standby: str = "") -> list[str]:
     stopped = []
     for name in __salt__["ckan_uwsgi.releases"](settings):
         if name not in (os.path.basename(path), standby):
-            if stop(os.path.join(os.path.dirname(path), name), settings, drain=not stopped):
+            if stop(os.path.join(settings["paths"]["releases"], name), settings, drain=not stopped):
                 stopped.append(name)
     return stopped
 
@@ -174,14 +176,8 @@ def status() -> dict:
         with contextlib.suppress(psutil.Error, OSError):
             release = _release_of(process, settings)
             if release is not None:
-                found.append(
-                    {
-                        "pid": process.pid,
-                        "release": release,
-                        "memory_mb": round(process.memory_full_info().uss / 2**20, 1),
-                        "age_seconds": round(time.time() - process.create_time()),
-                    }
-                )
+                usage = __salt__["ckan_process.usage"](process.pid)
+                found.append({"pid": process.pid, "release": release, **usage})
     return {
         "current": __salt__["ckan_store.current"](settings["paths"]),
         "processes": sorted(found, key=lambda row: (row["release"], row["pid"])),
@@ -285,10 +281,7 @@ def supervisor_problem(settings: dict) -> str:
     """
     if settings["web"]["app"] != "uwsgi" and not settings["workers"]:
         return ""
-    answer = __salt__["supervisord.status_raw"](conf_file=_supervisor_conf(settings))
-    if "refused" in answer or "no such file" in answer or "SHUTDOWN" in answer:
-        return f"supervisor does not answer ({_last(answer)}); start it"
-    return ""
+    return __salt__["ckan_supervisor.problem"](settings)
 
 
 def forget(path: str, settings: dict) -> None:
@@ -386,14 +379,13 @@ def _standby_job(settings: dict) -> str:
 
 def _state(program: str, settings: dict) -> str:
     # Not supervisord.status: Salt puts a word before the answer when the program does not run.
-    told = __salt__["supervisord.status_raw"](name=program, conf_file=_supervisor_conf(settings))
+    told = __salt__["ckan_supervisor.ask"]("status_raw", settings, name=program)
     words = told.removeprefix("ERROR: ").split()
     return words[1] if len(words) > 1 and words[0] == program else "unknown"
 
 
 def _release_of(process: psutil.Process, settings: dict) -> str | None:
     """The release that a process serves; None when it is none of this site's."""
-    releases = settings["paths"]["releases"]
     if settings["web"]["server"] == "apache":
         # mod_wsgi shortens the name of its group to what fits.
         name = f"(wsgi:ckan-{settings['site']})"
@@ -405,7 +397,7 @@ def _release_of(process: psutil.Process, settings: dict) -> str | None:
         loaded = [process.environ().get("RELEASE_DIR", "")]
     else:
         return None
-    names = {os.path.relpath(path, releases).split("/")[0] for path in loaded if path.startswith(f"{releases}/")}
+    names = {__salt__["ckan_store.release_of"](settings["paths"], path) for path in loaded} - {""}
     if settings["web"]["server"] != "apache" and not names:
         return None  # of another site
     return min(names, default="")
@@ -413,10 +405,6 @@ def _release_of(process: psutil.Process, settings: dict) -> str | None:
 
 def _program(path: str, settings: dict) -> str:
     return __salt__["ckan_uwsgi.program"](os.path.basename(path), settings)
-
-
-def _supervisor_conf(settings: dict) -> str | None:
-    return settings["web"]["supervisor_conf"] or None
 
 
 def _tail(path: str) -> str:
@@ -428,8 +416,3 @@ def _tail(path: str) -> str:
         return "no log"
     errors = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Exit)\b", line)]
     return (errors or lines or ["an empty log"])[-1]
-
-
-def _last(text: str) -> str:
-    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"

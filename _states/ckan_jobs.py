@@ -30,25 +30,22 @@ def followed(name: str) -> dict:
     try:
         # Taken there and not from arguments: the settings hold secrets, and states' arguments are logged.
         settings = __salt__["ckan_settings.get"]()
-        todo = __salt__["ckan_jobs.pending"](settings)
-        if not (todo["workers"] or todo["cron"]):
-            return ret
-        if __opts__["test"]:
-            ret.update(result=None, changes=_changes(todo), comment=f"would be brought to the release: {_names(todo)}")
-            return ret
-        done = __salt__["ckan_jobs.follow"](settings)
+        done = __salt__[f"ckan_jobs.{'pending' if __opts__['test'] else 'follow'}"](settings)
     except CommandExecutionError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
-    ret["changes"] = _changes(todo)
-    ret["comment"] = "; ".join(done["warnings"]) or f"brought to the release: {_names(todo)}"
+    ret["changes"] = _changes(done)
+    if ret["changes"] and __opts__["test"]:
+        ret.update(result=None, comment=f"would be brought to the release: {_names(done)}")
+    elif ret["changes"]:
+        ret["comment"] = "; ".join(done["warnings"]) or f"brought to the release: {_names(done)}"
     return ret
 
 
-def _changes(todo: dict) -> dict:
-    changes = {f"worker {name}": what for name, what in todo["workers"].items()}
-    return {**changes, **({"cron": "written"} if todo["cron"] else {})}
+def _changes(done: dict) -> dict:
+    changes = {f"worker {name}": what for name, what in done["workers"].items()}
+    return {**changes, **({"cron": "written"} if done["cron"] else {})}
 
 
-def _names(todo: dict) -> str:
-    return ", ".join([*(f"worker {name}" for name in todo["workers"]), *(["cron"] if todo["cron"] else [])])
+def _names(done: dict) -> str:
+    return ", ".join([*(f"worker {name}" for name in done["workers"]), *(["cron"] if done["cron"] else [])])

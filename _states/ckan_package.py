@@ -4,8 +4,6 @@ The official CKAN package is kept, and then retired, on a host that the formula 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from salt.exceptions import CommandExecutionError
 
 __virtualname__ = "ckan_package"
@@ -22,9 +20,7 @@ def kept(name: str) -> dict:
     name
         Any name for the state.
     """
-    settings = __salt__["ckan_settings.get"]()
-    todo = sorted(__salt__["ckan_package.unkept"](settings))
-    return _state(name, todo, "kept", lambda: __salt__["ckan_package.keep"](settings))
+    return _state(name, "kept", "unkept", "keep")
 
 
 def retired(name: str) -> dict:
@@ -34,19 +30,19 @@ def retired(name: str) -> dict:
     name
         Any name for the state.
     """
-    settings = __salt__["ckan_settings.get"]()
-    todo = sorted(__salt__["ckan_package.replaced"](settings))
-    return _state(name, todo, "taken out of service", lambda: __salt__["ckan_package.retire"](settings))
+    return _state(name, "taken out of service", "replaced", "retire")
 
 
-def _state(name: str, todo: list[str], what: str, run: Callable[[], list[str]]) -> dict:
+def _state(name: str, what: str, asked: str, done: str) -> dict:
+    """Call a function of the execution module, or the one that says what it would do."""
     ret = {"name": name, "result": True, "changes": {}, "comment": "nothing of the official package is in the way"}
-    if not todo:
-        return ret
-    if __opts__["test"]:
-        return {**ret, "result": None, "changes": {what: todo}, "comment": f"would be {what}: {', '.join(todo)}"}
+    test = __opts__["test"]
     try:
-        done = run()
+        settings = __salt__["ckan_settings.get"]()
+        names = list(__salt__[f"ckan_package.{asked if test else done}"](settings))
     except CommandExecutionError as exc:
         return {**ret, "result": False, "comment": str(exc)}
-    return {**ret, "changes": {what: done} if done else {}, "comment": f"{what}: {', '.join(done) or 'nothing'}"}
+    if not names:
+        return ret
+    comment = f"{'would be ' if test else ''}{what}: {', '.join(names)}"
+    return {**ret, "result": None if test else True, "changes": {what: names}, "comment": comment}

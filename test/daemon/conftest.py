@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from parts.base import CACHE, uv_path
 from parts.portal import Portal, next_second
 from parts.process import sandbox
+from parts.supervisor import Supervisor
 from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]
@@ -71,6 +73,10 @@ class Site(Portal):
     def linked(self) -> list[str]:
         return [self.current(host) for host in self.hosts]
 
+    def supervisor(self, host: str = "web1") -> Supervisor:
+        """The supervisor of a host, whoever started it."""
+        return Supervisor(self.sandbox, self.root(host) / "etc/supervisor/conf.d", name=f"super-{host}")
+
     def disk(self) -> dict[str, Any]:
         """What must not change when something is refused: links, releases and their manifests, app servers."""
         found: dict[str, Any] = {}
@@ -91,6 +97,14 @@ class Site(Portal):
         done = self.deploy()
         assert done["code"] == 0, done["text"]
         return self.current("web1")
+
+
+def eventually(say: Callable[[], Any], wanted: Any, seconds: float = 15) -> None:
+    """Ask again and again until the answer is the one that is wanted."""
+    deadline = time.monotonic() + seconds
+    while (said := say()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert said == wanted
 
 
 @pytest.fixture(scope="session")

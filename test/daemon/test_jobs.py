@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site
+from daemon.conftest import Site, eventually
 
 from parts.portal import next_second
 from parts.process import Service
 from parts.redis import Redis
-from parts.supervisor import Supervisor
 from stub import repos
 
 pytestmark = pytest.mark.daemon
@@ -75,13 +74,6 @@ def work(stub_base: Path) -> Iterator[WorkSite]:
         site.destroy()
 
 
-def eventually(say, wanted, seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while (said := say()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert said == wanted
-
-
 def pids(site: WorkSite) -> list[int]:
     return [row["pid"] for host in site.hosts for row in site.workers(host) if row["worker"] == "default"]
 
@@ -101,7 +93,7 @@ def test_the_first_highstate_starts_workers_and_a_second_changes_nothing(work):
 
 
 def test_a_worker_that_is_down_is_started_by_a_highstate_and_by_nothing_but(work):
-    part = Supervisor(work.sandbox, work.root("web1") / "etc/supervisor/conf.d", name="super-web1")
+    part = work.supervisor()
     other = work.workers("web2")[0]["pid"]
     part.ctl("stop", "ckan-default-worker-default:*")
     assert [row["state"] for row in work.workers()] == ["STOPPED"]
@@ -205,9 +197,7 @@ def test_workers_follow_the_pillar_at_the_next_deploy(work):
 
 
 def test_a_worker_that_cannot_start_is_a_warning_and_the_deploy_stands(work):
-    work.write_pillar({**work.settings, "workers": {**WORKERS, "lost": {}}, "config": {
-        **work.settings["config"], "stub.jobs": str(work.sandbox / "jobs"),
-    }})  # fmt: skip
+    work.write_pillar({**work.settings, "workers": {**WORKERS, "lost": {}}})
     log = work.root("web1") / "var/log/ckan/default-worker-lost.log"
     log.mkdir()  # supervisor cannot write there
     try:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site
+from daemon.conftest import Site, eventually
 
 from parts.portal import next_second
 from parts.ports import answers, free_port
-from parts.supervisor import Supervisor
 from parts.visitors import Visitors
 from stub import repos
 
@@ -98,23 +96,13 @@ class PackageSite(Site):
     def page(self) -> str:
         return self.get("/", "web1")[1]
 
-    def supervisor(self) -> Supervisor:
-        return Supervisor(self.sandbox, self.programs, name="super-web1")
-
-
-def eventually(say, wanted, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while (said := say()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert said == wanted
-
 
 @pytest.fixture(scope="module")
 def packaged(stub_base: Path) -> Iterator[PackageSite]:
     site = PackageSite(stub_base)
     try:
         site.start()
-        eventually(lambda: "Of the package" in site.page(), True)
+        eventually(lambda: "Of the package" in site.page(), True, 20)
         yield site
     finally:
         site.destroy()
@@ -129,7 +117,7 @@ def test_a_first_deploy_that_fails_leaves_the_package_in_service(packaged):
     # Its app server can be started again, though the pointer is the formula's now.
     assert "Written by the CKAN formula" in (packaged.config / "wsgi.py").read_text()
     packaged.supervisor().ctl("restart", "ckan-uwsgi")
-    eventually(lambda: "Of the package" in packaged.page(), True)
+    eventually(lambda: "Of the package" in packaged.page(), True, 20)
 
 
 def test_a_host_of_the_official_package_is_taken_over_and_no_request_fails(packaged):
@@ -161,7 +149,7 @@ def test_the_package_can_be_put_back(packaged):
     with Visitors(packaged.front_port) as visitors:
         code, told = packaged.call("web1", "ckan_package.restore")
         assert code == 0, told
-        eventually(lambda: "Of the package" in packaged.page(), True)
+        eventually(lambda: "Of the package" in packaged.page(), True, 20)
     assert visitors.failed == []
     assert {path: path.read_text() for path in packaged.files()} == packaged.before
     told = packaged.supervisor().ctl("status").splitlines()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site
+from daemon.conftest import Site, eventually
 
 from parts.portal import next_second
 from parts.supervisor import Supervisor
@@ -47,19 +47,8 @@ def processes(site: Site) -> dict[str, list[int]]:
     return found
 
 
-def eventually(say, wanted, seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while (said := say()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert said == wanted
-
-
 def with_web(site: Site, **web) -> None:
     site.write_pillar({**site.settings, "web": {**site.settings["web"], **web}})
-
-
-def supervisor(site: Site) -> Supervisor:
-    return Supervisor(site.sandbox, site.root("web1") / "etc/supervisor/conf.d", name="super-web1")
 
 
 def end(part: Supervisor, how: signal.Signals = signal.SIGTERM) -> None:
@@ -117,7 +106,7 @@ def test_a_restart_of_supervisor_brings_back_what_current_says(lone, how):
     release = lone.good_deploy(f"Hello {how.name}")
     found = processes(lone)
     assert sorted(found) == [before, release]
-    part = supervisor(lone)
+    part = lone.supervisor()
     end(part, how)
     if how == signal.SIGKILL:  # as when the power fails: nobody is left
         for pid in [pid for pids in found.values() for pid in pids]:
@@ -181,7 +170,7 @@ def test_a_release_that_hangs_at_boot_is_taken_back_within_its_time(lone):
 
 def test_a_supervisor_that_is_down_is_said_at_plan(lone):
     before = lone.disk()
-    part = supervisor(lone)
+    part = lone.supervisor()
     end(part)
     eventually(lambda: lone.get("/", "web1")[0], 502)
     try:
