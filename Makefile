@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The host's own certificates, as apt and git use them.
 export UV_SYSTEM_CERTS := 1
 
-.PHONY: test test-fast lint docs demo demo-stop bench setup setup-parts clean
+.PHONY: test test-fast test-hosts lint docs demo demo-stop bench bench-scale setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -23,8 +23,9 @@ $(VENV)/.done: pyproject.toml
 setup-parts: setup
 	@$(BIN)/python -m parts.system
 
+# Two files at a time: what takes long is to wait for daemons.
 test: setup-parts
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Unit and functional tests: no daemon, under a minute.
 test-fast: setup
@@ -46,6 +47,14 @@ demo-stop: setup
 bench: setup-parts
 	@$(BIN)/python test/bench/bench.py
 	@$(BIN)/python test/bench/switches.py
+
+# Deploys to 10, 20 and 50 minions on this machine: docs/scale.md. Quarter of an hour.
+bench-scale: setup-parts
+	@$(BIN)/python test/bench/scale.py
+
+# Three Debian hosts in containers, with systemd, a network of their own, and a master on the first.
+test-hosts: setup-parts
+	@$(BIN)/python test/hosts/run.py
 
 clean:
 	@rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -49,7 +49,7 @@ def installer(settings: dict) -> dict:
     }
 
 
-def obstacles(settings: dict, release: str) -> list[str]:
+def obstacles(settings: dict, release: str, any_age: bool = False) -> list[str]:
     """
     Say what keeps a release from being made here: no base, no build user, older than what is there, disk, web server.
 
@@ -57,6 +57,8 @@ def obstacles(settings: dict, release: str) -> list[str]:
         The settings.
     release
         The id of the release to make.
+    any_age
+        It may be older than others here: a host takes up what it has missed.
 
     Returns a list of sentences, empty when nothing is in the way.
 
@@ -71,10 +73,10 @@ def obstacles(settings: dict, release: str) -> list[str]:
             pwd.getpwnam(settings["build_user"])
         except KeyError:
             problems.append(f"there is no user {settings['build_user']} (ckan:build_user); run state.apply ckan first")
-    newest = [manifest["id"] for manifest in __salt__["ckan_store.all_manifests"](paths)][-1:]
+    newest = [] if any_age else [manifest["id"] for manifest in __salt__["ckan_store.all_manifests"](paths)][-1:]
     if newest and newest[0] >= release:
         problems.append(f"release {newest[0]} here is not older than {release}; compare the clocks of master and host")
-    free = shutil.disk_usage(_existing(paths["releases"])).free // 2**20
+    free = __salt__["ckan_plan.free_mb"](paths["releases"])
     if free < settings["disk_free_mb"]:
         problems.append(
             f"{free} MB are free under {paths['releases']}, ckan:disk_free_mb asks for {settings['disk_free_mb']}; "
@@ -189,6 +191,8 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
         "packages": __salt__["ckan_packages.freeze"](path),
         "plugins": settings["plugins"],
         **__salt__["ckan_ini.write"](path, settings),
+        "settings": __salt__["ckan_plan.hashes"](settings),
+        "disk_mb": __salt__["ckan_plan.used_mb"](path),
         "build_seconds": seconds,
     }
 
@@ -266,9 +270,3 @@ def _upstream(extension: dict, commit: str, shared: str) -> dict:
         return __salt__["ckan_source.compare_upstream"](extension, commit, os.path.join(shared, "mirrors"))
     except CommandExecutionError as exc:
         return {"url": extension["upstream"], "problem": str(exc)}
-
-
-def _existing(path: str) -> str:
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path

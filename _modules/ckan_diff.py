@@ -9,6 +9,8 @@ __virtualname__ = "ckan_diff"
 
 # A list in a plan is for people: what is longer is counted.
 SHOWN = 10
+# Where CKAN looks for the migrations of a plugin.
+MIGRATIONS = "*/migration/*/versions/*.py"
 
 
 def __virtual__() -> str:
@@ -95,6 +97,35 @@ def sentences(difference: dict, contents: dict) -> list[str]:
         said.append(f"packages: {', '.join(packages[:SHOWN])}{more}")
     for kind, names in difference["patches"].items():
         said += [f"patch {name} {kind}" for name in names]
+    return said
+
+
+def migrations(old: dict, new: dict, mirrors: str) -> list[str]:
+    """
+    Say which changes may bring migrations of the database, as far as that can be told before the check.
+
+    old
+        The manifest of the release before; an empty dictionary for none.
+    new
+        What ``ckan_build.resolve`` decided.
+    mirrors
+        The directory of the mirrors of git origins.
+
+    Returns a list of sentences without full stop.
+
+    CLI Example: not for the command line; ``ckan_release.plan`` uses it.
+    """
+    said = []
+    if old and old["base"]["ckan"] != new["base"]["ckan"]:
+        said.append(f"migrations: those of CKAN between {old['base']['ckan']} and {new['base']['ckan']}")
+    for name, pin in sorted(new["extensions"].items()):
+        was = old.get("extensions", {}).get(name, {})
+        if "commit" in pin and was.get("commit") != pin["commit"]:
+            before = was.get("commit", "") if was.get("url") == pin["url"] else ""
+            files = __salt__["ckan_source.added"](pin["url"], before, pin["commit"], mirrors, MIGRATIONS)
+            if files:
+                names = sorted(file.rpartition("/")[2] for file in files)
+                said.append(f"migrations: {', '.join(names)} of {name}")
     return said
 
 

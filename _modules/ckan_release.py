@@ -13,17 +13,23 @@ import os
 import time
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from salt.exceptions import CommandExecutionError, SaltException
 
 __virtualname__ = "ckan_release"
 __func_alias__ = {"list_": "list"}
+
+# Seconds that a deploy which is taken back waits for what is still at work on the host.
+ABORT_WAIT = 60
 
 
 def __virtual__() -> str:
     return __virtualname__
 
 
-def plan(release: str = "", extensions: dict | None = None, resolve: bool = True, fresh: bool = True) -> dict:
+def plan(
+    release: str = "", extensions: dict | None = None, resolve: bool = True, fresh: bool = True, job: str = ""
+) -> dict:
     """
     Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
 
@@ -35,10 +41,13 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
         Ask the origins and resolve the packages; False where another host has been asked already.
     fresh
         Take the pillar anew from the master; False where it was a moment ago.
+    job
+        The run of the master that this belongs to.
 
-    Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences]}``;
-    ``contents`` is what ``ckan_build.resolve`` returns, ``changes`` compares it with the current release. Raises
-    ``CommandExecutionError`` with all that is in the way.
+    Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
+    "own_changes": [sentences], "host": {...}}``; ``contents`` is what ``ckan_build.resolve`` returns, ``changes``
+    compares it with the current release, ``own_changes`` says what this host's pillar changes, ``host`` is what
+    ``ckan_plan.host`` returns. Raises ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
 
@@ -48,28 +57,8 @@ def plan(release: str = "", extensions: dict | None = None, resolve: bool = True
     """
     if fresh:
         __salt__["ckan_settings.refresh"]()
-    settings = _settings(extensions)
-    paths = settings["paths"]
     release = __salt__["ckan_store.check_id"](release or new_id())
-    problems = __salt__["ckan_build.obstacles"](settings, release)
-    if problems:
-        raise CommandExecutionError("; ".join(problems) + ".")
-    current_id = __salt__["ckan_store.current"](paths)
-    __salt__["ckan_ini.validate"](settings)
-    planned = {"release": release, "env": settings["env"], "current": current_id, "contents": {}}
-    planned.update(extensions={}, changes=[])
-    if resolve:
-        before = __salt__["ckan_store.read"](paths, current_id) if current_id else {}
-        contents = __salt__["ckan_build.resolve"](settings)
-        _follow_tags(contents["extensions"], before.get("extensions", {}), settings["extensions"])
-        difference = __salt__["ckan_diff.compare"](before, contents, os.path.join(paths["shared"], "mirrors"))
-        planned["contents"] = contents
-        planned["extensions"] = __salt__["ckan_diff.brief"](contents["extensions"])
-        planned["changes"] = [
-            *__salt__["ckan_diff.sentences"](difference, contents),
-            *_configuration_changes(paths, before, settings),
-        ]
-    return planned
+    return __salt__["ckan_plan.make"](_settings(extensions), release, resolve, job)
 
 
 def build(
@@ -97,7 +86,7 @@ def build(
     """
     settings = _settings(extensions)
     paths = settings["paths"]
-    with _stage(settings, "build", release, by):
+    with __salt__["ckan_stage.running"](settings, "build", release, by, job):
         path = __salt__["ckan_store.directory"](paths, release)
         contents = contents or __salt__["ckan_build.resolve"](settings)
         about = {"env": settings["env"], "site": settings["site"], "extensions": contents["extensions"]}
@@ -137,7 +126,7 @@ def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict:
     planned = __salt__["ckan_adopt.examine"](str(name), settings, str(release), ini)
     release = planned["id"]
     path = __salt__["ckan_store.directory"](paths, release)
-    with _stage(settings, "adopt", release, by):
+    with __salt__["ckan_stage.running"](settings, "adopt", release, by):
         about = {"env": settings["env"], "site": settings["site"], "by": by}
         if not planned["in_place"]:
             __salt__["ckan_store.create"](paths, release, **about)
@@ -151,14 +140,14 @@ def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict:
         return __salt__["ckan_store.note_adopted"](paths, release, state, **about, **filled)
 
 
-def check(release: str, by: str = "") -> dict:
+def check(release: str, by: str = "", job: str = "") -> dict:
     """
     Boot CKAN once inside a built release and record what it says.
 
     release
         The id of a release in state ``built`` or ``checked``.
-    by
-        Who asked.
+    by, job
+        Who asked, and the run of the master that this belongs to.
 
     Returns ``{"pending", "heads", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
     ``CommandExecutionError`` with one line that names the plugin and its exception; the release is then ``failed``.
@@ -171,7 +160,7 @@ def check(release: str, by: str = "") -> dict:
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "check", release, by) as warned:
+    with __salt__["ckan_stage.running"](settings, "check", release, by, job) as warned:
         path = __salt__["ckan_store.directory"](paths, release)
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "built", "checked")
@@ -185,14 +174,14 @@ def check(release: str, by: str = "") -> dict:
         return {**result, "warnings": warned}
 
 
-def migrate(release: str, by: str = "") -> dict:
+def migrate(release: str, by: str = "", job: str = "") -> dict:
     """
     Bring the database to the heads of a checked release, if its check found migrations pending.
 
     release
         The id of a release in state ``checked``.
-    by
-        Who asked.
+    by, job
+        Who asked, and the run of the master that this belongs to.
 
     Returns ``{"migrated": bool, "heads": {...}}``. Raises ``CommandExecutionError`` that says what the database holds.
 
@@ -204,7 +193,7 @@ def migrate(release: str, by: str = "") -> dict:
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "migrate", release, by) as warned:
+    with __salt__["ckan_stage.running"](settings, "migrate", release, by, job) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked")
         if not manifest["check"].get("pending"):
@@ -214,14 +203,14 @@ def migrate(release: str, by: str = "") -> dict:
         return {"migrated": True, "heads": result["heads"], "warnings": warned}
 
 
-def start(release: str, by: str = "") -> dict:
+def start(release: str, by: str = "", job: str = "") -> dict:
     """
     Start the app server of a complete release on its own socket, and wait until it answers. Visitors see nothing of it.
 
     release
         The id of a release that is ``checked`` or was live.
-    by
-        Who asked.
+    by, job
+        Who asked, and the run of the master that this belongs to.
 
     Returns ``{"started": bool, "seconds": ...}``.
 
@@ -233,12 +222,14 @@ def start(release: str, by: str = "") -> dict:
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "start", release, by):
+    # To start what is served is a repair, whoever has locked deploys out.
+    repair = release == __salt__["ckan_store.current"](paths)
+    with __salt__["ckan_stage.running"](settings, "start", release, by, job, locked=not repair):
         _expect(__salt__["ckan_store.read"](paths, release), "checked", "live", "retired", "bad")
         return _start(settings, release)
 
 
-def activate(release: str, force: bool = False, by: str = "", reason: str = "") -> dict:
+def activate(release: str, force: bool = False, by: str = "", reason: str = "", job: str = "") -> dict:
     """
     Make a complete release current: its app server answers first, then ``current`` is renamed.
 
@@ -246,8 +237,8 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "") 
         The id of a release that is ``checked`` or was live.
     force
         Take one that is marked bad, too.
-    by, reason
-        Who asked, and why.
+    by, reason, job
+        Who asked, why, and the run of the master that this belongs to.
 
     Returns ``{"current": id, "previous": id}``.
 
@@ -259,7 +250,7 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "") 
     """
     settings = _settings()
     paths = settings["paths"]
-    with _stage(settings, "activate", release, by) as warned:
+    with __salt__["ckan_stage.running"](settings, "activate", release, by, job) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked", "live", "retired", *(["bad"] if force else []))
         if manifest["state"] == "checked":
@@ -270,14 +261,14 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "") 
         return {**_switch(paths, release, "retired", by, reason), "warnings": warned}
 
 
-def verify(release: str, by: str = "") -> dict:
+def verify(release: str, by: str = "", job: str = "") -> dict:
     """
     Ask the site through its front door and compare the release that answers.
 
     release
         The id of the release that must answer.
-    by
-        Who asked.
+    by, job
+        Who asked, and the run of the master that this belongs to.
 
     Returns ``{"status", "release", "seconds"}``. Raises ``CommandExecutionError`` when another answers, or none.
 
@@ -288,14 +279,14 @@ def verify(release: str, by: str = "") -> dict:
         salt web1 ckan_release.verify 20261125021500Z
     """
     settings = _settings()
-    with _stage(settings, "verify", release, by) as warned:
+    with __salt__["ckan_stage.running"](settings, "verify", release, by, job, locked=False) as warned:
         linked = __salt__["ckan_store.current"](settings["paths"])
         if linked != release:
             raise CommandExecutionError(f"current points to {linked or 'no release'} instead of {release}.")
         return {**__salt__["ckan_front.health"](release, settings), "warnings": warned}
 
 
-def finish(release: str, prune: bool = True, by: str = "") -> dict:
+def finish(release: str, prune: bool = True, by: str = "", job: str = "") -> dict:
     """
     End a deploy: the old app servers finish their requests and stop, workers take up the release, old releases are
     pruned. With ``web:standby`` the app server of the release before stays for so long.
@@ -304,8 +295,8 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
         The id of the live release.
     prune
         Prune as well; False after a rollback.
-    by
-        Who asked.
+    by, job
+        Who asked, and the run of the master that this belongs to.
 
     Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
 
@@ -316,7 +307,7 @@ def finish(release: str, prune: bool = True, by: str = "") -> dict:
         salt web1 ckan_release.finish 20261125021500Z
     """
     settings = _settings()
-    with _stage(settings, "finish", release, by) as warned:
+    with __salt__["ckan_stage.running"](settings, "finish", release, by, job) as warned:
         path = __salt__["ckan_store.directory"](settings["paths"], release)
         previous = __salt__["ckan_store.read"](settings["paths"], release).get("previous", "") if prune else ""
         standby = previous if __salt__["ckan_web.keep_standby"](previous, settings) else ""
@@ -351,7 +342,7 @@ def end_standby() -> list[str]:
     return stopped
 
 
-def abort(release: str, reason: str = "", by: str = "") -> dict:
+def abort(release: str, reason: str = "", by: str = "", job: str = "") -> dict:
     """
     Take a deploy back on this host: the release served before is current again, the candidate is removed.
 
@@ -359,8 +350,8 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
 
     release
         The id of the candidate.
-    reason, by
-        Why, and who asked.
+    reason, by, job
+        Why, who asked, and the run of the master that this belongs to.
 
     Returns ``{"current": id, "removed": bool}``.
 
@@ -375,7 +366,8 @@ def abort(release: str, reason: str = "", by: str = "") -> dict:
     path = __salt__["ckan_store.directory"](paths, release)
     if release not in [m["id"] for m in __salt__["ckan_store.all_manifests"](paths)]:
         return {"current": __salt__["ckan_store.current"](paths), "removed": False}
-    with _stage(settings, "abort", release, by, reason):
+    # A minion that was killed may have left its stage behind, at work.
+    with __salt__["ckan_stage.running"](settings, "abort", release, by, job, reason, wait=ABORT_WAIT):
         manifest = __salt__["ckan_store.read"](paths, release)
         if __salt__["ckan_store.current"](paths) == release:
             previous = manifest.get("previous", "")
@@ -412,12 +404,22 @@ def rollback_target(to: str = "", force: bool = False) -> str:
 
         salt web1 ckan_release.rollback_target
     """
-    paths = _settings()["paths"]
+    settings = _settings()
+    paths = settings["paths"]
     manifests, current_id = __salt__["ckan_store.all_manifests"](paths), __salt__["ckan_store.current"](paths)
-    return __salt__["ckan_store.rollback_target"](manifests, current_id, to, force)
+    target = __salt__["ckan_store.rollback_target"](manifests, current_id, to, force)
+    path = __salt__["ckan_store.directory"](paths, target)
+    for part in (os.path.join(path, "bin/python"), __salt__["ckan_ini.path"](path, settings)):
+        if not os.path.exists(part):
+            raise CommandExecutionError(
+                f"release {target} is not whole on this host: {part} is missing; name another one, or deploy."
+            )
+    return target
 
 
-def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", finish: bool = True) -> dict:
+def rollback(
+    to: str = "", reason: str = "", force: bool = False, by: str = "", finish: bool = True, job: str = ""
+) -> dict:
     """
     Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad.
 
@@ -427,8 +429,8 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         Why; stands in the manifest of the release that is left.
     force
         Go to a release that is marked bad, too.
-    by
-        Who asked.
+    by, job
+        Who asked, and the run of the master that this belongs to.
     finish
         Stop the app server of the release that is left, and its workers. False in a rollback of a fleet, which does
         that last.
@@ -443,22 +445,10 @@ def rollback(to: str = "", reason: str = "", force: bool = False, by: str = "", 
         salt web1 ckan_release.rollback reason='search is broken'
         salt web1 ckan_release.rollback to=20261125021500Z
     """
-    settings = _settings()
-    paths = settings["paths"]
     target = rollback_target(to, force)
-    with _stage(settings, "rollback", target, by, reason) as warned:
-        left = __salt__["ckan_store.current"](paths)
-        _start(settings, target)
-        _switch(paths, target, "bad", by, reason or "rolled back")
-        if finish:
-            try:
-                __salt__["ckan_front.health"](target, settings)
-            except CommandExecutionError as exc:
-                _switch(paths, left, "retired", by, str(exc))
-                raise CommandExecutionError(f"{exc}; this host is back on {left}") from exc
-            __salt__["ckan_web.stop_others"](__salt__["ckan_store.directory"](paths, target), settings)
-            warned += _follow(settings)
-        return {"current": target, "left": left, **({"warnings": warned} if warned else {})}
+    done = _go(_settings(), target, "bad", by, reason or "rolled back", job, finish)
+    done["left"] = done.pop("previous")
+    return done
 
 
 def deploy(
@@ -488,42 +478,69 @@ def deploy(
 
         salt web1 ckan_release.deploy
     """
-    seconds, closed = {}, False
     try:
-        planned = plan(release, extensions, fresh=fresh)
+        if fresh:
+            __salt__["ckan_settings.refresh"]()
+        with __salt__["ckan_lock.held"](_settings(extensions), "deploy", release, by, job):
+            planned = plan(release, extensions, fresh=False)
+            about = {"contents": planned["contents"], "extensions": extensions, "by": by, "job": job}
+            done = _through_all_stages(planned["release"], planned["current"], about, maintenance)
+    except _StageFailed:
+        raise
     except SaltException as exc:
         raise CommandExecutionError(f"the deploy failed at plan: {exc} -- nothing was touched.") from exc
-    release = planned["release"]
-    stages = {
-        "build": lambda: build(release, planned["contents"], extensions, by, job),
-        "check": lambda: check(release, by),
-        "migrate": lambda: migrate(release, by),
-        "start": lambda: start(release, by),
-        "activate": lambda: activate(release, by=by),
-        "verify": lambda: verify(release, by),
-    }
-    for name, run in stages.items():
-        begun = time.monotonic()
-        try:
-            if maintenance and name == "migrate":
-                closed = __salt__["ckan_maintenance.on"]("deploy", by)["changed"]
-            run()
-        except SaltException as exc:
-            abort(release, f"{name}: {exc}", by)
-            if closed:
-                __salt__["ckan_maintenance.off"](by)
+    changes = [*planned["changes"], *planned["own_changes"]]
+    return {"current": planned["release"], "previous": planned["current"], "changes": changes, **done}
+
+
+def catch_up(by: str = "", job: str = "") -> dict:
+    """
+    Bring this host to the release that its environment is on, which it has missed: that very one, built of the same
+    commits and packages, or taken from the releases here.
+
+    by, job
+        Who asked, and the id of the job.
+
+    Returns ``{"current": id, "previous": id}``, with ``seconds`` and ``warnings`` where there are any. Raises
+    ``CommandExecutionError`` when it is not known which one that is, or when it cannot be served here; the host then
+    serves what it served before.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.catch_up
+    """
+    __salt__["ckan_settings.refresh"]()
+    wanted = __salt__["ckan_settings.fleet"]()["wanted"]
+    if not wanted:
+        raise CommandExecutionError(
+            "the pillar does not say which release the environment is on; type on the master: salt-run ckan.status ENV"
+        )
+    settings, release = _settings(wanted.get("extensions")), wanted["release"]
+    paths = settings["paths"]
+    with __salt__["ckan_lock.held"](settings, "catch_up", release, by, job):
+        current_id = __salt__["ckan_store.current"](paths)
+        if current_id == release:
+            return {"current": release, "previous": release}
+        have = {manifest["id"]: manifest for manifest in __salt__["ckan_store.all_manifests"](paths)}.get(release)
+        if have and have["state"] == "bad":
             raise CommandExecutionError(
-                f"the deploy of {release} failed at {name}: {exc} -- this host serves "
-                f"{planned['current'] or 'what it served'} as before; mend the cause and deploy again."
-            ) from exc
-        seconds[name] = round(time.monotonic() - begun, 2)
-    if closed:
-        __salt__["ckan_maintenance.off"](by)
-    warned = finish(release, by=by)["warnings"]
-    return {
-        "current": release, "previous": planned["current"], "changes": planned["changes"], "seconds": seconds,
-        **({"warnings": warned} if warned else {}),
-    }  # fmt: skip
+                f"the environment is on {release}, which is marked bad here ({have.get('bad_reason', '')}); take it "
+                f"with: ckan_release.activate {release} force=True"
+            )
+        if have and have["state"] in ("live", "retired"):
+            # What is left is newer where the others went back meanwhile.
+            left = "bad" if current_id > release else "retired"
+            return _go(settings, release, left, by, "the environment is on another one", job)
+        if have:
+            abort(release, "left unfinished", by, job)
+        problems = __salt__["ckan_build.obstacles"](settings, release, any_age=True)
+        if problems:
+            raise CommandExecutionError("; ".join(problems) + ".")
+        about = {"contents": wanted["contents"], "extensions": wanted.get("extensions"), "by": by, "job": job}
+        done = _through_all_stages(release, current_id, about)
+        return {"current": release, "previous": current_id, **done}
 
 
 def prune(keep: int | None = None) -> list[str]:
@@ -593,6 +610,32 @@ def show(release: str = "") -> dict:
     return __salt__["ckan_store.read"](paths, release)
 
 
+def contents(release: str = "") -> dict:
+    """
+    Return what a release holds, as ``plan`` decided it: another host can build the same from it.
+
+    release
+        The id; by default the current one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.contents
+    """
+    manifest = show(release)
+    pins = manifest.get("extensions", {})
+    # A checkout is installed from its commit, whatever version it says that it has.
+    checkouts = {canonicalize_name(name) for name, pin in pins.items() if "commit" in pin}
+    return {
+        "base": {name: manifest["base"][name] for name in ("ckan", "python")},
+        "extensions": pins,
+        "patches": manifest.get("patches", []),
+        "packages": {name: version for name, version in manifest["packages"].items() if name not in checkouts},
+        "overridden": manifest.get("overridden", {}),
+    }
+
+
 def diff(old: str = "", new: str = "") -> dict:
     """
     Say what differs between two releases of this host.
@@ -660,12 +703,16 @@ def history(limit: int = 50) -> list[dict]:
     return __salt__["ckan_store.read_log"](_settings()["paths"], limit)
 
 
-def status() -> dict:
+def status(processes: bool = False) -> dict:
     """
     Say where this host stands: the release linked, the ones with an app server, and the one that answers visitors.
 
+    processes
+        Ask the processes, too: which release each has loaded. And say how the last stage of a deploy went.
+
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``, and ``maintenance`` where
-    visitors get a page instead.
+    visitors get a page instead; with ``processes`` also ``{"serving": [ids], "workers": {name: id or state}, "last":
+    an entry of the history or {}}``.
 
     CLI Example:
 
@@ -683,14 +730,28 @@ def status() -> dict:
             answers = __salt__["ckan_front.health"](current_id, settings, wait=False)["release"]
         except CommandExecutionError as exc:
             answers = str(exc)
+    more: dict[str, Any] = {"maintenance": closed} if closed["on"] else {}
+    if processes:
+        more["serving"] = sorted({row["release"] for row in __salt__["ckan_web.status"]()["processes"]})
+        more["workers"] = _workers()
+        more["last"] = next(iter(__salt__["ckan_store.read_log"](paths, 1)), {})
     return {
         "env": settings["env"],
         "current": current_id,
         "state": __salt__["ckan_store.read"](paths, current_id)["state"] if current_id else "",
         "running": __salt__["ckan_uwsgi.releases"](settings),
         "answers": answers,
-        **({"maintenance": closed} if closed["on"] else {}),
+        **more,
     }
+
+
+def _workers() -> dict[str, str]:
+    """What each worker has loaded, or what supervisor says of one that does not run."""
+    try:
+        rows = __salt__["ckan_jobs.status"]()["workers"]
+    except CommandExecutionError as exc:
+        return {"all": str(exc)}
+    return {row["worker"]: row["release"] or row["state"] for row in rows}
 
 
 def new_id() -> str:
@@ -726,6 +787,61 @@ def _follow(settings: dict, files: bool = True) -> list[str]:
         return __salt__["ckan_jobs.follow"](settings, files)["warnings"]
     except (SaltException, OSError) as exc:
         return [str(exc)]
+
+
+class _StageFailed(CommandExecutionError):
+    """A stage after the plan failed, and was taken back."""
+
+
+def _through_all_stages(release: str, previous: str, about: dict, maintenance: bool = False) -> dict:
+    """Build a release on this host alone and make it live; what fails is taken back."""
+    by, job = about["by"], about["job"]
+    stages = {
+        "build": lambda: build(release, about["contents"], about["extensions"], by, job),
+        "check": lambda: check(release, by, job),
+        "migrate": lambda: migrate(release, by, job),
+        "start": lambda: start(release, by, job),
+        "activate": lambda: activate(release, by=by, job=job),
+        "verify": lambda: verify(release, by, job),
+    }
+    seconds, closed = {}, False
+    for name, run in stages.items():
+        begun = time.monotonic()
+        try:
+            if maintenance and name == "migrate":
+                closed = __salt__["ckan_maintenance.on"]("deploy", by)["changed"]
+            run()
+        except SaltException as exc:
+            abort(release, f"{name}: {exc}", by, job)
+            if closed:
+                __salt__["ckan_maintenance.off"](by)
+            raise _StageFailed(
+                f"the deploy of {release} failed at {name}: {exc} -- this host serves "
+                f"{previous or 'what it served'} as before; mend the cause and deploy again."
+            ) from exc
+        seconds[name] = round(time.monotonic() - begun, 2)
+    if closed:
+        __salt__["ckan_maintenance.off"](by)
+    warned = finish(release, by=by, job=job)["warnings"]
+    return {"seconds": seconds, **({"warnings": warned} if warned else {})}
+
+
+def _go(settings: dict, release: str, left_state: str, by: str, reason: str, job: str, finishing: bool = True) -> dict:
+    """Go to a release that was live before; one that does not answer is left again."""
+    paths = settings["paths"]
+    with __salt__["ckan_stage.running"](settings, "rollback", release, by, job, reason) as warned:
+        left = __salt__["ckan_store.current"](paths)
+        _start(settings, release)
+        _switch(paths, release, left_state, by, reason)
+        if finishing:
+            try:
+                __salt__["ckan_front.health"](release, settings)
+            except CommandExecutionError as exc:
+                _switch(paths, left, "retired", by, str(exc))
+                raise CommandExecutionError(f"{exc}; this host is back on {left}") from exc
+            __salt__["ckan_web.stop_others"](__salt__["ckan_store.directory"](paths, release), settings)
+            warned += _follow(settings)
+        return {"current": release, "previous": left, **({"warnings": warned} if warned else {})}
 
 
 def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) -> dict:
@@ -770,35 +886,6 @@ def _prune(settings: dict, keep: int) -> list[str]:
     return gone
 
 
-def _configuration_changes(paths: dict, before: dict, settings: dict) -> list[str]:
-    """Which options a deploy would change, for a plan: their names alone."""
-    if not before:
-        return []
-    path = __salt__["ckan_store.directory"](paths, before["id"])
-    try:
-        difference = __salt__["ckan_ini.diff"](path, settings, before.get("secret_options", []))
-    except CommandExecutionError as exc:
-        return [f"configuration: not compared, {exc}"]  # the new ini does not need the old one
-    return [f"configuration: {', '.join(options)} {kind}" for kind, options in difference.items() if options]
-
-
-def _follow_tags(pins: dict, before: dict, extensions: dict) -> None:
-    """Note the tags that stand for another commit than in the release before; refuse those of a locked extension."""
-    moved = []
-    for name, pin in pins.items():
-        was = before.get(name, {})
-        if pin.get("ref_kind") != "tag" or (was.get("url"), was.get("ref")) != (pin["url"], pin["ref"]):
-            continue
-        if was["commit"] != pin["commit"]:
-            pin["moved_from"] = was["commit"]
-            if extensions[name]["locked"]:
-                moved.append(f"tag {pin['ref']} of {name} moved from {was['commit'][:12]} to {pin['commit'][:12]}")
-    if moved:
-        raise CommandExecutionError(
-            f"{'; '.join(moved)}, and the extension is locked; find out why, then take a new tag or locked: false."
-        )
-
-
 def _expect(manifest: dict, *states: str) -> None:
     if manifest["state"] not in states:
         raise CommandExecutionError(
@@ -813,32 +900,3 @@ def _marking_failed(paths: dict, release: str, by: str):
     except Exception as exc:
         __salt__["ckan_store.set_state"](paths, release, "failed", by, str(exc))
         raise
-
-
-@contextlib.contextmanager
-def _stage(settings: dict, name: str, release: str, by: str, reason: str = ""):
-    """
-    Run a stage with its hooks, time it, write it to the host's log, and turn what the system says into a sentence.
-    Yields the list of what is to be said besides.
-    """
-    begun = time.monotonic()
-    entry = {"stage": name, "release": release, "env": settings["env"], "by": by, "reason": reason}
-    hooks, warned, previous = [], [], __salt__["ckan_store.current"](settings["paths"])
-    try:
-        hooks += __salt__["ckan_hooks.run"]("before", name, settings, release, previous)
-        yield warned
-        hooks += __salt__["ckan_hooks.run"]("after", name, settings, release, previous)
-        # Into the list that the stage has in its answer already.
-        warned += [f"{hook['hook']} failed: {hook['problem']}" for hook in hooks if hook["problem"]]
-    except (SaltException, OSError) as exc:
-        entry.update(result="failed", reason=str(exc))
-        if isinstance(exc, SaltException):
-            raise
-        raise CommandExecutionError(f"{exc.strerror or exc}: {exc.filename or 'unknown file'}") from exc
-    else:
-        entry["result"] = "ok"
-    finally:
-        if hooks:
-            entry["hooks"] = hooks
-        entry["seconds"] = round(time.monotonic() - begun, 3)
-        __salt__["ckan_store.append_log"](settings["paths"], **{k: v for k, v in entry.items() if v != ""})

@@ -87,6 +87,12 @@ SCHEMA = {
     "installer:offline": Setting("bool", False, "Install without any network."),
     "link": Setting("str", "hard", "How a release shares files with the base.", choices=("hard", "copy")),
     "keep": Setting("int", 5, "How many good releases are kept.", least=2),
+    "deploy_group": Setting(
+        "str",
+        "",
+        "Group that the host is in where a deploy goes by groups, such as `canary`.",
+        pattern=r"([a-z][a-z0-9_-]*)?",
+    ),
     "extensions": Setting("extensions", {}, "Extensions by name; see below."),
     "patches": Setting("list", [], "Diffs to CKAN itself, in order.", pattern=r"salt://\S+"),
     "git:host_keys": Setting("lines", [], "Lines of a known_hosts file, for all git servers."),
@@ -302,11 +308,25 @@ def refresh() -> bool:
     if globals().get("__opts__", {}).get("__cli") != "salt-minion":
         return False
     rendered = __salt__["pillar.items"](unmask=True)
-    for name in ("ckan", "_errors"):
+    for name in ("ckan", "ckan_fleet", "_errors"):
         __pillar__.pop(name, None)
         if name in rendered:
             __pillar__[name] = rendered[name]
     return True
+
+
+def fleet() -> dict:
+    """
+    Return what the master says of the environment as a whole: see ``pillar.example/ckan/fleet.sls``.
+
+    Returns ``{"known": bool, "lock": {"kind", "by", "since", "reason", "job"} or None, "wanted": {"release",
+    "contents", "extensions"} or None}``; ``known`` is False where the pillar does not include that file.
+
+    CLI Example: not for the command line; use ``ckan.lock_status`` of the runners.
+    """
+    told = __pillar__.get("ckan_fleet")
+    told = told if isinstance(told, dict) else {}
+    return {"known": bool(told), "lock": told.get("lock"), "wanted": told.get("wanted")}
 
 
 def show(overrides: dict | None = None) -> dict:

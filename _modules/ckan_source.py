@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
+import fnmatch
 import hashlib
 import os
 import re
@@ -144,6 +145,35 @@ def log(url: str, old: str, new: str, mirrors: str) -> dict:
         lines = _local(["-C", mirror, "log", "--format=%H %s", span, "--"], f"{mirror} cannot be read").splitlines()
         sides[side] = [{"commit": line[:40], "subject": line[41:]} for line in lines]
     return {"known": True, **sides}
+
+
+def added(url: str, old: str, new: str, mirrors: str, pattern: str) -> list[str]:
+    """
+    List the files that a commit has and an older one has not, as far as the mirror on this host knows them.
+
+    url
+        The address of the origin.
+    old, new
+        Two commits; with ``''`` for the older one all files of the new one.
+    mirrors
+        The directory that holds the bare mirrors of origins.
+    pattern
+        Which files, as git understands it: ``*`` stands for slashes, too.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_source.added https://git.example.org/x.git '' 5d6e7f8 /usr/lib/ckan/shared/mirrors '*.py'
+    """
+    mirror, what = _place(url, mirrors), f"the mirror of {url} cannot be read"
+    if not all(os.path.isdir(mirror) and _has(mirror, commit) for commit in (old, new) if commit):
+        return []
+    if old:
+        span = ["diff", "--name-only", "--diff-filter=A", "--no-renames", old, new, "--", pattern]
+        return _local(["-C", mirror, *span], what).splitlines()
+    listed = _local(["-C", mirror, "ls-tree", "-r", "--name-only", new], what).splitlines()
+    return fnmatch.filter(listed, pattern)
 
 
 def compare_upstream(origin: dict, commit: str, mirrors: str) -> dict:

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import json
 import os
 import re
 import time
 from typing import Any
 
-import salt.client
+import salt.utils.event
 import salt.utils.user
+
+ASK_TIMEOUT = 20
 
 
 def status(env: str) -> dict:
     """
-    Say where each host stands: the release linked, the one that answers, the app servers that run.
+    Say where each host stands: the release linked, the ones that its processes have loaded, the one that answers
+    visitors, its workers, and how its last deploy went. And who keeps deploys out.
 
     env
         The name of the environment.
 
-    Returns ``{"hosts": {host: {"current", "state", "running", "answers"}}}``. The exit code is 1 when a host does not
+    Returns a table; with ``--out json`` ``{"env", "wanted", "lock", "hosts": {host: {"linked", "serving", "answers",
+    "workers", "last", "wrong": [sentences]}}}``. The exit code is 1, and ``error`` says why, when a host does not
     answer, serves another release than the one that is linked, or the hosts disagree.
 
     CLI Example:
@@ -32,34 +35,129 @@ def status(env: str) -> dict:
     .. code-block:: bash
 
         salt-run ckan.status production
+        salt-run ckan.status production --out json
     """
     found = __salt__["ckan_hosts.targets"](env)
     if not found["ok"]:
         return _complain(found["comment"])
-    with salt.client.get_local_client(mopts=__opts__) as client:
-        answers = client.cmd(found["hosts"], "ckan_release.status", tgt_type="list", timeout=10)
-    rows: dict[str, Any] = {}
-    for host in found["hosts"]:
-        row = answers.get(host)
-        silent = not row or str(row).startswith("Minion did not return")
-        rows[host] = "does not answer; start its salt-minion" if silent else row
-    linked = {row["current"] if isinstance(row, dict) else None for row in rows.values()}
-    honest = all(isinstance(row, dict) and row["answers"] == row["current"] for row in rows.values())
-    if len(linked) > 1 or not honest:
-        return {"hosts": rows, **_complain("the hosts do not all serve one release; see the rows")}
-    return {"hosts": rows}
+    told = __salt__["ckan_hosts.ask"](found["hosts"], "ckan_release.status", {"processes": True}, ASK_TIMEOUT)
+    current = {host: row["current"] for host, row in told["results"].items() if host not in told["failures"]}
+    wanted = __salt__["ckan_plan.remember"](env, current, sorted(told["failures"]))
+    rows = {
+        host: _row(told["results"][host], told["failures"].get(host, ""), wanted) for host in found["hosts"]
+    }  # fmt: skip
+    linked = {row["linked"] for row in rows.values()}
+    wrong = [f"{host} {sentence}" for host, row in rows.items() for sentence in row["wrong"]]
+    if len(linked - {""}) > 1:
+        wrong.append("the hosts do not all serve one release")
+    lock = __salt__["ckan_record.lock_of"](env)
+    held = __salt__["ckan_record.sentence"](lock) if lock else f"{env} is not locked"
+    trouble = {"error": "; ".join(wrong), "retcode": 1} if wrong else {}
+    if __opts__.get("output"):
+        shown = {name: lock[name] for name in __salt__["ckan_record.shown"]()} if lock else None
+        return {"env": env, "wanted": wanted, "lock": shown, "hosts": rows, **trouble}
+    table = [["host", "linked", "serving", "answers", "workers", "last stage", ""]]
+    for host, row in rows.items():
+        workers = ", ".join(f"{name} {what}" for name, what in row["workers"].items())
+        serving = ", ".join(row["serving"])
+        mark = " ".join(["!"] * bool(row["wrong"]) + ["in maintenance"] * ("maintenance" in row))
+        table.append([host, row["linked"], serving, row["answers"], workers, row["last"], mark])
+    return {env: _table(table) + f"wanted: {wanted or 'not known yet'}; {held}", **trouble}
 
 
-def pending(env: str, extensions: dict | None = None) -> dict:
+def history(env: str, limit: int = 20) -> dict:
     """
-    Say what a deploy would build now, and what that changes. Nothing that is served is touched.
+    Say who deployed what and when, how long it took and how it went: from the logs of the hosts, newest first.
 
     env
         The name of the environment.
-    extensions
-        What would differ from the pillar, as for a deploy.
+    limit
+        How many deploys and rollbacks at most.
 
-    Returns ``{"release", "hosts", "extensions": {name: what}, "changes": [sentences]}``.
+    Returns a table; with ``--out json`` ``{"env", "runs": [{"at", "kind", "release", "by", "hosts", "seconds",
+    "result", "reason"}]}``. The exit code is 1 when a host does not answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.history production limit=5
+    """
+    found = __salt__["ckan_hosts.targets"](env)
+    if not found["ok"]:
+        return _complain(found["comment"])
+    # A run has about eight entries on each host.
+    told = __salt__["ckan_hosts.ask"](found["hosts"], "ckan_release.history", {"limit": limit * 10}, ASK_TIMEOUT)
+    logs = {host: log for host, log in told["results"].items() if host not in told["failures"]}
+    runs = __salt__["ckan_runs.merge"](logs)[:limit]
+    trouble = {}
+    if told["failures"]:
+        each = "; ".join(f"{host} {cause}" for host, cause in sorted(told["failures"].items()))
+        trouble = {"error": f"not all logs are in it: {each}", "retcode": 1}
+    if __opts__.get("output"):
+        return {"env": env, "runs": runs, **trouble}
+    rows = [["at", "what", "release", "by", "hosts", "seconds", "result"]]
+    for run in runs:
+        result = f"{run['result']}{': ' + run['reason'] if run['reason'] else ''}"
+        rows.append(
+            [run["at"], run["kind"], run["release"], run["by"], ", ".join(run["hosts"]), str(run["seconds"]), result]
+        )
+    return {env: _table(rows), **trouble}
+
+
+def watch(env: str, timeout: int = 3600) -> dict:
+    """
+    Show a deploy or a rollback while it goes on, a line for each stage and host. Where none is under way the next one
+    is waited for.
+
+    env
+        The name of the environment.
+    timeout
+        How long at most, in seconds.
+
+    Returns how it ended. The exit code is 1 where it failed, or nothing was seen of an end in that time.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.watch production
+    """
+    found = __salt__["ckan_hosts.targets"](env)
+    if not found["ok"]:
+        return _complain(found["comment"])
+    deadline, tags = time.monotonic() + timeout, re.compile(rf"ckan/(deploy|rollback)/{re.escape(env)}/\w+")
+    with salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=True) as bus:
+        lock = __salt__["ckan_record.lock_of"](env)
+        print(__salt__["ckan_record.sentence"](lock) if lock else f"no run is under way for {env}", flush=True)
+        ticket = __salt__["ckan_record.run_of"](env) if lock else None
+        for span in ticket["spans"] if ticket and ticket["job"] == lock["job"] else []:
+            print(__salt__["ckan_progress.line"]({**span, "comment": ""}), flush=True)
+        while time.monotonic() < deadline:
+            event = bus.get_event(wait=1, full=True)
+            if not event or not tags.fullmatch(event["tag"]):
+                continue
+            told = event["data"]
+            if told["stage"] in ("done", "way_back", "refused"):
+                return {env: told["comment"]} if told["result"] == "ok" else _complain(told["comment"])
+            if told["result"] != "started":
+                print(__salt__["ckan_progress.line"](told), flush=True)
+    return _complain(f"nothing was seen of the end of a run of {env} in {timeout} s; see salt-run ckan.status {env}")
+
+
+def pending(
+    env: str, extensions: dict | None = None, groups: Any = None, allow_down: list | None = None
+) -> dict:  # fmt: skip
+    """
+    Say what a deploy would do now: the very plan that it would make. Nothing that is served is touched.
+
+    env
+        The name of the environment.
+    extensions, groups, allow_down
+        As for a deploy.
+
+    Returns ``{"release", "changes": [sentences], "extensions": {name: what}, "hosts": {host: {"current", "free_mb",
+    "needed_mb", "prunes"}}, "groups", "down", "last": how long the last one took}``.
 
     CLI Example:
 
@@ -67,10 +165,11 @@ def pending(env: str, extensions: dict | None = None) -> dict:
 
         salt-run ckan.pending production
     """
-    planned = __salt__["ckan_fleet.plan"](env, extensions=extensions, dry_run=True)
+    about = {"extensions": extensions, "groups": groups, "allow_down": allow_down}
+    planned = __salt__["ckan_fleet.plan"](env, dry_run=True, **about)
     if not planned["ok"]:
         return _complain(planned["comment"])
-    return {key: planned[key] for key in ("release", "hosts", "extensions", "changes")}
+    return {key: value for key, value in planned.items() if key not in ("ok", "comment")}
 
 
 def encrypt(env: str, key: str, recipients: str = "") -> dict | str:
@@ -149,7 +248,7 @@ def maintenance(env: str, state: str, reason: str = "") -> dict:
 
 def lock(env: str, reason: str) -> dict | str:
     """
-    Keep deploys and rollbacks of an environment out until ``ckan.unlock``.
+    Keep deploys and rollbacks of an environment out until ``ckan.unlock``: by orchestrations, and on each host.
 
     env
         The name of the environment.
@@ -165,27 +264,21 @@ def lock(env: str, reason: str) -> dict | str:
     found = __salt__["ckan_hosts.targets"](env)
     if not found["ok"]:
         return _complain(found["comment"])
-    path = _file(env)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    held = {"env": env, "kind": "lock", "by": salt.utils.user.get_specific_user(), "since": since, "reason": reason}
-    try:
-        with open(path, "x", encoding="utf-8") as handle:
-            json.dump({**held, "job": "a lock by hand"}, handle)
-    except FileExistsError:
-        return _complain(lock_status(env))
+    taken = __salt__["ckan_record.take"](env, "lock", "by hand", str(reason))
+    if not taken["ok"]:
+        return _complain(taken["comment"])
     return f"{env} is locked; free it with: salt-run ckan.unlock {env}"
 
 
 def unlock(env: str, force: bool = False) -> dict | str:
     """
-    Free the lock of an environment, whoever holds it. The lock of a run that is still at work is kept: that run needs
-    it to find its way back.
+    Free the lock of an environment, whoever holds it. Where that is a run that died, its hosts are brought together
+    first. The lock of a run that is still at work is kept: that run needs it to find its way back.
 
     env
         The name of the environment.
     force
-        Free that one, too.
+        Free it in any case, and touch no host.
 
     CLI Example:
 
@@ -193,19 +286,27 @@ def unlock(env: str, force: bool = False) -> dict | str:
 
         salt-run ckan.unlock production
     """
-    was = lock_status(env)
-    held = _read(env)
-    if held and not force and os.path.exists(f"/proc/{held.get('pid') or 'none'}"):
-        return _complain(f"{was} and is still at work; wait for it, or repeat with force=True")
-    if os.path.exists(_file(env)):
-        os.unlink(_file(env))
-        return f"freed: {was}"
-    return was
+    problem = _no_environment(env)
+    if problem:
+        return _complain(problem)
+    held = __salt__["ckan_record.lock_of"](env)
+    if not held:
+        return f"{env} is not locked"
+    was = __salt__["ckan_record.sentence"](held)
+    if not force and held["kind"] != "lock":
+        if not __salt__["ckan_record.stale"](held):
+            return _complain(f"{was} and is still at work; wait for it, or repeat with force=True")
+        done = __salt__["ckan_fleet.recover"](env)
+        if not done["ok"]:
+            return _complain(f"{was} -- {done['comment']} -- then repeat, or free it all the same with force=True")
+        return f"freed: {was} -- {done['comment']}"
+    __salt__["ckan_record.free"](env)
+    return f"freed: {was}"
 
 
-def lock_status(env: str) -> str:
+def lock_status(env: str) -> dict | str:
     """
-    Say who holds the lock of an environment, since when and why.
+    Say who holds the lock of an environment, since when, why, and whether that run is still alive.
 
     env
         The name of the environment.
@@ -216,24 +317,48 @@ def lock_status(env: str) -> str:
 
         salt-run ckan.lock_status production
     """
-    held = _read(env)
-    if not held:
-        return f"{env} is not locked"
-    why = f": {held['reason']}" if held.get("reason") else ""
-    return f"{env} is locked by {held['by']} since {held['since']} ({held['kind']}{why})"
+    problem = _no_environment(env)
+    if problem:
+        return _complain(problem)
+    held = __salt__["ckan_record.lock_of"](env)
+    return __salt__["ckan_record.sentence"](held) if held else f"{env} is not locked"
+
+
+def _no_environment(env: Any) -> str:
+    """A sentence for a name that no host belongs to; one that the master has a record of needs no look at the hosts."""
+    try:
+        known = os.path.isdir(__salt__["ckan_record.folder"](env, make=False))
+    except ValueError as exc:
+        return str(exc)
+    return "" if known else __salt__["ckan_hosts.targets"](env)["comment"]
+
+
+def _row(row: Any, failure: str, wanted: str) -> dict:
+    """What the status says of one host, and what is wrong with it."""
+    if failure:
+        return {"linked": "", "serving": [], "answers": failure, "workers": {}, "last": "", "wrong": [failure]}
+    linked, last = row["current"], row["last"]
+    wrong = []
+    if row["answers"] != linked:
+        wrong.append(f"is linked to {linked or 'no release'}, but {row['answers'] or 'nothing'} answers")
+    if wanted and linked != wanted:
+        wrong.append(f"is on {linked or 'no release'}, the environment on {wanted}")
+    wrong += [
+        f"has worker {name} on {what}" for name, what in row["workers"].items() if what != linked
+    ]  # fmt: skip
+    told = f"{last['stage']} {last['result']} {last['at']}" if last else "none"
+    return {
+        "linked": linked, "serving": row["serving"], "answers": row["answers"], "workers": row["workers"],
+        "last": told, "wrong": wrong, **({"maintenance": row["maintenance"]} if "maintenance" in row else {}),
+    }  # fmt: skip
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Columns as wide as what is in them; what is long stands last."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _complain(sentence: str) -> dict:
     return {"error": sentence, "retcode": 1}
-
-
-def _read(env: str) -> dict | None:
-    try:
-        with open(_file(env), encoding="utf-8") as handle:
-            return json.load(handle)
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _file(env: str) -> str:
-    return os.path.join(__opts__["cachedir"], "ckan", f"{os.path.basename(str(env))}.json")

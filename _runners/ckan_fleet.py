@@ -3,24 +3,23 @@ A deploy or a rollback over all hosts of an environment, stage by stage. ``orch/
 call this through the states of the same name; ``salt-run ckan...`` is what people type.
 
 Each function returns ``{"ok": bool, "comment": sentence, ...}``: a runner that raises is shown with a traceback. What a
-run knows (hosts, release, what that holds, what failed) stands in a ticket, a file on the master, from ``plan`` to
-``close``. The ticket is the lock, too: one run at a time per environment.
+run knows (hosts, release, what that holds, what failed) stands in a ticket on the master, from ``plan`` to ``close``
+(``ckan_record``). It is the environment's lock that keeps others out meanwhile.
 
-``ckan_hosts`` says which hosts belong to an environment, and asks them.
+``ckan_hosts`` says which hosts belong to an environment, and asks them; ``ckan_plan`` decides what is to be done.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import time
 from typing import Any
 
 import salt.utils.user
 
-ID_FORMAT = "%Y%m%d%H%M%SZ"
-PLAN_TIMEOUT = 20
 STAGE_TIMEOUT = 30
+# How long the way back waits for a host that does not answer at once, or for a master that is being restarted.
+WAY_BACK_SECONDS = 60
 
 # What each stage calls on the hosts, in order. The last of each list is what the stage is about.
 DEPLOY_STAGES = {
@@ -38,11 +37,16 @@ ROLLBACK_STAGES = {
 }
 # One host does it for all: they share the database.
 ON_ONE_HOST = ("migrate",)
+# Not before all groups serve the release: until then the app server of the release before makes the way back short.
+FOR_ALL_GROUPS = ("finish",)
+# What ``ckan_hosts.ask`` says of a host that may answer a moment later.
+NO_ANSWER = re.compile(r"does not (answer; start|take jobs)")
 
 
 def plan(
     env: Any, kind: str = "deploy", extensions: dict | None = None, to: str = "", dry_run: bool = False,
-    reason: str = "", force: bool = False, maintenance: bool = False, job: str = "",
+    reason: str = "", force: bool = False, maintenance: bool = False, groups: Any = None, allow_down: Any = None,
+    steal: bool = False, given: list[str] | None = None, job: str = "",
 ) -> dict:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -57,49 +61,78 @@ def plan(
         The release that a rollback goes to.
     dry_run
         Say what would be done, and end.
-    reason, force
-        For a rollback: why, and whether a release that is marked bad will do.
+    reason
+        Why.
+    force
+        For a rollback: a release that is marked bad will do. For a deploy: also where there is nothing to deploy.
     maintenance
         For a deploy: visitors get the page of ``ckan_maintenance`` from the stage migrate to the end of verify.
+    groups
+        One group of hosts after the other: see ``ckan_hosts.in_groups``.
+    allow_down
+        Hosts that may be down: they are left out then, and their next highstate catches up.
+    steal
+        Take the lock of a run that is dead, once what it left is taken back.
+    given
+        All names of the pillar of the orchestration, to find those that nobody knows.
     job
         The id of the job.
 
-    Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``.
+    Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and more for
+    a deploy: see ``ckan_plan.deploy``.
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
-    found = __salt__["ckan_hosts.targets"](env)
-    if not found["ok"]:
-        return found
-    if extensions is not None and not isinstance(extensions, dict):
-        return _no("extensions must be a dictionary, such as '{ckanext-mycity: {ref: fix-42}}'")
-    hosts, by = found["hosts"], salt.utils.user.get_specific_user()
     ticket = {
-        "env": env, "kind": kind, "hosts": hosts, "by": by, "job": job, "pid": os.getpid(), "reason": reason,
-        "force": force, "maintenance": maintenance, "extensions": extensions or {}, "since": _now(), "seconds": {},
-        "failures": [],
+        "env": env, "kind": kind, "hosts": [], "by": salt.utils.user.get_specific_user(), "job": job,
+        "reason": reason, "force": force, "maintenance": maintenance, "extensions": extensions or {},
+        "asked_groups": groups or [], "allow_down": allow_down or [], "dry_run": dry_run,
+        "since": __salt__["ckan_record.now"](), "seconds": {}, "spans": [], "failures": [], "warnings": [],
     }  # fmt: skip
+    __salt__["ckan_progress.quiet"]()
+    found = __salt__["ckan_hosts.targets"](env)
+    problem = "" if not found["ok"] else __salt__["ckan_plan.refuse_unknown"](kind, given or [])
+    if found["ok"] and not problem and extensions is not None and not isinstance(extensions, dict):
+        problem = "extensions must be a dictionary, such as '{ckanext-mycity: {ref: fix-42}}'"
+    if problem or not found["ok"]:
+        return _refused(ticket, problem or found["comment"])
+    held = __salt__["ckan_record.lock_of"](env)
     if not dry_run:
-        taken = _lock(ticket)
-        if taken:
-            return _no(taken)
-    outcome = _plan_deploy(ticket) if kind == "deploy" else _plan_rollback(ticket, to)
-    if not outcome["ok"] or dry_run:
-        if not dry_run:
-            _release(env)
+        taken = __salt__["ckan_record.take"](env, kind, job, reason, steal is True)
+        if not taken["ok"]:
+            return _refused(ticket, taken["comment"])
+        if taken.get("dead"):
+            recovered = _recover(taken["dead"], job)
+            if not recovered["ok"]:
+                __salt__["ckan_record.give_back"](env, held)
+                return _refused(ticket, recovered["comment"])
+    begun = time.time()
+    outcome = __salt__["ckan_plan.hosts"](ticket)
+    if outcome["ok"]:
+        decide = __salt__[f"ckan_plan.{kind}"]
+        outcome = decide(ticket) if kind == "deploy" else decide(ticket, to)
+    if dry_run:
         return outcome
-    _save(ticket)
+    if not outcome["ok"]:
+        __salt__["ckan_record.free"](env, job)
+        return _refused(ticket, outcome["comment"])
+    seconds = time.time() - begun
+    ticket["spans"].append({"stage": "plan", "group": "", "host": "", "at": begun, "seconds": seconds, "result": "ok"})
+    __salt__["ckan_record.save_run"](ticket)
+    __salt__["ckan_progress.tell"](ticket, "plan", "ok", seconds=seconds, comment=outcome["comment"])
     return outcome
 
 
-def stage(env: str, name: str, job: str = "") -> dict:
+def stage(env: str, name: str, group: str = "", job: str = "") -> dict:
     """
-    Run one stage on all hosts of the run under way, and wait for every one of them.
+    Run one stage on the hosts of a group of the run under way, and wait for every one of them.
 
     env
         The name of the environment.
     name
         The stage: ``build``, ``check``, ``migrate``, ``activate``, ``verify`` or ``finish``.
+    group
+        The group, as ``ckan_hosts.steps`` names it; ``''`` where there is but one, or for all of them.
     job
         The id of the job that planned it.
 
@@ -107,36 +140,44 @@ def stage(env: str, name: str, job: str = "") -> dict:
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
-    ticket = _load(env)
-    if not ticket or ticket["job"] != job:
+    ticket = _under_way(env, job)
+    if not ticket:
         return _no(f"there is no run of this job under way for {env}; start it with state.orch")
-    begun = time.monotonic()
-    hosts = ticket["hosts"][:1] if name in ON_ONE_HOST else ticket["hosts"]
+    if ticket.get("nothing"):
+        return {"ok": True, "comment": "nothing to do", "results": {}}
+    part = [part["hosts"] for part in ticket["groups"] if part["name"] == group]
+    hosts = ticket["hosts"] if name in FOR_ALL_GROUPS else part[0] if part else []
+    hosts = hosts[:1] if name in ON_ONE_HOST else hosts
+    last = not ticket["groups"] or group == ticket["groups"][-1]["name"]
+    begun = time.time()
     results: dict[str, Any] = {}
     failures = _close_doors(ticket) if name == "migrate" and ticket.get("maintenance") else {}
-    for function in [] if failures else (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]:
+    functions = (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]
+    for function in [] if failures else functions:
         asked = hosts
         if function == "ckan_release.rollback":
             # A fleet that disagrees is brought together: some hosts may be on the target already.
             asked = [host for host in hosts if ticket["left"][host] != ticket["release"]]
-        results, failures = _ask(asked, function, _arguments(function, ticket))
+        results, failures = _ask_aloud(ticket, name, group, asked, function, begun, quiet=function != functions[-1])
         if failures:
             break
-    if name == "verify" and not failures:
+    if name == "verify" and last and not failures:
         failures = _open_doors(ticket)
-    ticket["seconds"][name] = round(time.monotonic() - begun, 1)
+    ticket["seconds"][name] = round(ticket["seconds"].get(name, 0) + time.time() - begun, 1)
     if failures and name == "finish":
         # The new release serves already: what is left over is a warning.
-        ticket["warnings"] = [f"{host} at {name}: {cause}" for host, cause in failures.items()]
-        _save(ticket)
+        ticket["warnings"] += [f"{host} at {name}: {cause}" for host, cause in failures.items()]
+        __salt__["ckan_record.save_run"](ticket)
         return {"ok": True, "comment": f"warning: {_join(failures, name)}", "results": results}
     ticket["failures"] += [{"host": host, "stage": name, "cause": cause} for host, cause in failures.items()]
-    _save(ticket)
+    if name == "verify" and last and not failures:
+        _want(ticket)
+    __salt__["ckan_record.save_run"](ticket)
     if failures:
         return {"ok": False, "comment": _join(failures, name), "results": results}
     return {
         "ok": True,
-        "comment": f"{name}: {', '.join(hosts)} in {ticket['seconds'][name]} s{_remarks(name, results)}",
+        "comment": f"{name}: {', '.join(hosts)} in {round(time.time() - begun, 1)} s{_remarks(name, results)}",
         "results": results,
     }
 
@@ -154,35 +195,15 @@ def take_back(env: str, job: str = "") -> dict:
 
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
-    ticket = _load(env) if isinstance(env, str) and env else None
-    if not ticket or ticket["job"] != job:
+    ticket = _under_way(env, job) if isinstance(env, str) and env else None
+    if not ticket:
         return _no("nothing was touched")
-    if "release" not in ticket:
-        _release(env)
-        return _no("the plan did not come to its end; nothing was touched")
-    causes = _causes(ticket["failures"])
-    results, failures, undo = {}, {}, {}
-    for release, hosts in _ways_back(ticket).items():
-        function = "ckan_release.abort" if ticket["kind"] == "deploy" else "ckan_release.activate"
-        force = {} if ticket["kind"] == "deploy" else {"force": True}
-        some, not_reached = _ask(hosts, function, {"release": release, "reason": causes, "by": ticket["by"], **force})
-        results.update(some)
-        failures.update(not_reached)
-        undo.update({host: f"{function} {release}{' force=True' if force else ''}" for host in hosts})
-    for host, cause in _open_doors(ticket).items():
-        failures.setdefault(host, f"{cause}; it is in maintenance, too: salt {host} ckan_maintenance.off")
-    serving: dict[str, list[str]] = {}
-    for host, result in results.items():
-        if host not in failures:
-            serving.setdefault(result["current"] or "no release (as before)", []).append(host)
-    parts = [causes or "the run did not come to its end"]
-    parts += [f"{', '.join(sorted(hosts))} on {release}" for release, hosts in sorted(serving.items())]
-    parts += [
-        f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {undo[host]}"
-        for host, cause in failures.items()
-    ]
-    _release(env)
-    return _no(f"{ticket['kind']} of {ticket['release']} to {env} failed -- {' -- '.join(parts)}")
+    reason = __salt__["ckan_plan.causes"](ticket["failures"]) or "the run did not come to its end"
+    done = _undo(ticket, reason, job)
+    text = f"{ticket['kind']} of {ticket['release']} to {env} failed -- {reason} -- {done['comment']}"
+    __salt__["ckan_record.save_run"]({**ticket, "ended": __salt__["ckan_record.now"](), "result": "failed"})
+    __salt__["ckan_record.free"](env, job)
+    return _end(ticket, "way_back", text)
 
 
 def close(env: str, job: str = "") -> dict:
@@ -198,65 +219,85 @@ def close(env: str, job: str = "") -> dict:
 
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
-    ticket = _load(env)
-    if not ticket or ticket["job"] != job:
+    ticket = _under_way(env, job)
+    if not ticket:
         return _no(f"there is no run of this job under way for {env}")
-    _release(env)
-    seconds = ", ".join(f"{name} {s} s" for name, s in ticket["seconds"].items())
-    text = f"{ticket['release']} is live in {env} on {', '.join(ticket['hosts'])} ({seconds})"
-    return {"ok": True, "comment": "; ".join([text, *ticket.get("warnings", [])])}
+    if ticket.get("nothing"):
+        text = f"Nothing to deploy to {env}: {', '.join(ticket['hosts'])} have it all; force: true deploys all the same"
+    else:
+        seconds = ", ".join(f"{name} {s} s" for name, s in ticket["seconds"].items())
+        text = f"{ticket['release']} is live in {env} on {', '.join(ticket['hosts'])} ({seconds})"
+        # Once more, now with all the seconds.
+        _want(ticket)
+    missing = [
+        f"{host} is down and takes it up by its next highstate: salt {host} state.highstate" for host in ticket["down"]
+    ]
+    __salt__["ckan_record.save_run"]({**ticket, "ended": __salt__["ckan_record.now"](), "result": "ok"})
+    __salt__["ckan_record.free"](env, job)
+    return _end(ticket, "done", "; ".join([text, *missing, *ticket["warnings"]]))
 
 
-def _plan_deploy(ticket: dict) -> dict:
-    hosts = ticket["hosts"]
-    ticket["release"] = time.strftime(ID_FORMAT, time.gmtime())
-    failures = _refresh(hosts)
-    if failures:
-        return _no(_join(failures, "plan"))
-    # One host asks the origins and resolves the packages, so that all build the same.
-    arguments = {"release": ticket["release"], "extensions": ticket["extensions"], "fresh": False}
-    first, failures = _ask(hosts[:1], "ckan_release.plan", {**arguments, "resolve": True})
-    others: dict = {}
-    if not failures and hosts[1:]:
-        others, failures = _ask(hosts[1:], "ckan_release.plan", {**arguments, "resolve": False})
-    if failures:
-        return _no(_join(failures, "plan"))
-    plan_ = first[hosts[0]]
-    ticket["contents"] = plan_["contents"]
-    ticket["before"] = {host: answer["current"] for host, answer in {**first, **others}.items()}
-    extensions = ", ".join(f"{name} {what}" for name, what in sorted(plan_["extensions"].items())) or "no extension"
-    changes = "".join(f"; {sentence}" for sentence in plan_["changes"])
-    return {
-        "ok": True, "release": ticket["release"], "hosts": hosts, "extensions": plan_["extensions"],
-        "changes": plan_["changes"],
-        "comment": f"release {ticket['release']} with {extensions} for {', '.join(hosts)}{changes}",
-    }  # fmt: skip
+def recover(env: str) -> dict:
+    """
+    Bring the hosts of an environment together after a run that died: back to what they served before, or, where its
+    release was verified on all hosts already, on to its end. Then free its lock.
+
+    env
+        The name of the environment.
+
+    Returns ``{"ok", "comment"}``.
+
+    CLI Example: not for the command line; ``ckan.unlock`` does it.
+    """
+    ticket, lock = __salt__["ckan_record.run_of"](env), __salt__["ckan_record.lock_of"](env)
+    done = {"ok": True, "comment": "it had touched nothing"}
+    if ticket and ticket["job"] == lock["job"]:
+        done = _recover(ticket, lock["job"])
+    if done["ok"]:
+        __salt__["ckan_record.free"](env, lock["job"])
+    return done
 
 
-def _plan_rollback(ticket: dict, to: str) -> dict:
-    hosts = ticket["hosts"]
-    failures = _refresh(hosts)
-    if failures:
-        return _no(_join(failures, "plan"))
-    states, failures = _ask(hosts, "ckan_release.status", {})
-    if failures:
-        return _no(_join(failures, "plan"))
-    left = {host: state["current"] for host, state in states.items()}
-    asked = [host for host in hosts if not to or left[host] != to]
-    if not asked:
-        return _no(f"{', '.join(hosts)} are on {to} already; name another release with to")
-    answers, failures = _ask(asked, "ckan_release.rollback_target", {"to": to, "force": ticket["force"]})
-    if failures:
-        return _no(_join(failures, "plan"))
-    if not to and (len(set(answers.values())) > 1 or len(set(left.values())) > 1):
-        each = ", ".join(f"{host} from {left[host]} to {answers[host]}" for host in hosts)
-        return _no(f"the hosts would not go back together ({each}); name a release that all have with to: RELEASE")
-    ticket["release"], ticket["left"] = answers[asked[0]], left
-    from_ = ", ".join(sorted(set(left.values()) - {ticket["release"]}))
-    return {
-        "ok": True, "release": ticket["release"], "hosts": hosts, "extensions": {}, "changes": [],
-        "comment": f"from {from_} back to {ticket['release']} on {', '.join(asked)}",
-    }  # fmt: skip
+def _recover(ticket: dict, job: str) -> dict:
+    """Finish, or undo, what a dead run left. Its hosts obey the run that holds the lock now."""
+    if "ended" in ticket or "release" not in ticket:
+        return {"ok": True, "comment": "it had touched nothing"}
+    wanted = __salt__["ckan_record.wanted"](ticket["env"]) or {}
+    if wanted.get("release") == ticket["release"]:
+        arguments = _arguments("ckan_release.finish", ticket, job)
+        _, failures = _ask(ticket["hosts"], "ckan_release.finish", arguments)
+        done = {"ok": not failures, "comment": _join(failures, "finish") or f"{ticket['release']} is live on all hosts"}
+    else:
+        done = _undo(ticket, "the run died", job)
+    if done["ok"]:
+        ended = {"ended": __salt__["ckan_record.now"](), "result": "failed"}
+        __salt__["ckan_record.save_run"]({**ticket, **ended})
+    return done
+
+
+def _undo(ticket: dict, reason: str, job: str) -> dict:
+    """Take all hosts of a run back. Returns whether that could be done, and what each host serves now."""
+    results, failures, undo = {}, {}, {}
+    for release, hosts in _ways_back(ticket).items():
+        function = "ckan_release.abort" if ticket["kind"] == "deploy" else "ckan_release.activate"
+        force = {} if ticket["kind"] == "deploy" else {"force": True}
+        about = {"release": release, "reason": reason, "by": ticket["by"], "job": job, **force}
+        some, not_reached = _ask_again(hosts, function, about)
+        results.update(some)
+        failures.update(not_reached)
+        undo.update({host: f"{function} {release}{' force=True' if force else ''}" for host in hosts})
+    for host, cause in _open_doors(ticket).items():
+        failures.setdefault(host, f"{cause}; it is in maintenance, too: salt {host} ckan_maintenance.off")
+    serving: dict[str, list[str]] = {}
+    for host, result in results.items():
+        if host not in failures:
+            serving.setdefault(result["current"] or "no release (as before)", []).append(host)
+    parts = [f"{', '.join(sorted(hosts))} on {release}" for release, hosts in sorted(serving.items())]
+    parts += [
+        f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {undo[host]}"
+        for host, cause in failures.items()
+    ]
+    return {"ok": not failures, "comment": " -- ".join(parts)}
 
 
 def _ways_back(ticket: dict) -> dict[str, list[str]]:
@@ -269,11 +310,38 @@ def _ways_back(ticket: dict) -> dict[str, list[str]]:
     return back
 
 
+def _want(ticket: dict) -> None:
+    """The release serves on all hosts: what a host must be on from now, also one that was not there."""
+    about = {name: ticket[name] for name in ("extensions", "by", "kind", "seconds")}
+    __salt__["ckan_record.want"](ticket["env"], ticket["release"], ticket["contents"], **about)
+
+
+def _under_way(env: str, job: str) -> dict | None:
+    """The ticket of a run whose plan came to its end, and whose lock it still holds."""
+    ticket, lock = __salt__["ckan_record.run_of"](env), __salt__["ckan_record.lock_of"](env)
+    return ticket if ticket and lock and ticket["job"] == lock["job"] == job else None
+
+
+def _refused(ticket: dict, comment: str) -> dict:
+    _end(ticket, "refused", f"{ticket['kind']} to {ticket['env']} was refused, nothing was touched: {comment}")
+    return _no(comment)
+
+
+def _end(ticket: dict, how: str, text: str) -> dict:
+    """The end of a run: an event, the report, and the sentence that the terminal shows last."""
+    ok = how == "done"
+    __salt__["ckan_progress.tell"](ticket, how, "ok" if ok else "failed", comment=text)
+    began = bool(ticket["spans"]) and not ticket.get("nothing")
+    report = __salt__["ckan_report.write"](ticket, how, text) if began else ""
+    __salt__["ckan_progress.last_word"](f"{text}\nreport: {report}" if report else text)
+    return {"ok": ok, "comment": text}
+
+
 def _close_doors(ticket: dict) -> dict:
     """Turn maintenance on; a host that somebody else turned to it stays in it afterwards."""
     answers, failures = _ask(ticket["hosts"], "ckan_maintenance.on", {"reason": "deploy", "by": ticket["by"]})
     ticket["closed"] = [host for host, answer in answers.items() if host in failures or answer["changed"]]
-    _save(ticket)
+    __salt__["ckan_record.save_run"](ticket)
     return failures
 
 
@@ -284,30 +352,63 @@ def _open_doors(ticket: dict) -> dict:
     return failures
 
 
-def _refresh(hosts: list[str]) -> dict:
-    """Let the hosts take their pillar anew (it exits 0 when it fails: the settings look at the outcome)."""
-    return _ask(hosts, "saltutil.refresh_pillar", {"wait": True}, PLAN_TIMEOUT)[1]
-
-
-def _arguments(function: str, ticket: dict) -> dict:
+def _arguments(function: str, ticket: dict, job: str) -> dict:
     """What each function on a host is told. Never a secret: arguments are kept in the job cache."""
-    by = {"by": ticket["by"]}
+    about = {"by": ticket["by"], "job": job}
     if function == "ckan_release.build":
         return {
-            "release": ticket["release"], "contents": ticket["contents"], "extensions": ticket["extensions"],
-            "job": ticket["job"], **by,
+            "release": ticket["release"], "contents": ticket["contents"], "extensions": ticket["extensions"], **about,
         }  # fmt: skip
     if function == "ckan_release.rollback":
-        return {"to": ticket["release"], "reason": ticket["reason"], "force": ticket["force"], "finish": False, **by}
+        return {"to": ticket["release"], "reason": ticket["reason"], "force": ticket["force"], "finish": False, **about}
     if function == "ckan_release.finish":
         # After a rollback the release that was left stays for a look at it; the next deploy prunes it.
-        return {"release": ticket["release"], "prune": ticket["kind"] == "deploy", **by}
-    return {"release": ticket["release"], **by}
+        return {"release": ticket["release"], "prune": ticket["kind"] == "deploy", **about}
+    return {"release": ticket["release"], **about}
 
 
-def _ask(hosts: list[str], function: str, kwargs: dict, timeout: int = STAGE_TIMEOUT) -> tuple[dict, dict]:
-    told = __salt__["ckan_hosts.ask"](hosts, function, kwargs, timeout)
+def _ask_aloud(
+    ticket: dict, name: str, group: str, hosts: list[str], function: str, begun: float, quiet: bool
+) -> tuple[dict, dict]:
+    """Ask hosts for a stage, and tell of each answer as it comes."""
+    waiting = list(hosts)
+
+    def note(host: str, failed: str, _: float) -> None:
+        waiting.remove(host)
+        seconds = time.time() - begun
+        if failed or not quiet:
+            result = "ok" if not failed else "warning" if name == "finish" else "failed"
+            ticket["spans"].append(
+                {"stage": name, "group": group, "host": host, "at": begun, "seconds": seconds, "result": result}
+            )
+            __salt__["ckan_progress.tell"](ticket, name, result, host, seconds, failed)
+        __salt__["ckan_progress.waiting"](name, waiting)
+
+    if not quiet or len(hosts) == 0:
+        __salt__["ckan_progress.tell"](ticket, name, "started")
+    __salt__["ckan_progress.waiting"](name, waiting)
+    arguments = _arguments(function, ticket, ticket["job"])
+    told = __salt__["ckan_hosts.ask"](hosts, function, arguments, STAGE_TIMEOUT, note)
     return told["results"], told["failures"]
+
+
+def _ask(hosts: list[str], function: str, kwargs: dict) -> tuple[dict, dict]:
+    told = __salt__["ckan_hosts.ask"](hosts, function, kwargs, STAGE_TIMEOUT)
+    return told["results"], told["failures"]
+
+
+def _ask_again(hosts: list[str], function: str, kwargs: dict) -> tuple[dict, dict]:
+    """Ask until each host has answered, for a while: a master that was restarted is not there at once."""
+    deadline = time.monotonic() + WAY_BACK_SECONDS
+    results, failures = _ask(hosts, function, kwargs)
+    while (
+        silent := [host for host, cause in failures.items() if NO_ANSWER.search(cause)]
+    ) and time.monotonic() < deadline:
+        time.sleep(2)
+        some, again = _ask(silent, function, kwargs)
+        results.update(some)
+        failures = {**{host: cause for host, cause in failures.items() if host not in silent}, **again}
+    return results, failures
 
 
 def _remarks(name: str, results: dict) -> str:
@@ -320,68 +421,8 @@ def _remarks(name: str, results: dict) -> str:
 
 
 def _join(failures: dict, stage_name: str) -> str:
-    return _causes([{"host": host, "stage": stage_name, "cause": cause} for host, cause in failures.items()])
-
-
-def _causes(failures: list[dict]) -> str:
-    """Which hosts failed at which stage, and why: hosts with the same trouble in one sentence."""
-    same: dict[tuple, list[str]] = {}
-    for failure in failures:
-        same.setdefault((failure["stage"], failure["cause"]), []).append(failure["host"])
-    return "; ".join(f"{', '.join(sorted(hosts))} failed at {name}: {why}" for (name, why), hosts in same.items())
+    return __salt__["ckan_plan.join"](failures, stage_name)
 
 
 def _no(comment: str) -> dict:
     return {"ok": False, "comment": comment}
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _file(env: str) -> str:
-    return os.path.join(__opts__["cachedir"], "ckan", f"{env}.json")
-
-
-def _lock(ticket: dict) -> str:
-    """Make the ticket, unless there is one: then say whose."""
-    path = _file(ticket["env"])
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        held = _load(ticket["env"]) or {}
-        why = f": {held['reason']}" if held.get("reason") else ""
-        gone = "" if held.get("kind") == "lock" or _alive(held.get("pid")) else ", but its process is gone"
-        return (
-            f"{ticket['env']} is locked by {held.get('by', 'somebody')} since {held.get('since', 'a moment ago')} "
-            f"({held.get('kind', 'run')}{why}{gone}); wait, or type: salt-run ckan.unlock {ticket['env']}"
-        )
-    with os.fdopen(fd, "w", encoding="utf-8") as handle:
-        json.dump(ticket, handle)
-    return ""
-
-
-def _alive(pid: Any) -> bool:
-    return isinstance(pid, int) and os.path.exists(f"/proc/{pid}")
-
-
-def _load(env: str) -> dict | None:
-    try:
-        with open(_file(env), encoding="utf-8") as handle:
-            return json.load(handle)
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _save(ticket: dict) -> None:
-    path = _file(ticket["env"])
-    with open(f"{path}.tmp", "w", encoding="utf-8") as handle:
-        json.dump(ticket, handle)
-    os.chmod(f"{path}.tmp", 0o600)
-    os.rename(f"{path}.tmp", path)
-
-
-def _release(env: str) -> None:
-    if os.path.exists(_file(env)):
-        os.unlink(_file(env))

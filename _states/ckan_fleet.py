@@ -25,25 +25,30 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
     kind
         ``deploy`` or ``rollback``.
     options
-        ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``.
+        ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``, ``groups``, ``allow_down``,
+        ``steal``, ``given``.
     """
     if __opts__.get("test"):
         options["dry_run"] = True
     return _step(name, "ckan_fleet.plan", env=env, kind=kind, **options)
 
 
-def staged(name: str, env: Any) -> dict:
+def staged(name: str, env: Any, stage: str = "", group: str = "") -> dict:
     """
-    Run one stage on all hosts of the run under way: see ``ckan_fleet.stage`` of the runners.
+    Run one stage on the hosts of the run under way: see ``ckan_fleet.stage`` of the runners.
 
     name
-        The stage.
+        Any name for the step.
     env
         The name of the environment.
+    stage
+        The stage; by default the name.
+    group
+        The group of hosts, where there are several.
     """
     if __opts__.get("test"):
         return {"name": name, "result": None, "changes": {}, "comment": f"{name} would run"}
-    return _step(name, "ckan_fleet.stage", env=env, arguments={"name": name})
+    return _step(name, "ckan_fleet.stage", env=env, arguments={"name": stage or name, "group": group})
 
 
 def taken_back(name: str, env: Any) -> dict:
@@ -84,6 +89,6 @@ def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any
         lines = str(answer).strip().splitlines()
         hint = "; type: salt-run saltutil.sync_all" if "is not available" in str(answer) else ""
         answer = {"ok": False, "comment": f"{lines[-1] if lines else 'no answer'}{hint}"}
-    told = ("release", "hosts", "extensions", "changes")
+    told = ("release", "hosts", "extensions", "changes", "groups", "down", "last")
     changes = {k: v for k, v in answer.items() if k in told} if answer["ok"] else {}
     return {"name": name, "result": answer["ok"], "changes": changes, "comment": answer["comment"]}

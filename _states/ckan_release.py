@@ -21,8 +21,10 @@ def __virtual__() -> str:
 
 def live(name: str) -> dict:
     """
-    Make sure that a release is live. Where there is one already nothing is built, whatever the pillar says since:
-    a highstate never deploys behind the back of ``orch.deploy``. An app server that is down is started.
+    Make sure that the release of the environment is live: the one that ``orch.deploy`` has brought to all hosts. A host
+    that missed it builds that very one. Where the master knows of none, the first release is made, and one that is live
+    stays, whatever the pillar says since: a highstate never deploys behind the back of ``orch.deploy``. An app server
+    that is down is started.
 
     name
         Any name for the state; the environment's is a good one.
@@ -34,33 +36,55 @@ def live(name: str) -> dict:
     """
     ret = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
+        # First of all: it takes the pillar anew.
         current = __salt__["ckan_release.status"]()
-        if current["current"] and current["answers"] == current["current"]:
+        settings, fleet = __salt__["ckan_settings.get"](), __salt__["ckan_settings.fleet"]()
+        missed = __salt__["ckan_plan.missed"](settings)
+        serves = bool(current["current"]) and current["answers"] == current["current"]
+        if missed and current["current"] and ("bad" in missed or (serves and fleet["lock"])):
+            # Someone has left it here on purpose, or is about to change what the environment is on.
+            why = f"is marked bad here ({missed['bad']})" if "bad" in missed else "is not taken up: deploys are locked"
+            ret["warnings"] = [f"the environment is on {missed['release']}, which {why}"]
+            missed = {}
+        if serves and not missed:
             ret["comment"] = f"release {current['current']} is live"
             return ret
+        ret["changes"], would, did = _what(current["current"], missed)
         if __opts__["test"]:
-            ret["result"] = None
-            if current["current"]:
-                ret["comment"] = f"release {current['current']} does not answer and would be started"
-                ret["changes"] = {"app server": {"old": "down", "new": current["current"]}}
-            else:
-                ret["comment"] = "no release is live; the first one would be built, checked and made live"
-                ret["changes"] = {"release": {"old": None, "new": "the first release"}}
-            return ret
-        if current["current"]:
+            return {**ret, "result": None, "comment": would}
+        job = _job()
+        if missed:
+            __salt__["ckan_release.catch_up"](by="highstate", job=job)
+        elif current["current"]:
             __salt__["ckan_release.start"](current["current"], by="highstate")
             __salt__["ckan_release.verify"](current["current"], by="highstate")
-            ret["changes"] = {"app server": {"old": "down", "new": current["current"]}}
-            ret["comment"] = f"the app server of release {current['current']} was started"
-            return ret
-        job = _job()
-        done = __salt__["ckan_release.deploy"](release=_release_of(job), by="highstate", job=job, fresh=False)
+        else:
+            done = __salt__["ckan_release.deploy"](release=_release_of(job), by="highstate", job=job, fresh=False)
+            ret["changes"]["release"]["new"] = done["current"]
     except CommandExecutionError as exc:
-        ret.update(result=False, comment=str(exc))
-        return ret
-    ret["changes"] = {"release": {"old": None, "new": done["current"]}}
-    ret["comment"] = f"release {done['current']} is live"
-    return ret
+        return {**ret, "result": False, "changes": {}, "comment": str(exc)}
+    return {**ret, "comment": did.format(release=__salt__["ckan_release.status"]()["current"])}
+
+
+def _what(current: str, missed: dict) -> tuple[dict, str, str]:
+    """What is to be done, as changes, and in words before and after."""
+    if missed:
+        return (
+            {"release": {"old": current or None, "new": missed["release"]}},
+            f"the environment is on {missed['release']}, which would be made live here",
+            "release {release}, which the environment is on, is live",
+        )
+    if current:
+        return (
+            {"app server": {"old": "down", "new": current}},
+            f"release {current} does not answer and would be started",
+            "the app server of release {release} was started",
+        )
+    return (
+        {"release": {"old": None, "new": "the first release"}},
+        "no release is live; the first one would be built, checked and made live",
+        "release {release} is live",
+    )
 
 
 def _job() -> str:

@@ -2,29 +2,54 @@
 
       salt-run state.orch orch.deploy pillar='{env: production}'
       salt-run state.orch orch.deploy pillar='{env: production, extensions: {ckanext-mycity: {ref: fix-42}}}'
-      salt-run state.orch orch.deploy pillar='{env: production, maintenance: true}'
+      salt-run state.orch orch.deploy pillar='{env: production, groups: [canary, rest]}'
+      salt-run state.orch orch.deploy pillar='{env: production, allow_down: [web3]}'
+
+    What else the pillar may say: dry_run, force, maintenance, reason, steal (docs/operations.md).
 
     A stage that fails on any host stops the ones after it, and `way back` returns every host to the release that it
-    served before. -#}
+    served before. A migration runs once, in the first group; what is left of the release before goes when all groups
+    serve the new one. -#}
 {%- set env = pillar.get('env', '') %}
 {%- set dry_run = pillar.get('dry_run', False) %}
+{%- set groups = pillar.get('groups', []) %}
+{#- The first step decides; these are the names of its groups. #}
+{%- set names = salt['saltutil.runner']('ckan_hosts.steps', kwarg={'env': env, 'groups': groups}) if groups else [''] %}
 
 plan:
   ckan_fleet.planned:
     - env: {{ env | json }}
     - extensions: {{ pillar.get('extensions', {}) | json }}
-    - dry_run: {{ dry_run | json }}
     - maintenance: {{ pillar.get('maintenance', False) | json }}
+    - dry_run: {{ dry_run | json }}
+    - reason: {{ pillar.get('reason', '') | json }}
+    - force: {{ pillar.get('force', False) | json }}
+    - steal: {{ pillar.get('steal', False) | json }}
+    - groups: {{ groups | json }}
+    - allow_down: {{ pillar.get('allow_down', []) | json }}
+    - given: {{ pillar | list | json }}
 {%- if not dry_run %}
-{%- set stages = ['build', 'check', 'migrate', 'activate', 'verify', 'finish'] %}
-{%- for stage in stages %}
+{%- set steps = ['plan'] %}
+{%- for group in names %}
+{%- for stage in ['build', 'check', 'migrate', 'activate', 'verify'] if stage != 'migrate' or group == names[0] %}
+{%- set step = (stage ~ ' ' ~ group) | trim %}
 
-{{ stage }}:
+{{ step | json }}:
+  ckan_fleet.staged:
+    - env: {{ env | json }}
+    - stage: {{ stage }}
+    - group: {{ group | json }}
+    - require:
+      - ckan_fleet: {{ steps[-1] | json }}
+{%- do steps.append(step) %}
+{%- endfor %}
+{%- endfor %}
+
+finish:
   ckan_fleet.staged:
     - env: {{ env | json }}
     - require:
-      - ckan_fleet: {{ 'plan' if loop.first else loop.previtem }}
-{%- endfor %}
+      - ckan_fleet: {{ steps[-1] | json }}
 
 done:
   ckan_fleet.closed:
@@ -36,8 +61,7 @@ way back:
   ckan_fleet.taken_back:
     - env: {{ env | json }}
     - onfail:
-      - ckan_fleet: plan
-{%- for stage in stages %}
-      - ckan_fleet: {{ stage }}
+{%- for step in steps + ['finish'] %}
+      - ckan_fleet: {{ step | json }}
 {%- endfor %}
 {%- endif %}

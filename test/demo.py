@@ -119,6 +119,16 @@ class Walk:
         status, page, _ = self.portal.get("/dataset/")
         self.expect("the datasets are still there", status == 200 and "Street trees" in page)
 
+    def at_a_glance(self) -> None:
+        """Where all hosts stand, and what was done to them."""
+        for command in ("ckan.status", "ckan.history"):
+            title(f"at a glance: salt-run {command} production")
+            done = self.portal.fleet.run("salt-run", command, "production")
+            for line in done.stdout.splitlines():
+                print(f"            {line}", flush=True)
+            self.expect(f"the exit code of {command} is 0", done.returncode == 0)
+        self.expect("the history has the rollback and its reason", "the trees are not ours" in done.stdout)
+
     def show(self, text: str) -> None:
         """Print what the front door serves and each host's release."""
         status, page, release = self.portal.get("/")
@@ -185,7 +195,8 @@ def main() -> int:
         title("services: everything in " + str(SANDBOX) + ", on loopback")
         portal.start()
         walk = Walk(portal)
-        for step in (walk.first_deploy, walk.sample_data, walk.deploy, walk.failed_deploy, walk.rollback):
+        steps = (walk.first_deploy, walk.sample_data, walk.deploy, walk.failed_deploy, walk.rollback, walk.at_a_glance)
+        for step in steps:
             step()
         title("the demo went as it should" if not walk.wrong else f"NOT as it should: {'; '.join(walk.wrong)}")
         if os.environ.get("DEMO_ONCE") != "1":

@@ -1,6 +1,9 @@
 include:
   - ckan.common
   - ckan.secrets.production
+  - ckan.fleet:
+      defaults:
+        environment: production
 
 ckan:
   env: production

@@ -1,6 +1,9 @@
 include:
   - ckan.common
   - ckan.secrets.staging
+  - ckan.fleet:
+      defaults:
+        environment: staging
 
 ckan:
   env: staging

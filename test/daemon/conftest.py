@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import subprocess
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from parts.base import CACHE, uv_path
+from parts.base import CACHE, alone, uv_path
 from parts.portal import Portal, next_second
 from parts.process import sandbox
 from parts.supervisor import Supervisor
@@ -22,16 +23,27 @@ REPO = Path(__file__).resolve().parents[2]
 PASSWORD, SESSION = "marked-database-password", "marked-session-secret-of-this-test"
 
 
+def make_stub_base() -> Path:
+    """A virtualenv with the stand-in and uWSGI, kept between runs since uWSGI is built from source."""
+    base, stub = CACHE / "stub-base", REPO / "test/stub/ckan"
+    sources = b"".join(path.read_bytes() for path in sorted(stub.rglob("*.py")))
+    marker, wanted = base / "stub", hashlib.sha256(sources).hexdigest()
+    with alone(base):
+        if marker.exists() and marker.read_text() == wanted:
+            return base
+        if not ((base / "bin/uwsgi").exists() and list(base.glob("lib/*/site-packages/redis"))):
+            subprocess.run([uv_path(), "venv", "-q", "--clear", "-p", "/usr/bin/python3", base], check=True)
+            subprocess.run([uv_path(), "pip", "install", "-q", "-p", base / "bin/python", "uwsgi", "redis"], check=True)
+        install = [uv_path(), "pip", "install", "-q", "--reinstall-package", "ckan", "-p", base / "bin/python"]
+        subprocess.run([*install, stub], check=True)
+        marker.write_text(wanted)
+    return base
+
+
 @pytest.fixture(scope="session")
 def stub_base() -> Path:
-    """A virtualenv with the stand-in and uWSGI, kept between runs since uWSGI is built from source."""
-    base = CACHE / "stub-base"
-    if not ((base / "bin/uwsgi").exists() and list(base.glob("lib/*/site-packages/redis"))):
-        subprocess.run([uv_path(), "venv", "-q", "--clear", "-p", "/usr/bin/python3", base], check=True)
-        subprocess.run([uv_path(), "pip", "install", "-q", "-p", base / "bin/python", "uwsgi", "redis"], check=True)
-    install = [uv_path(), "pip", "install", "-q", "--reinstall-package", "ckan", "-p", base / "bin/python"]
-    subprocess.run([*install, REPO / "test/stub/ckan"], check=True)
-    return base
+    """What `make_stub_base` returns."""
+    return make_stub_base()
 
 
 class Site(Portal):
@@ -108,23 +120,16 @@ def eventually(say: Callable[[], Any], wanted: Any, seconds: float = 15) -> None
 
 
 @pytest.fixture(scope="session")
-def cold_site(stub_base: Path) -> Iterator[Site]:
-    """Hosts with nothing on them yet."""
+def first_site(stub_base: Path) -> Iterator[Site]:
+    """Hosts after their first highstate."""
     site = Site(stub_base)
     try:
         site.start()
+        done = site.highstate()
+        assert done["code"] == 0, done["text"]
         yield site
     finally:
         site.destroy()
-
-
-@pytest.fixture(scope="session")
-def first_site(cold_site: Site) -> Site:
-    """Hosts after their first highstate."""
-    if not cold_site.current("web1"):
-        done = cold_site.highstate()
-        assert done["code"] == 0, done["text"]
-    return cold_site
 
 
 @pytest.fixture
@@ -133,8 +138,3 @@ def site(first_site: Site) -> Iterator[Site]:
     yield first_site
     first_site.write_pillar(first_site.settings)
     repos.commit_change(first_site.repo, f"after a test {first_site.linked()}")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests that want cold hosts come first: the hosts are shared, and warm after them."""
-    items.sort(key=lambda item: "cold_site" not in item.fixturenames or "first_site" in item.fixturenames)

@@ -114,6 +114,23 @@ def test_each_environment_is_deployed_with_its_own_domain_and_secrets(both):
     assert made["production"]["session"] != made["staging"]["session"]
 
 
+def test_a17_deploys_of_different_environments_do_not_keep_each_other_out(both):
+    next_second()
+    repos.commit_change(both.repo, "Hello at once")
+    both.fleet.run("salt-run", "ckan.lock", "staging", "reason=not now")
+    runs = [both.begin(), both.begin(env="staging")]
+    live, kept_out = (both.end(run) for run in runs)
+    assert (live["code"], kept_out["code"]) == (0, 1), live["text"]
+    assert "staging is locked" in kept_out["summary"] and "not now" in kept_out["summary"]
+    both.fleet.run("salt-run", "ckan.unlock", "staging")
+    runs = [both.begin(force=True), both.begin(env="staging")]
+    for run in runs:
+        done = both.end(run)
+        assert done["code"] == 0, done["text"]
+    for env, host in HOSTS.items():
+        assert "Hello at once" in both.get("/", host, DOMAINS[env])[1]
+
+
 def test_a_deploy_does_not_make_the_secrets_anew(both):
     before = both.options("production")["SECRET_KEY"]
     both.good_deploy("Hello secrets")

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from daemon.conftest import Site
+
+from stub import repos
 
 pytestmark = pytest.mark.daemon
+
+
+@pytest.fixture(scope="module")
+def site(stub_base: Path) -> Iterator[Site]:
+    """Hosts of these tests alone: nothing is on them before the first one."""
+    site = Site(stub_base)
+    try:
+        site.start()
+        yield site
+    finally:
+        site.destroy()
 
 
 def changes(done: dict) -> list[str]:
     return [state["__id__"] for states in done["hosts"].values() for state in states.values() if state["changes"]]
 
 
-def test_the_first_highstate_predicts_builds_and_then_changes_nothing(cold_site):
-    site = cold_site
+def test_the_first_highstate_predicts_builds_and_then_changes_nothing(site):
     foreseen = site.highstate("test=True")
     assert foreseen["code"] == 0
     for host in site.hosts:
@@ -37,17 +52,15 @@ def test_the_first_highstate_predicts_builds_and_then_changes_nothing(cold_site)
         assert all(s["result"] is True for states in again["hosts"].values() for s in states.values())
 
 
-def test_a_highstate_never_deploys_what_is_new(first_site):
-    before = first_site.disk()
-    from stub import repos
-
-    repos.commit_change(first_site.repo, "not deployed")
-    assert changes(first_site.highstate()) == []
-    assert first_site.disk() == before
+def test_a_highstate_never_deploys_what_is_new(site):
+    before = site.disk()
+    repos.commit_change(site.repo, "not deployed")
+    assert changes(site.highstate()) == []
+    assert site.disk() == before
 
 
-def test_a_highstate_starts_an_app_server_that_is_down(first_site):
-    site, release = first_site, first_site.current("web1")
+def test_a_highstate_starts_an_app_server_that_is_down(site):
+    release = site.current("web1")
     program = f"ckan-default-{release}"
     conf = str(site.sandbox / "super-web1/supervisord.conf")
     code, _ = site.call("web1", "supervisord.stop", program, f"conf_file={conf}")

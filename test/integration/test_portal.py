@@ -168,7 +168,7 @@ def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_sto
         endless = in_ckan(portal, "enqueue", "900")
         forked = busy(portal, endless)
         assert forked
-        done = portal.deploy()
+        done = portal.deploy(force=True)
     finally:
         portal.write_pillar(portal.settings)
     assert done["code"] == 0, done["text"][-3000:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -28,9 +30,20 @@ def uv_path() -> str:
     copy = CACHE / "bin/uv"
     if not copy.exists() or copy.stat().st_size != found.stat().st_size:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(found, f"{copy}.draft")
-        os.replace(f"{copy}.draft", copy)
+        draft = f"{copy}.{os.getpid()}"
+        shutil.copy2(found, draft)
+        os.replace(draft, copy)
     return str(copy)
+
+
+@contextlib.contextmanager
+def alone(path: str | Path):
+    """Wait until no other process makes the same thing in the cache, and keep others waiting meanwhile."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "w", encoding="utf-8") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def build_base(
@@ -56,7 +69,11 @@ def build_base(
         code = "import sys; print('%d.%d' % sys.version_info[:2])"
         result = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
         path = CACHE / f"base-{version}-py{result.stdout.strip()}"
-    path = Path(path)
+    with alone(path):
+        return _built(Path(path), version, python, say)
+
+
+def _built(path: Path, version: str, python: str, say: Callable[[str], None] | None) -> Path:
     marker = path / _MARKER
     wanted = f"ckan {version}, {python}\n"
     if marker.exists() and marker.read_text() == wanted:

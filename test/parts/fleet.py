@@ -115,10 +115,15 @@ class Fleet:
         """Stop the master; the minions look for it until it is there again."""
         self.services["master"].stop()
 
-    def start_minion(self, minion: str) -> None:
-        """Start one minion; does not wait until the master sees it."""
+    def start_minion(self, minion: str, ahead_seconds: int = 0) -> None:
+        """Start one minion, with a clock that is ahead if need be; does not wait until the master sees it."""
         service = self.services[minion] = Service(self.sandbox, f"salt-minion-{minion}")
         command = [salt_program("salt-minion"), "-c", self.minion_config(minion)]
+        env = {}
+        if ahead_seconds:
+            # Not the program faketime, which would stand between us and the minion.
+            library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+            env = {"LD_PRELOAD": str(library), "FAKETIME": f"+{ahead_seconds}s"}
         if self.trace:
             recorder = [
                 "strace",
@@ -133,7 +138,7 @@ class Fleet:
                 "100000",
             ]
             command = [*recorder, "-o", self.programs(minion), *command]
-        service.launch(command, lambda: True)
+        service.launch(command, lambda: True, env=env)
 
     def programs(self, minion: str) -> Path:
         """Return the file with the arguments of every program that a minion started."""

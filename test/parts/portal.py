@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import shutil
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -147,14 +149,51 @@ class Portal:
             hosts.update(_json(document) or {})
         return {"code": done.returncode, "hosts": hosts, "text": done.stdout + done.stderr}
 
+    def highstate_of(self, host: str, *arguments: str) -> dict[str, Any]:
+        """Run a highstate on one host; returns its results by the ids of the states."""
+        done = self.fleet.run("salt", host, "state.highstate", "--out=json", "--timeout=60", *arguments)
+        told = _json(done.stdout)
+        assert isinstance(told, dict) and isinstance(told.get(host), dict), done.stdout + done.stderr
+        return {state["__id__"]: state for state in told[host].values()}
+
     def deploy(self, kind: str = "deploy", **pillar: Any) -> dict[str, Any]:
         """Run the orchestration of a deploy or a rollback.
 
-        Returns {"code": exit code, "text": what the operator sees}.
+        Returns {"code": exit code, "text": what the operator sees, "progress": the lines while it goes on, "summary":
+        what stands last}.
         """
-        pillar = {"env": self.env, **pillar}
-        done = self.fleet.run("salt-run", "state.orch", f"orch.{kind}", f"pillar={json.dumps(pillar)}")
-        return {"code": done.returncode, "text": done.stdout + done.stderr}
+        return self.end(self.begin(kind, **pillar))
+
+    def begin(self, kind: str = "deploy", **pillar: Any) -> subprocess.Popen:
+        """Start the orchestration of a deploy or a rollback, and do not wait for it."""
+        told = json.dumps({"env": self.env, **pillar})
+        command = self.fleet.command("salt-run", "state.orch", f"orch.{kind}", f"pillar={told}")
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self.fleet.environment(),
+        )  # fmt: skip
+
+    @staticmethod
+    def end(run: subprocess.Popen) -> dict[str, Any]:
+        """Wait for what `begin` started; returns what `deploy` does."""
+        out, err = run.communicate(timeout=600)
+        progress, _, summary = err.strip().rpartition("\n\n")
+        return {"code": run.returncode, "text": out + err, "progress": progress, "summary": summary}
+
+    def status(self) -> tuple[int, dict[str, Any]]:
+        """Return the exit code and the answer of `ckan.status`."""
+        done = self.fleet.run("salt-run", "ckan.status", self.env, "--out=json")
+        return done.returncode, _json(done.stdout)
+
+    def stage_under_way(self, host: str) -> str:
+        """Return what a host is at, as the file of its lock says; '' for nothing."""
+        file = self.root(host) / "usr/lib/ckan/shared/lock"
+        with open(file, encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return handle.read()
+        return ""
 
     def call(self, host: str, function: str, *arguments: str) -> tuple[int, Any]:
         """Call a function on a host; returns the exit code and the answer."""

@@ -213,6 +213,18 @@ class Service:
                     raise PartError(f"{self.name} (pid {pid}) cannot be stopped; look at it with ps")
         self.record.unlink(missing_ok=True)
 
+    def kill(self) -> None:
+        """End the process and its group at once, as a host that loses power would.
+
+        Raises PartError if it still runs after ten seconds.
+        """
+        pid = self.pid()
+        if pid:
+            os.killpg(pid, signal.SIGKILL)
+            if not self._gone(10):
+                raise PartError(f"{self.name} (pid {pid}) cannot be killed; look at it with ps")
+        self.record.unlink(missing_ok=True)
+
     def _gone(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         while self.pid():

@@ -29,16 +29,17 @@ def install(cache: Path = CACHE, say: Callable[[str], None] | None = None) -> Pa
     Returns the directory of the jars. Raises PartError when the download fails.
     """
     jars, marker = cache / "lib", cache / "complete"
-    if not marker.exists():
-        # An interrupted download leaves no marker: start it again.
-        shutil.rmtree(jars, ignore_errors=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        command = ["mvn", "-q", "-B", "-f", SOURCE / "pom.xml", "dependency:copy-dependencies"]
-        command += [f"-DoutputDirectory={jars}"]
-        run(command, f"Downloading Solr {VERSION}", cache / "download.log", say=say)
-        if not list(jars.glob("solr-core-*.jar")):
-            raise PartError(f"the download of Solr brought no solr-core; see {cache / 'download.log'}")
-        marker.write_text(f"{len(list(jars.glob('*.jar')))} jars\n")
+    with base.alone(cache):
+        if not marker.exists():
+            # An interrupted download leaves no marker: start it again.
+            shutil.rmtree(jars, ignore_errors=True)
+            cache.mkdir(parents=True, exist_ok=True)
+            command = ["mvn", "-q", "-B", "-f", SOURCE / "pom.xml", "dependency:copy-dependencies"]
+            command += [f"-DoutputDirectory={jars}"]
+            run(command, f"Downloading Solr {VERSION}", cache / "download.log", say=say)
+            if not list(jars.glob("solr-core-*.jar")):
+                raise PartError(f"the download of Solr brought no solr-core; see {cache / 'download.log'}")
+            marker.write_text(f"{len(list(jars.glob('*.jar')))} jars\n")
     return jars
 
 

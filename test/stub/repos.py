@@ -167,10 +167,19 @@ def make_repo(
     return repo
 
 
-def commit_change(repo: Path, text: str, migrations: int = 0) -> str:
+def commit_change(repo: Path, text: str, migrations: int = 0, subject: str = "") -> str:
     """Commit another text, which also mends what `commit_broken` broke; returns the commit's full hash."""
     _write_plugin(repo, text, _BOOT, migrations)
-    return _commit(repo, f"Show {text!r}")
+    return _commit(repo, subject or f"Show {text!r}")
+
+
+def commit_migration(repo: Path, name: str) -> str:
+    """Commit a file where CKAN looks for migrations of the plugin; returns the commit's full hash."""
+    plugin = next(repo.glob("ckanext/*/plugin.py")).parent
+    file = plugin / f"migration/{plugin.name}/versions/{name}.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"revision = {name!r}\n", encoding="utf-8")
+    return _commit(repo, f"Migration {name}")
 
 
 def commit_broken(repo: Path, message: str = "this extension is broken", where: str = "boot") -> str:
