@@ -107,7 +107,7 @@ def plan(
                 __salt__["ckan_record.give_back"](env, held)
                 return _refused(ticket, recovered["comment"])
     begun = time.time()
-    outcome = __salt__["ckan_plan.hosts"](ticket)
+    outcome = __salt__["ckan_plan.hosts"](ticket, found)
     if outcome["ok"]:
         decide = __salt__[f"ckan_plan.{kind}"]
         outcome = decide(ticket) if kind == "deploy" else decide(ticket, to)

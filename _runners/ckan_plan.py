@@ -45,20 +45,19 @@ def refuse_unknown(kind: str, names: list[str]) -> str:
     return f"orch.{kind} does not know {', '.join(each)}; it knows {', '.join(KNOWN[kind])}" if unknown else ""
 
 
-def hosts(ticket: dict) -> dict:
+def hosts(ticket: dict, found: dict) -> dict:
     """
     Find the hosts of a run: they answer, have the master's modules and its time; and the groups that they go in.
 
     ticket
         What the run knows: ``env``, ``groups`` and ``allow_down`` as they were asked for.
+    found
+        What ``ckan_hosts.targets`` says of the environment: it renders the pillar of each host, so it is asked once.
 
     Returns ``{"ok", "comment"}``; the ticket has ``hosts``, ``groups`` and ``down`` then.
 
     CLI Example: not for the command line; use ``ckan.pending``.
     """
-    found = __salt__["ckan_hosts.targets"](ticket["env"])
-    if not found["ok"]:
-        return found
     allowed, everyone = ticket["allow_down"], found["hosts"]
     if not isinstance(allowed, list) or not all(isinstance(host, str) for host in allowed):
         return _no(f"allow_down must be a list of hosts, such as [web3], not {allowed!r}")

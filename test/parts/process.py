@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -235,18 +236,16 @@ class Service:
 
 
 def stop_all(sandbox: str | Path) -> list[str]:
-    """Stop all services of a sandbox, the last started first.
+    """Stop all services of a sandbox, all at once: one after the other takes seconds for each.
 
     sandbox
         Directory of all the parts.
 
     Returns the names of those that ran.
     """
-    records = list((Path(sandbox) / "run").glob("*.json"))
-    stopped = []
-    for record in sorted(records, key=lambda path: json.loads(path.read_text())["at"], reverse=True):
-        service = Service(sandbox, record.stem)
-        if service.pid():
-            stopped.append(service.name)
-        service.stop()
-    return stopped
+    services = [Service(sandbox, record.stem) for record in sorted((Path(sandbox) / "run").glob("*.json"))]
+    running = [service.name for service in services if service.pid()]
+    with ThreadPoolExecutor(max_workers=max(len(services), 1)) as pool:
+        for done in [pool.submit(service.stop) for service in services]:
+            done.result()
+    return running
