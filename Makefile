@@ -48,7 +48,7 @@ bench: setup-parts
 	@$(BIN)/python test/bench/bench.py
 	@$(BIN)/python test/bench/switches.py
 
-# Deploys to 10, 20 and 50 minions on this machine: docs/scale.md. Quarter of an hour.
+# Deploys to 10, 20 and 50 minions on this machine: docs/scale.md. Twenty minutes.
 bench-scale: setup-parts
 	@$(BIN)/python test/bench/scale.py
 
