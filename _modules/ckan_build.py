@@ -176,6 +176,8 @@ def fill(path: str, settings: dict, contents: dict) -> dict:
                 shutil.copytree(item["checkout"], os.path.join(path, "src", name), symlinks=True)
         __salt__["ckan_namespace.unify"](path)
     lost = __salt__["ckan_namespace.missing"](path, user=how["user"])
+    # Some versions of CKAN name plugins of their tests that they do not bring.
+    lost.pop("ckan", None)
     if lost:
         each = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
         raise CommandExecutionError(f"installed, but it cannot be imported: {each}; correct the extension.")

@@ -9,10 +9,12 @@ under ``ckan:config`` or ``ckan:secrets:config``.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import hashlib
 import hmac
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -122,6 +124,41 @@ def put(directory: str, text: str, settings: dict) -> dict:
         "configuration": hmac.new(key, text.encode("utf-8"), hashlib.sha256).hexdigest(),
         "secret_options": sorted(settings["secrets"]["config"]),
     }
+
+
+@contextlib.contextmanager
+def lent(directory: str, settings: dict) -> Iterator[str]:
+    """
+    Have another ini in a release for a while, beside its own: for a rehearsal on a copy of the database.
+
+    directory
+        The directory of the release.
+    settings
+        The settings that it is made from.
+
+    Yields its path.
+
+    CLI Example: not for the command line, since the settings hold secrets.
+    """
+    place = os.path.join(directory, "rehearsal.ini")
+    try:
+        __salt__["ckan_file.write"](place, _text(settings), mode=0o640, group=settings["group"])
+        yield place
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+
+
+def own_database(settings: dict) -> bool:
+    """
+    Say whether CKAN's database is the one of ``ckan:database``, and none that ``ckan:config`` names.
+
+    settings
+        The settings.
+
+    CLI Example: not for the command line, since the settings hold secrets.
+    """
+    return options(settings)["sqlalchemy.url"] == _database_url(settings["database"])
 
 
 def validate(settings: dict) -> bool:

@@ -73,6 +73,23 @@ def follow(settings: dict, files: bool = True) -> dict:
     return {"workers": todo, "cron": bool(cron), "warnings": warnings}
 
 
+def pause(settings: dict) -> list[str]:
+    """
+    Stop all workers; each finishes its job first, for its ``timeout`` seconds at most. ``follow`` starts them again.
+
+    settings
+        The settings.
+
+    Returns warnings: of jobs that had to be stopped.
+
+    CLI Example: not for the command line; ``ckan_maintenance.on`` uses it.
+    """
+    names = _installed(settings)
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(names))) as pool:
+        jobs = [pool.submit(contextvars.copy_context().run, _stop, name, settings) for name in names]
+    return [warning for job in jobs if (warning := job.result())]
+
+
 def pending(settings: dict) -> dict:
     """
     Say what ``follow`` would do. Changes nothing.

@@ -26,12 +26,14 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def on(reason: str = "", by: str = "") -> dict:
+def on(reason: str = "", by: str = "", stop_workers: bool = False) -> dict:
     """
     Answer visitors with 503, ``Retry-After`` and a page, and requests of the API with JSON.
 
     reason, by
         Why, and who asked; for ``status``, not for visitors.
+    stop_workers
+        Background workers stop as well, each when its job is done. ``off`` starts them.
 
     Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``. Raises ``CommandExecutionError`` when the page
     of ``web:maintenance_page`` is not there, or no server of the formula's looks for it.
@@ -59,21 +61,25 @@ def on(reason: str = "", by: str = "") -> dict:
     __salt__["ckan_file.write"](os.path.join(folder, "page.json"), json.dumps(API_ANSWER))
     # Last: from here on it counts.
     noted = {"since": __salt__["ckan_store.now"](), "by": by, "reason": reason}
+    noted.update({"workers": "stopped"} if stop_workers else {})
     __salt__["ckan_file.write"](os.path.join(folder, "on"), json.dumps(noted))
     __salt__["ckan_store.append_log"](settings["paths"], stage="maintenance on", env=settings["env"], result="ok", **{
         name: text for name, text in noted.items() if text and name != "since"
     })  # fmt: skip
+    if stop_workers:
+        # After the page: what visitors queue until then is done before they stop.
+        __salt__["ckan_jobs.pause"](settings)
     return {"on": True, "changed": True, **noted}
 
 
 def off(by: str = "") -> dict:
     """
-    Let visitors in again.
+    Let visitors in again, and start the workers that were stopped for it.
 
     by
         Who asked.
 
-    Returns ``{"on": False, "changed": bool}``.
+    Returns ``{"on": False, "changed": bool}``, and ``warnings`` where a worker does not start.
 
     CLI Example:
 
@@ -82,7 +88,7 @@ def off(by: str = "") -> dict:
         salt web1 ckan_maintenance.off
     """
     settings = __salt__["ckan_settings.get"]()
-    changed = False
+    changed, known, warnings = False, status(), []
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(directory(settings), "on"))
         changed = True
@@ -90,7 +96,12 @@ def off(by: str = "") -> dict:
         __salt__["ckan_store.append_log"](
             settings["paths"], stage="maintenance off", env=settings["env"], result="ok", **about
         )
-    return {"on": False, "changed": changed}
+    if "workers" in known:
+        try:
+            warnings = __salt__["ckan_jobs.follow"](settings)["warnings"]
+        except CommandExecutionError as exc:
+            warnings = [str(exc)]
+    return {"on": False, "changed": changed, **({"warnings": warnings} if warnings else {})}
 
 
 def status() -> dict:

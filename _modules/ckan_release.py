@@ -140,7 +140,7 @@ def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict:
         return __salt__["ckan_store.note_adopted"](paths, release, state, **about, **filled)
 
 
-def check(release: str, by: str = "", job: str = "") -> dict:
+def check(release: str, by: str = "", job: str = "", served: bool = False) -> dict:
     """
     Boot CKAN once inside a built release and record what it says.
 
@@ -148,8 +148,10 @@ def check(release: str, by: str = "", job: str = "") -> dict:
         The id of a release in state ``built`` or ``checked``.
     by, job
         Who asked, and the run of the master that this belongs to.
+    served
+        Another host serves this release already, so it gets along with the database.
 
-    Returns ``{"pending", "heads", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
+    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
     ``CommandExecutionError`` with one line that names the plugin and its exception; the release is then ``failed``.
 
     CLI Example:
@@ -169,6 +171,14 @@ def check(release: str, by: str = "", job: str = "") -> dict:
             __salt__["ckan_packages.check"](path, how, tolerate=sorted(manifest.get("overridden", {})))
             __salt__["ckan_data.own"](settings, path)
             result = __salt__["ckan_app.check"](path, settings)
+            newer = __salt__["ckan_schema.unknown"](settings, result["schema"], served)
+            if newer["problem"]:
+                raise CommandExecutionError(newer["problem"])
+            result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
+            if result["pending"]:
+                result["maintenance"] = settings["migration"]["when"] == "maintenance"
+                if any(state["at"] for state in result["schema"].values()):
+                    __salt__["ckan_backup.ready"](settings)
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
         warned += result["warnings"]
         return {**result, "warnings": warned}
@@ -176,14 +186,16 @@ def check(release: str, by: str = "", job: str = "") -> dict:
 
 def migrate(release: str, by: str = "", job: str = "") -> dict:
     """
-    Bring the database to the heads of a checked release, if its check found migrations pending.
+    Bring the database to the heads of a checked release, if its check found migrations pending; with a dump of it
+    before, as ``backup:when`` says.
 
     release
         The id of a release in state ``checked``.
     by, job
         Who asked, and the run of the master that this belongs to.
 
-    Returns ``{"migrated": bool, "heads": {...}}``. Raises ``CommandExecutionError`` that says what the database holds.
+    Returns ``{"migrated": bool, "migration": what ``note`` takes}``. Raises ``CommandExecutionError`` that names what
+    failed, says what the database holds, and that the live release runs on it.
 
     CLI Example:
 
@@ -196,14 +208,35 @@ def migrate(release: str, by: str = "", job: str = "") -> dict:
     with __salt__["ckan_stage.running"](settings, "migrate", release, by, job) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked")
-        if not manifest["check"].get("pending"):
-            return {"migrated": False, "heads": manifest["check"].get("heads", {}), "warnings": warned}
-        result = __salt__["ckan_app.migrate"](__salt__["ckan_store.directory"](paths, release), settings)
-        __salt__["ckan_store.set_state"](paths, release, "checked", by, migration=result)
-        return {"migrated": True, "heads": result["heads"], "warnings": warned}
+        found, pending = manifest["check"].get("schema", {}), bool(manifest["check"].get("pending"))
+        path = __salt__["ckan_store.directory"](paths, release)
+        warned += _datastore(settings, path, manifest["check"].get("datastore", ""))
+        commands = __salt__["ckan_app.init_commands"](settings)
+        dumped = __salt__["ckan_backup.before"](settings, release, found, pending)
+        migration = {"host": __grains__["id"], **({"backup": dumped} if dumped else {})}
+        if pending or commands:
+            leave = __salt__["ckan_schema.unknown"](settings, found)["leave"]
+            if dumped and settings["migration"]["rehearse"]:
+                migration["rehearsal"] = _rehearse(settings, path, release, leave)
+            try:
+                result = __salt__["ckan_app.migrate"](path, settings, leave)
+            except CommandExecutionError as exc:
+                live = __salt__["ckan_store.current"](paths)
+                runs = f"the live release {live} runs on it" if live else "no release runs on it yet"
+                kept = f"; the dump of before is {dumped['file']} on {__grains__['id']}" if dumped else ""
+                raise CommandExecutionError(
+                    f"{exc}; {runs}; mend the migration and deploy again, it goes on from there{kept}"
+                ) from exc
+            migration.update({name: result[name] for name in ("before", "after", "seconds") if name in result})
+        if commands:
+            migration["commands"] = [" ".join(words) for words in commands]
+        touched = bool(pending or dumped or commands)
+        if touched:
+            __salt__["ckan_store.set_state"](paths, release, "checked", by, migration=migration)
+        return {"migrated": pending, "migration": migration if touched else {}, "warnings": warned}
 
 
-def start(release: str, by: str = "", job: str = "") -> dict:
+def start(release: str, by: str = "", job: str = "", migration: dict | None = None) -> dict:
     """
     Start the app server of a complete release on its own socket, and wait until it answers. Visitors see nothing of it.
 
@@ -211,6 +244,8 @@ def start(release: str, by: str = "", job: str = "") -> dict:
         The id of a release that is ``checked`` or was live.
     by, job
         Who asked, and the run of the master that this belongs to.
+    migration
+        What the stage migrate told on the host that ran it; stands in the manifest of the release on all.
 
     Returns ``{"started": bool, "seconds": ...}``.
 
@@ -225,7 +260,10 @@ def start(release: str, by: str = "", job: str = "") -> dict:
     # To start what is served is a repair, whoever has locked deploys out.
     repair = release == __salt__["ckan_store.current"](paths)
     with __salt__["ckan_stage.running"](settings, "start", release, by, job, locked=not repair):
-        _expect(__salt__["ckan_store.read"](paths, release), "checked", "live", "retired", "bad")
+        manifest = __salt__["ckan_store.read"](paths, release)
+        _expect(manifest, "checked", "live", "retired", "bad")
+        if migration:
+            __salt__["ckan_store.set_state"](paths, release, manifest["state"], by, migration=migration)
         return _start(settings, release)
 
 
@@ -270,7 +308,8 @@ def verify(release: str, by: str = "", job: str = "") -> dict:
     by, job
         Who asked, and the run of the master that this belongs to.
 
-    Returns ``{"status", "release", "seconds"}``. Raises ``CommandExecutionError`` when another answers, or none.
+    Returns ``{"status", "release", "seconds", "reindex": why the search index must be rebuilt, or ''}``. Raises
+    ``CommandExecutionError`` when another answers, or none.
 
     CLI Example:
 
@@ -283,10 +322,12 @@ def verify(release: str, by: str = "", job: str = "") -> dict:
         linked = __salt__["ckan_store.current"](settings["paths"])
         if linked != release:
             raise CommandExecutionError(f"current points to {linked or 'no release'} instead of {release}.")
-        return {**__salt__["ckan_front.health"](release, settings), "warnings": warned}
+        manifest = __salt__["ckan_store.read"](settings["paths"], release)
+        why, _ = _index_differs(settings, manifest)
+        return {**__salt__["ckan_front.health"](release, settings), "reindex": why, "warnings": warned}
 
 
-def finish(release: str, prune: bool = True, by: str = "", job: str = "") -> dict:
+def finish(release: str, prune: bool = True, by: str = "", job: str = "", index: dict | None = None) -> dict:
     """
     End a deploy: the old app servers finish their requests and stop, workers take up the release, old releases are
     pruned. With ``web:standby`` the app server of the release before stays for so long.
@@ -297,6 +338,8 @@ def finish(release: str, prune: bool = True, by: str = "", job: str = "") -> dic
         Prune as well; False after a rollback.
     by, job
         Who asked, and the run of the master that this belongs to.
+    index
+        What the search index is made of now, on whichever host that was seen to; stands in the manifest.
 
     Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
 
@@ -309,12 +352,57 @@ def finish(release: str, prune: bool = True, by: str = "", job: str = "") -> dic
     settings = _settings()
     with __salt__["ckan_stage.running"](settings, "finish", release, by, job) as warned:
         path = __salt__["ckan_store.directory"](settings["paths"], release)
-        previous = __salt__["ckan_store.read"](settings["paths"], release).get("previous", "") if prune else ""
+        manifest = __salt__["ckan_store.read"](settings["paths"], release)
+        if index:
+            __salt__["ckan_store.set_state"](settings["paths"], release, manifest["state"], by, index=index)
+        previous = manifest.get("previous", "") if prune else ""
         standby = previous if __salt__["ckan_web.keep_standby"](previous, settings) else ""
         stopped = __salt__["ckan_web.stop_others"](path, settings, standby)
         warned += _follow(settings)
         pruned = _prune(settings, settings["keep"]) if prune else []
         return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+
+
+def reindex(release: str, force: bool = False, by: str = "", job: str = "") -> dict:
+    """
+    Rebuild the search index where the current release indexes datasets in another way than the one that filled it.
+    The portal stays as it is meanwhile: nothing is emptied.
+
+    release
+        The id of the live release.
+    force
+        Rebuild it all the same.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"rebuilt": bool, "index": what the index is made of, "why", "datasets", "indexed", "seconds"}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.reindex 20261125021500Z force=True
+    """
+    settings = _settings()
+    paths = settings["paths"]
+    with __salt__["ckan_stage.running"](settings, "index", release, by, job) as warned:
+        manifest = __salt__["ckan_store.read"](paths, release)
+        wanted = manifest.get("check", {}).get("index", {})
+        differs, made_of = _index_differs(settings, manifest)
+        why = "it was asked for" if force else differs
+        if not why:
+            return {"rebuilt": False, "index": wanted, "why": "nothing has changed", "warnings": warned}
+        if settings["search"]["rebuild"] == "skip" and not force:
+            warned.append(f"{why}: rebuild the search index with: ckan_release.reindex {release} force=True")
+            return {"rebuilt": False, "index": made_of, "why": "ckan:search:rebuild is skip",
+                    "warnings": warned}  # fmt: skip
+        try:
+            done = __salt__["ckan_app.rebuild_index"](__salt__["ckan_store.directory"](paths, release), settings)
+        except CommandExecutionError:
+            # The next release sees that it is still to be done.
+            __salt__["ckan_store.set_state"](paths, release, manifest["state"], by, index=made_of)
+            raise
+        return {"rebuilt": True, "index": wanted, "why": why, **done, "warnings": warned}
 
 
 def end_standby() -> list[str]:
@@ -418,10 +506,13 @@ def rollback_target(to: str = "", force: bool = False) -> str:
 
 
 def rollback(
-    to: str = "", reason: str = "", force: bool = False, by: str = "", finish: bool = True, job: str = ""
-) -> dict:
+    to: str = "", reason: str = "", force: bool = False, by: str = "", finish: bool = True, job: str = "",
+    accept_schema: bool = False, downgrade: bool = False, restore: str = "",
+) -> dict:  # fmt: skip
     """
     Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad.
+
+    A database that the release does not know, since it was migrated meanwhile, is refused: see docs/database.md.
 
     to
         A release by name.
@@ -432,8 +523,14 @@ def rollback(
     by, job
         Who asked, and the run of the master that this belongs to.
     finish
-        Stop the app server of the release that is left, and its workers. False in a rollback of a fleet, which does
-        that last.
+        Stop the app server of the release that is left, and its workers. False in a rollback of a fleet, which has
+        compared the database before, and does that last.
+    accept_schema
+        The older code gets along with the database as it is; remembered for this pair.
+    downgrade
+        Undo the migrations that the release does not know, by the scripts of the one that is left.
+    restore
+        Put a dump of this host in the place of the database: see ``ckan_backup.restore``.
 
     Returns ``{"current": id, "left": id}``, and ``warnings`` where there are any. Raises ``CommandExecutionError`` when
     there is no such release, or it does not start or answer; the host then serves what it served before.
@@ -445,10 +542,28 @@ def rollback(
         salt web1 ckan_release.rollback reason='search is broken'
         salt web1 ckan_release.rollback to=20261125021500Z
     """
+    settings = _settings()
     target = rollback_target(to, force)
-    done = _go(_settings(), target, "bad", by, reason or "rolled back", job, finish)
+    found: dict[str, Any] = {}
+    if finish or accept_schema:
+        found = __salt__["ckan_schema.way_back"](target, accept_schema, downgrade, str(restore))
+    undone: dict[str, Any] = {}
+    with __salt__["ckan_lock.held"](settings, "rollback", target, by, job):
+        if found.get("downgrade") or found.get("restore"):
+            undone = __salt__["ckan_schema.downgrade"](target, by, job, found["restore"])
+        elif accept_schema:
+            for name, state in found["different"].items():
+                __salt__["ckan_schema.accept"](name, ",".join(state["knows"]), ",".join(state["at"]), by)
+        left = __salt__["ckan_store.current"](settings["paths"])
+        try:
+            done = _go(settings, target, "bad", by, reason or "rolled back", job, finish, bool(undone.get("kept_as")))
+        except CommandExecutionError as exc:
+            if undone:
+                # The release that serves again must find its database.
+                __salt__["ckan_schema.upgrade"](left, by, job)
+            raise CommandExecutionError(str(exc)) from exc
     done["left"] = done.pop("previous")
-    return done
+    return {**done, **({"undone": undone["undone"]} if undone else {})}
 
 
 def deploy(
@@ -538,7 +653,10 @@ def catch_up(by: str = "", job: str = "") -> dict:
         problems = __salt__["ckan_build.obstacles"](settings, release, any_age=True)
         if problems:
             raise CommandExecutionError("; ".join(problems) + ".")
-        about = {"contents": wanted["contents"], "extensions": wanted.get("extensions"), "by": by, "job": job}
+        about = {
+            "contents": wanted["contents"], "extensions": wanted.get("extensions"), "served": True,
+            "by": by, "job": job,
+        }  # fmt: skip
         done = _through_all_stages(release, current_id, about)
         return {"current": release, "previous": current_id, **done}
 
@@ -781,6 +899,59 @@ def _start(settings: dict, release: str) -> dict:
     return __salt__["ckan_web.start"](path, settings)
 
 
+def _reindex(release: str, by: str, job: str, force: bool = False) -> tuple[dict, list[str]]:
+    """Look after the search index on this host alone; what goes wrong is a warning, since the site is served."""
+    try:
+        done = reindex(release, force, by, job)
+    except SaltException as exc:
+        return {}, [f"the search index was not rebuilt: {exc}"]
+    return done["index"], done["warnings"]
+
+
+def _index_differs(settings: dict, manifest: dict) -> tuple[str, dict]:
+    """Why the index must be rebuilt for a release, '' where that is not so or not known; and what it is made of now."""
+    wanted = manifest.get("check", {}).get("index") or {}
+    manifests = __salt__["ckan_store.all_manifests"](settings["paths"])
+    before = next((m for m in manifests if m["id"] == manifest.get("came_after")), {})
+    made_of = before.get("index") or before.get("check", {}).get("index") or {}
+    if not made_of or not wanted or made_of == wanted:
+        return "", made_of
+    parts = [name for name in ("ckan", "schema") if made_of[name] != wanted[name]]
+    plugins = {*made_of["plugins"].items()} ^ {*wanted["plugins"].items()}
+    changed = [*parts, *sorted({name for name, _ in plugins})]
+    return f"{', '.join(changed)} changed how datasets are indexed", made_of
+
+
+def _rehearse(settings: dict, path: str, release: str, leave: list[str]) -> dict:
+    """Migrate a copy of the database; returns how long copy and migration took, in seconds."""
+    begun = time.monotonic()
+    with __salt__["ckan_backup.copied"](settings, release) as name:
+        copied = time.monotonic() - begun
+        there = {**settings, "database": {**settings["database"], "name": name}}
+        with __salt__["ckan_ini.lent"](path, there) as ini:
+            try:
+                result = __salt__["ckan_app.migrate"](path, there, leave, ini)
+            except CommandExecutionError as exc:
+                text = f"the rehearsal on a copy failed, the database is untouched: {exc}"
+                raise CommandExecutionError(text) from exc
+    return {"copy_seconds": round(copied, 1), "seconds": result["seconds"]}
+
+
+def _datastore(settings: dict, path: str, lacks: str) -> list[str]:
+    """The datastore gets its permissions, where somebody is named who may give them; else what to type is a warning."""
+    if not lacks:
+        return []
+    if not settings["database"]["admin_user"]:
+        ini = __salt__["ckan_ini.path"](path, settings)
+        return [
+            f"the datastore lacks {lacks}; have an administrator of PostgreSQL run the output of: "
+            f"{path}/bin/ckan -c {ini} datastore set-permissions; or name one in ckan:database:admin_user"
+        ]
+    sql = __salt__["ckan_app.datastore_sql"](path, settings)
+    __salt__["ckan_postgres.admin"](sql, settings, settings["datastore"])
+    return []
+
+
 def _follow(settings: dict, files: bool = True) -> list[str]:
     """Workers and cron take up the current release; what does not is a warning, since the site is served."""
     try:
@@ -798,19 +969,19 @@ def _through_all_stages(release: str, previous: str, about: dict, maintenance: b
     by, job = about["by"], about["job"]
     stages = {
         "build": lambda: build(release, about["contents"], about["extensions"], by, job),
-        "check": lambda: check(release, by, job),
+        "check": lambda: check(release, by, job, about.get("served", False)),
         "migrate": lambda: migrate(release, by, job),
         "start": lambda: start(release, by, job),
         "activate": lambda: activate(release, by=by, job=job),
         "verify": lambda: verify(release, by, job),
     }
-    seconds, closed = {}, False
+    seconds, closed, done = {}, False, {}
     for name, run in stages.items():
         begun = time.monotonic()
         try:
-            if maintenance and name == "migrate":
-                closed = __salt__["ckan_maintenance.on"]("deploy", by)["changed"]
-            run()
+            if name == "migrate" and (maintenance or done.get("maintenance")):
+                closed = __salt__["ckan_maintenance.on"]("deploy", by, stop_workers=True)["changed"]
+            done = run()
         except SaltException as exc:
             abort(release, f"{name}: {exc}", by, job)
             if closed:
@@ -822,11 +993,16 @@ def _through_all_stages(release: str, previous: str, about: dict, maintenance: b
         seconds[name] = round(time.monotonic() - begun, 2)
     if closed:
         __salt__["ckan_maintenance.off"](by)
-    warned = finish(release, by=by, job=job)["warnings"]
+    # A host that catches up comes to an index that others have seen to.
+    index, told = _reindex(release, by, job) if not about.get("served") else ({}, [])
+    warned = told + finish(release, by=by, job=job, index=index)["warnings"]
     return {"seconds": seconds, **({"warnings": warned} if warned else {})}
 
 
-def _go(settings: dict, release: str, left_state: str, by: str, reason: str, job: str, finishing: bool = True) -> dict:
+def _go(
+    settings: dict, release: str, left_state: str, by: str, reason: str, job: str, finishing: bool = True,
+    restored: bool = False,
+) -> dict:  # fmt: skip
     """Go to a release that was live before; one that does not answer is left again."""
     paths = settings["paths"]
     with __salt__["ckan_stage.running"](settings, "rollback", release, by, job, reason) as warned:
@@ -840,7 +1016,10 @@ def _go(settings: dict, release: str, left_state: str, by: str, reason: str, job
                 _switch(paths, left, "retired", by, str(exc))
                 raise CommandExecutionError(f"{exc}; this host is back on {left}") from exc
             __salt__["ckan_web.stop_others"](__salt__["ckan_store.directory"](paths, release), settings)
-            warned += _follow(settings)
+            index, told = _reindex(release, by, job, restored)
+            warned += told + _follow(settings)
+            if index:
+                __salt__["ckan_store.set_state"](paths, release, "live", by, index=index)
         return {"current": release, "previous": left, **({"warnings": warned} if warned else {})}
 
 
@@ -857,7 +1036,7 @@ def _switch(paths: dict, release: str, left_state: str, by: str, reason: str) ->
         __salt__["ckan_store.write"](paths, manifest)
     __salt__["ckan_store.point"](paths, release)
     __salt__["ckan_web.switched"](_settings())
-    __salt__["ckan_store.set_state"](paths, release, "live", by, bad_reason="")
+    __salt__["ckan_store.set_state"](paths, release, "live", by, bad_reason="", came_after=previous)
     if previous:
         left = __salt__["ckan_store.read"](paths, previous)
         if left["state"] == "checked":

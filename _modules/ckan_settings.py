@@ -56,6 +56,7 @@ SCHEMA = {
     "paths:config": Setting("str", "{root}/etc/ckan/{site}", "Where wsgi.py and apache.wsgi stand."),
     "paths:data": Setting("str", "{root}/var/lib/ckan/{site}", "Uploads, sessions, web assets of all releases."),
     "paths:log": Setting("str", "{root}/var/log/ckan", "Logs of the app servers."),
+    "paths:backups": Setting("str", "{root}/var/backups/ckan/{site}", "Dumps of the database."),
     "paths:nginx_site": Setting("str", "{root}/etc/nginx/conf.d/ckan-{site}.conf", "nginx's file of the site."),
     "paths:apache_site": Setting(
         "str", "{root}/etc/apache2/sites-enabled/ckan-{site}.conf", "Apache's file of the site."
@@ -107,6 +108,10 @@ SCHEMA = {
     "database:name": Setting("str", "ckan_default", "Name of the database."),
     "database:user": Setting("str", "ckan_default", "User of the database."),
     "database:password": Setting("str", "", "Password of that user.", required=True, secret=True),
+    "database:admin_user": Setting(
+        "str", "", "Who may make databases, for a restore; by default `database:user`, if it may."
+    ),
+    "database:admin_password": Setting("str", "", "Password of that user.", secret=True),
     "datastore:name": Setting("str", "", "Name of the datastore's database; empty for a portal without a datastore."),
     "datastore:host": Setting("str", "", "Its host; by default `database:host`."),
     "datastore:port": Setting("int", 0, "Its port; by default `database:port`.", least=0),
@@ -186,6 +191,38 @@ SCHEMA = {
     "workers": Setting("workers", {}, "Background workers by name; see below."),
     "cron": Setting("cron", {}, "What is run at set times, by name; see below."),
     "hooks": Setting("hooks", [], "What is done before and after stages, in order: docs/hooks.md."),
+    "migration:when": Setting(
+        "str",
+        "before",
+        "The database is migrated while visitors are served by the release before, or while they get the page of "
+        "maintenance and workers stand still.",
+        choices=("before", "maintenance"),
+    ),
+    "migration:lock_timeout": Setting(
+        "int", 10, "Seconds a migration waits for a lock of the database, and visitors behind it. 0: no limit.", least=0
+    ),
+    "migration:statement_timeout": Setting(
+        "int", 0, "Seconds one statement of a migration may take. 0: no limit.", least=0
+    ),
+    "migration:attempts": Setting("int", 3, "How often a migration that did not get a lock is tried.", least=1),
+    "migration:rehearse": Setting(
+        "bool", False, "Migrate a copy of the database first, made from the dump; what fails there touches nothing."
+    ),
+    "migration:timeout": Setting("int", 3600, "Seconds a whole migration may take.", least=1),
+    "search:rebuild": Setting(
+        "str",
+        "auto",
+        "Whether a release that indexes datasets in another way rebuilds the search index.",
+        choices=("auto", "skip"),
+    ),
+    "search:timeout": Setting("int", 21600, "Seconds a rebuild of the search index may take.", least=1),
+    "backup:when": Setting(
+        "str",
+        "before_migration",
+        "When a deploy dumps the database: at each one, before one that migrates it, or never.",
+        choices=("always", "before_migration", "never"),
+    ),
+    "backup:keep": Setting("int", 3, "How many dumps are kept.", least=1),
     "disk_free_mb": Setting("int", 500, "A deploy is refused with less disk free, in MB.", least=0),
 }
 EXTENSION = {
@@ -204,13 +241,22 @@ EXTENSION = {
     "archive": Setting("str", "", "Archive: a wheel or sdist, `https://...` or `salt://...`."),
     "hash": Setting("str", "", "Archive: `sha256=...` of it.", pattern=r"(sha256|sha512)[=:][0-9A-Fa-f]+"),
     "requirements": Setting("str", "auto", "`auto`, `none`, or a file in the repository."),
+    "init": Setting(
+        "lines",
+        [],
+        "Commands of CKAN, without `ckan -c INI`, that set the extension up in the database: each release runs them on "
+        "one host after its migrations, so they must bear a repetition.",
+    ),
     "override": Setting("lines", [], "Requirements that win over all others, CKAN's own included."),
     "patches": Setting("list", [], "Diffs to this extension, in order.", pattern=r"salt://\S+"),
 }
 HOOK = {
     "stage": Setting(
         "str", "", "The stage.", required=True,
-        choices=("build", "check", "migrate", "start", "activate", "verify", "finish", "rollback", "abort"),
+        choices=(
+            "build", "check", "migrate", "start", "activate", "verify", "index", "finish", "rollback", "downgrade",
+            "abort",
+        ),
     ),
     "when": Setting("str", "", "Before the stage, or after it when it went well.", required=True,
                     choices=("before", "after")),
@@ -665,7 +711,7 @@ def _kind_of_origin(key: str, given: dict, problems: list[str]) -> str:
     kind = kinds[0] if kinds else "git"
     missing = [leaf for leaf in ORIGINS[kind]["needs"] if given[leaf] in (None, "")]
     problems += [f"{key}:{leaf} is missing; set it in the pillar" for leaf in missing]
-    known = {*ORIGINS[kind]["needs"], *ORIGINS[kind]["may"], "override"}
+    known = {*ORIGINS[kind]["needs"], *ORIGINS[kind]["may"], "override", "init"}
     for leaf, value in given.items():
         if value not in (None, "", []) and leaf not in known:
             problems.append(f"{key}:{leaf} means nothing for an extension from {kind}; remove it")

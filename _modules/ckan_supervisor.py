@@ -27,7 +27,10 @@ def ask(function: str, settings: dict, **arguments: str) -> str:
     CLI Example: not for the command line; use ``supervisord.status``.
     """
     conf_file = settings["web"]["supervisor_conf"] or None
-    return __salt__[f"supervisord.{function}"](conf_file=conf_file, **arguments)
+    answer = __salt__[f"supervisord.{function}"](conf_file=conf_file, **arguments)
+    # supervisorctl ends with 3 where a program stands still, which Salt would make the exit code of the whole job.
+    __context__.pop("retcode", None)
+    return answer
 
 
 def problem(settings: dict) -> str:

@@ -28,17 +28,22 @@ DEPLOY_STAGES = {
     "migrate": ["ckan_release.migrate"],
     "activate": ["ckan_release.start", "ckan_release.activate"],
     "verify": ["ckan_release.verify"],
+    "index": ["ckan_release.reindex"],
     "finish": ["ckan_release.finish"],
 }
 ROLLBACK_STAGES = {
+    "downgrade": ["ckan_schema.downgrade"],
     "activate": ["ckan_release.start", "ckan_release.rollback"],
     "verify": ["ckan_release.verify"],
+    "index": ["ckan_release.reindex"],
     "finish": ["ckan_release.finish"],
 }
 # One host does it for all: they share the database.
-ON_ONE_HOST = ("migrate",)
+ON_ONE_HOST = ("migrate", "downgrade", "index")
 # Not before all groups serve the release: until then the app server of the release before makes the way back short.
-FOR_ALL_GROUPS = ("finish",)
+FOR_ALL_GROUPS = ("index", "finish")
+# The new release serves already: what goes wrong is a warning.
+WARN_ONLY = ("index", "finish")
 # What ``ckan_hosts.ask`` says of a host that may answer a moment later.
 NO_ANSWER = re.compile(r"does not (answer; start|take jobs)")
 
@@ -46,7 +51,8 @@ NO_ANSWER = re.compile(r"does not (answer; start|take jobs)")
 def plan(
     env: Any, kind: str = "deploy", extensions: dict | None = None, to: str = "", dry_run: bool = False,
     reason: str = "", force: bool = False, maintenance: bool = False, groups: Any = None, allow_down: Any = None,
-    steal: bool = False, given: list[str] | None = None, job: str = "",
+    steal: bool = False, given: list[str] | None = None, accept_schema: bool = False, downgrade: bool = False,
+    restore: str = "", job: str = "",
 ) -> dict:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -75,6 +81,8 @@ def plan(
         Take the lock of a run that is dead, once what it left is taken back.
     given
         All names of the pillar of the orchestration, to find those that nobody knows.
+    accept_schema, downgrade, restore
+        For a rollback: how to go about a database that the release does not know; see ``ckan_release.rollback``.
     job
         The id of the job.
 
@@ -86,6 +94,7 @@ def plan(
     ticket = {
         "env": env, "kind": kind, "hosts": [], "by": salt.utils.user.get_specific_user(), "job": job,
         "reason": reason, "force": force, "maintenance": maintenance, "extensions": extensions or {},
+        "accept_schema": accept_schema is True, "downgrade": downgrade is True, "restore": str(restore),
         "asked_groups": groups or [], "allow_down": allow_down or [], "dry_run": dry_run,
         "since": __salt__["ckan_record.now"](), "seconds": {}, "spans": [], "failures": [], "warnings": [],
     }  # fmt: skip
@@ -143,15 +152,18 @@ def stage(env: str, name: str, group: str = "", job: str = "") -> dict:
     ticket = _under_way(env, job)
     if not ticket:
         return _no(f"there is no run of this job under way for {env}; start it with state.orch")
-    if ticket.get("nothing"):
+    needless = {"downgrade": not ticket.get("undo"), "index": not ticket.get("reindex")}
+    if ticket.get("nothing") or needless.get(name):
         return {"ok": True, "comment": "nothing to do", "results": {}}
     part = [part["hosts"] for part in ticket["groups"] if part["name"] == group]
     hosts = ticket["hosts"] if name in FOR_ALL_GROUPS else part[0] if part else []
     hosts = hosts[:1] if name in ON_ONE_HOST else hosts
+    hosts = [ticket["undo_on"]] if name == "downgrade" else hosts
     last = not ticket["groups"] or group == ticket["groups"][-1]["name"]
     begun = time.time()
     results: dict[str, Any] = {}
-    failures = _close_doors(ticket) if name == "migrate" and ticket.get("maintenance") else {}
+    closed = name in ("migrate", "downgrade") and ticket.get("maintenance")
+    failures = _close_doors(ticket) if closed else {}
     functions = (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]
     for function in [] if failures else functions:
         asked = hosts
@@ -161,10 +173,11 @@ def stage(env: str, name: str, group: str = "", job: str = "") -> dict:
         results, failures = _ask_aloud(ticket, name, group, asked, function, begun, quiet=function != functions[-1])
         if failures:
             break
+    _note_database(ticket, name, results, failures)
     if name == "verify" and last and not failures:
         failures = _open_doors(ticket)
     ticket["seconds"][name] = round(ticket["seconds"].get(name, 0) + time.time() - begun, 1)
-    if failures and name == "finish":
+    if failures and name in WARN_ONLY:
         # The new release serves already: what is left over is a warning.
         ticket["warnings"] += [f"{host} at {name}: {cause}" for host, cause in failures.items()]
         __salt__["ckan_record.save_run"](ticket)
@@ -278,6 +291,7 @@ def _recover(ticket: dict, job: str) -> dict:
 def _undo(ticket: dict, reason: str, job: str) -> dict:
     """Take all hosts of a run back. Returns whether that could be done, and what each host serves now."""
     results, failures, undo = {}, {}, {}
+    remarks = _restore_schema(ticket, job)
     for release, hosts in _ways_back(ticket).items():
         function = "ckan_release.abort" if ticket["kind"] == "deploy" else "ckan_release.activate"
         force = {} if ticket["kind"] == "deploy" else {"force": True}
@@ -297,7 +311,18 @@ def _undo(ticket: dict, reason: str, job: str) -> dict:
         f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {undo[host]}"
         for host, cause in failures.items()
     ]
-    return {"ok": not failures, "comment": " -- ".join(parts)}
+    return {"ok": not failures, "comment": " -- ".join([*parts, *remarks])}
+
+
+def _restore_schema(ticket: dict, job: str) -> list[str]:
+    """Before hosts get back the newer release of a rollback that failed: the database that it knows."""
+    if not ticket.get("downgraded"):
+        return []
+    host = ticket["undo_on"]
+    release = ticket["left"][host]
+    _, failures = _ask_again([host], "ckan_schema.upgrade", {"release": release, "by": ticket["by"], "job": job})
+    what = f"the database could not be brought back to {release}"
+    return [f"{what} ({cause}): type: salt {host} ckan_schema.upgrade {release}" for cause in failures.values()]
 
 
 def _ways_back(ticket: dict) -> dict[str, list[str]]:
@@ -308,6 +333,24 @@ def _ways_back(ticket: dict) -> dict[str, list[str]]:
     for host in ticket["hosts"]:
         back.setdefault(ticket["left"][host], []).append(host)
     return back
+
+
+def _note_database(ticket: dict, name: str, results: dict, failures: dict) -> None:
+    """What the stages told of the database: for the manifests of all hosts, and for the way back."""
+    told = [result for host, result in results.items() if isinstance(result, dict) and host not in failures]
+    if name == "check" and any(result.get("pending") and result.get("maintenance") for result in told):
+        ticket["maintenance"] = True
+    if name == "migrate":
+        ticket["migration"] = next((result["migration"] for result in told if result.get("migration")), {})
+    if name == "verify" and any(result.get("reindex") for result in told):
+        ticket["reindex"] = True
+    if name == "index":
+        ticket["index"] = next((result["index"] for result in told), {})
+    if name == "downgrade":
+        # Also where it failed half-way.
+        ticket["downgraded"] = True
+        # Another database than the one that the search index was filled from.
+        ticket["reindex"] = ticket["restored"] = any(result.get("kept_as") for result in told)
 
 
 def _want(ticket: dict) -> None:
@@ -339,7 +382,8 @@ def _end(ticket: dict, how: str, text: str) -> dict:
 
 def _close_doors(ticket: dict) -> dict:
     """Turn maintenance on; a host that somebody else turned to it stays in it afterwards."""
-    answers, failures = _ask(ticket["hosts"], "ckan_maintenance.on", {"reason": "deploy", "by": ticket["by"]})
+    about = {"reason": ticket["kind"], "by": ticket["by"], "stop_workers": True}
+    answers, failures = _ask(ticket["hosts"], "ckan_maintenance.on", about)
     ticket["closed"] = [host for host, answer in answers.items() if host in failures or answer["changed"]]
     __salt__["ckan_record.save_run"](ticket)
     return failures
@@ -360,10 +404,19 @@ def _arguments(function: str, ticket: dict, job: str) -> dict:
             "release": ticket["release"], "contents": ticket["contents"], "extensions": ticket["extensions"], **about,
         }  # fmt: skip
     if function == "ckan_release.rollback":
-        return {"to": ticket["release"], "reason": ticket["reason"], "force": ticket["force"], "finish": False, **about}
+        accept = {"accept_schema": True} if ticket["accept_schema"] else {}
+        how = {"reason": ticket["reason"], "force": ticket["force"], "finish": False, **accept}
+        return {"to": ticket["release"], **how, **about}
+    if function == "ckan_release.reindex" and ticket.get("restored"):
+        return {"release": ticket["release"], "force": True, **about}
+    if function == "ckan_schema.downgrade":
+        return {"release": ticket["release"], "restore": ticket["restore"], **about}
+    if function == "ckan_release.start" and ticket.get("migration"):
+        return {"release": ticket["release"], "migration": ticket["migration"], **about}
     if function == "ckan_release.finish":
         # After a rollback the release that was left stays for a look at it; the next deploy prunes it.
-        return {"release": ticket["release"], "prune": ticket["kind"] == "deploy", **about}
+        index = {"index": ticket["index"]} if ticket.get("index") else {}
+        return {"release": ticket["release"], "prune": ticket["kind"] == "deploy", **index, **about}
     return {"release": ticket["release"], **about}
 
 
@@ -377,7 +430,7 @@ def _ask_aloud(
         waiting.remove(host)
         seconds = time.time() - begun
         if failed or not quiet:
-            result = "ok" if not failed else "warning" if name == "finish" else "failed"
+            result = "ok" if not failed else "warning" if name in WARN_ONLY else "failed"
             ticket["spans"].append(
                 {"stage": name, "group": group, "host": host, "at": begun, "seconds": seconds, "result": result}
             )
@@ -417,6 +470,8 @@ def _remarks(name: str, results: dict) -> str:
     if name == "migrate":
         migrated = any((result or {}).get("migrated") for result in results.values())
         done = "; migrated" if migrated else "; nothing pending"
+    if name == "index":
+        done = "".join(f"; rebuilt, since {r['why']}" for r in results.values() if (r or {}).get("rebuilt"))
     return done + "".join(f"; {remark}" for remark in sorted(remarks))
 
 

@@ -19,7 +19,10 @@ CLOCK_SECONDS = 60
 NO_ANSWER = "does not answer"
 KNOWN = {
     "deploy": ("env", "extensions", "dry_run", "maintenance", "groups", "allow_down", "force", "steal", "reason"),
-    "rollback": ("env", "to", "reason", "force", "dry_run", "groups", "allow_down", "steal"),
+    "rollback": (
+        "env", "to", "reason", "force", "dry_run", "groups", "allow_down", "steal", "accept_schema", "downgrade",
+        "restore", "maintenance",
+    ),
 }
 
 
@@ -195,16 +198,40 @@ def rollback(ticket: dict, to: str) -> dict:
         each = ", ".join(f"{host} from {left[host]} to {answers[host]}" for host in names)
         return _no(f"the hosts would not go back together ({each}); name a release that all have with to: RELEASE")
     ticket["release"], ticket["left"] = answers[asked[0]], left
+    # One host asks the database for all.
+    asks = _with_dump(ticket["restore"], asked) if ticket["restore"] else asked[0]
+    if not asks:
+        look = f"salt -I 'ckan:env:{ticket['env']}' ckan_backup.list"
+        return _no(f"no host has a dump {ticket['restore']}; look with: {look}")
+    allowed = {name: ticket[name] for name in ("accept_schema", "downgrade", "restore")}
+    schema, failures = _ask([asks], "ckan_schema.way_back", {"release": ticket["release"], **allowed})
+    if failures:
+        return _no(join(failures, "plan"))
+    found = schema[asks]
+    ticket["undo"], ticket["undo_on"] = bool(found["downgrade"] or found["restore"]), asks
     contents, failures = _ask(asked[:1], "ckan_release.contents", {"release": ticket["release"]})
     if failures:
         return _no(join(failures, "plan"))
     ticket["contents"] = contents[asked[0]]
     from_ = ", ".join(sorted(set(left.values()) - {ticket["release"]}))
     ticket["changes"] = [f"from {from_} back to {ticket['release']}"]
+    for name, state in found["different"].items():
+        if found["restore"]:
+            ticket["changes"].append(f"the dump {found['restore']} of {asks} becomes the database, for {name}")
+        elif ticket["undo"]:
+            ticket["changes"].append(f"undone in the database: {', '.join(reversed(state['revisions']))} of {name}")
+        else:
+            ticket["changes"].append(f"accepted: the database has {' and '.join(state['at'])} of {name}")
     return {
         "ok": True, "release": ticket["release"], "hosts": names, "extensions": {}, "changes": ticket["changes"],
-        "comment": f"from {from_} back to {ticket['release']} on {', '.join(asked)}",
+        "comment": f"{'; '.join(ticket['changes'])} on {', '.join(asked)}",
     }  # fmt: skip
+
+
+def _with_dump(name: str, hosts: list[str]) -> str:
+    """The host that has a dump of that name, '' for none."""
+    dumps, _ = _ask(hosts, "ckan_backup.list", {})
+    return next((h for h, some in dumps.items() if isinstance(some, list) and name in [d["name"] for d in some]), "")
 
 
 def remember(env: str, current: dict[str, str], down: list[str], job: str = "") -> str:

@@ -26,7 +26,7 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
         ``deploy`` or ``rollback``.
     options
         ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``, ``groups``, ``allow_down``,
-        ``steal``, ``given``.
+        ``steal``, ``given``, ``accept_schema``, ``downgrade``.
     """
     if __opts__.get("test"):
         options["dry_run"] = True

@@ -11,6 +11,9 @@ ckan-packages:
       - openssh-client
       - libpq5
       - python3-venv
+      {%- if settings.backup.when != 'never' %}
+      - postgresql-client
+      {%- endif %}
       {%- if settings.base.version %}
       # What uWSGI is built with.
       - build-essential

@@ -45,11 +45,17 @@ plan:
 {%- endfor %}
 {%- endfor %}
 
-finish:
+index:
   ckan_fleet.staged:
     - env: {{ env | json }}
     - require:
       - ckan_fleet: {{ steps[-1] | json }}
+
+finish:
+  ckan_fleet.staged:
+    - env: {{ env | json }}
+    - require:
+      - ckan_fleet: index
 
 done:
   ckan_fleet.closed:
@@ -61,7 +67,7 @@ way back:
   ckan_fleet.taken_back:
     - env: {{ env | json }}
     - onfail:
-{%- for step in steps + ['finish'] %}
+{%- for step in steps + ['index', 'finish'] %}
       - ckan_fleet: {{ step | json }}
 {%- endfor %}
 {%- endif %}

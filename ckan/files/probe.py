@@ -1,10 +1,18 @@
 """
-Runs inside a release, by the release's own interpreter, as the user that runs CKAN. Two modes:
+Runs inside a release, by the release's own interpreter, as the user that runs CKAN. ``schema.py`` and ``search.py``
+come before it:
 
-    python - check INI      one boot of CKAN that answers all questions of the stage `check`
-    python - migrate INI    bring the database to the heads of this release, one host at a time
+    python - check INI                  one boot of CKAN that answers all questions of the stage `check`
+    python - read INI                   where the database stands, seen from this release; no boot
+    python - between INI TARGETS        the revisions of the database that whoever knows TARGETS does not know; no boot
+    python - migrate INI SETTINGS       bring the database to the heads of this release
+    python - downgrade INI SETTINGS     take it back to given heads
+    python - index INI                  how many datasets there are, and how many the search index has; no boot
+    python - rebuild INI SETTINGS       rebuild the search index
+    python - output INI COMMAND         what a command of CKAN prints
 
-The last line of standard output is ``CKAN-PROBE`` and one JSON object; plugins may print what they like before it.
+TARGETS, SETTINGS and COMMAND are JSON. The last line of standard output is ``CKAN-PROBE`` and one JSON object; plugins
+may print what they like before it.
 Standard library only, besides what the release itself brings.
 """
 
@@ -12,41 +20,25 @@ import configparser
 import difflib
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
 
-# CKAN hands the address of the database to alembic's ConfigParser as it is, where a quoted password (%40) is taken for
-# the start of an interpolation: https://alembic.sqlalchemy.org/en/latest/api/config.html (set_main_option).
-ALEMBIC = """
-try:
-    from alembic.config import Config
-except ImportError:
-    pass
-else:
-    def set_main_option(self, name, value, real=Config.set_main_option):
-        if name == "sqlalchemy.url":
-            value = value.replace("%%", "%").replace("%", "%%")
-        real(self, name, value)
-    Config.set_main_option = set_main_option
-"""
-# The command `ckan` of the release with that correction: arguments, help and exit status are its own.
-COMMAND = """
-import sys
-from ckan.cli.cli import ckan
-sys.argv[0] = "ckan"
-sys.exit(ckan())
-"""
-# Any number will do, as long as all hosts of all environments use the same; it is per database anyway.
-ADVISORY_LOCK = 0x434B414E
 
-
-def main(mode: str, ini: str) -> dict:
+def main(mode: str, ini: str, told: dict) -> dict:
     started = time.monotonic()
     result = {"ok": False, "errors": [], "warnings": [], "prefix": sys.prefix}
     try:
-        {"check": check, "migrate": migrate}[mode](ini, result)
+        if mode == "check":
+            check(ini, result)
+        elif mode in ("read", "between"):
+            result["schema"] = read(ini) if mode == "read" else between(ini, told)
+        elif mode == "index":
+            result.update(index_counts(ini))
+        elif mode == "output":
+            result["output"] = output_of(ini, told["command"])
+        else:
+            {"migrate": migrate, "downgrade": downgrade, "rebuild": rebuild_index}[mode](ini, told, result)
     except Exception as exc:  # the whole point is to report it in a line
         result["errors"].append(one_line(exc))
     result["ok"] = not result["errors"]
@@ -66,6 +58,10 @@ def check(ini: str, result: dict) -> None:
     try:
         app = make_app(config)
     except BaseException as exc:  # a plugin may call sys.exit
+        if "SOLR schema" in str(exc):
+            # CKAN looks at that while it loads plugins, and none of them is to blame.
+            result["errors"].append(solr_schema_sentence(exc))
+            return
         plugin = guilty_plugin(exc)
         where = f"plugin {plugin}" if plugin else "CKAN"
         result["plugin"] = plugin
@@ -74,8 +70,11 @@ def check(ini: str, result: dict) -> None:
     result["plugins"] = str(config.get("ckan.plugins", "")).split()
     check_configuration(ini, result)
     build_assets(result)
-    check_migrations(config, result)
+    check_migrations(ini, result)
+    check_solr_schema(result)
+    result["index"] = index_made_of()
     check_search(app, result)
+    result["datastore"] = datastore_lacks(ini)
 
 
 def check_configuration(ini: str, result: dict) -> None:
@@ -137,16 +136,22 @@ def build_assets(result: dict) -> None:
     result["assets"] = built
 
 
-def check_migrations(config: dict, result: dict) -> None:
-    from ckan.cli.db import current_revision
+def check_migrations(ini: str, result: dict) -> None:
+    result["schema"] = schema = read(ini)
+    for name, state in schema.items():
+        if len(state["heads"]) > 1:
+            result["errors"].append(
+                f"the migrations of {name} have several heads ({', '.join(state['heads'])}); merge them (alembic "
+                "merge) in the extension"
+            )
+    if schema:
+        pending = {name: ", ".join(state["at"]) or "base" for name, state in schema.items() if state["pending"]}
+    else:
+        from ckan.cli.db import current_revision
 
-    pending = {}
-    for plugin in ["", *result["plugins"]]:
-        state = current_revision(plugin)
-        if state and not state.endswith("(head)"):
-            pending[plugin or "core"] = state
+        states = {plugin or "core": current_revision(plugin) for plugin in ["", *result["plugins"]]}
+        pending = {name: state for name, state in states.items() if state and not state.endswith("(head)")}
     result["pending"] = pending
-    result["heads"] = heads(config)
 
 
 def check_search(app, result: dict) -> None:
@@ -163,73 +168,6 @@ def check_search(app, result: dict) -> None:
         text = f"package_search does not answer: {one_line(exc)}"
         # The old schema may be the reason: the migration comes next, and the start of the site is asked again.
         result["warnings" if result["pending"] else "errors"].append(text)
-
-
-def migrate(ini: str, result: dict) -> None:
-    from ckan.cli import CKANConfigLoader
-
-    config = CKANConfigLoader(ini).get_config()
-    result["heads_before"] = heads(config)
-    with database_lock(config):
-        done = subprocess.run(
-            [sys.executable, "-c", ALEMBIC + COMMAND, "-c", ini, "db", "upgrade"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-    result["heads"] = heads(config)
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        result["errors"].append(f"ckan db upgrade failed: {lines[-1] if lines else 'no message'}")
-
-
-class database_lock:
-    """Hold PostgreSQL's advisory lock, so that two hosts never migrate one database at once."""
-
-    def __init__(self, config: dict):
-        self.config, self.connection = config, None
-
-    def __enter__(self):
-        connection = connect(self.config)
-        if connection is not None:
-            from sqlalchemy import text
-
-            self.connection = connection
-            connection.execute(text(f"select pg_advisory_lock({ADVISORY_LOCK})"))
-        return self
-
-    def __exit__(self, *exc):
-        if self.connection is not None:
-            self.connection.close()  # ends the session, and with it the lock
-
-
-def connect(config: dict):
-    try:
-        import sqlalchemy
-    except ImportError:
-        return None
-    engine = sqlalchemy.create_engine(config["sqlalchemy.url"], poolclass=sqlalchemy.pool.NullPool)
-    return engine.connect()
-
-
-def heads(config: dict) -> dict:
-    """The revisions that the database is at: core, and each plugin that ever migrated it."""
-    connection = connect(config)
-    if connection is None:
-        return {}
-    from sqlalchemy import text
-
-    try:
-        tables = connection.execute(
-            text("select tablename from pg_tables where schemaname = current_schema()"
-                 " and tablename like '%alembic_version'")
-        ).scalars().all()  # fmt: skip
-        found = {}
-        for table in sorted(tables):
-            name = "core" if table == "alembic_version" else table[: -len("_alembic_version")]
-            rows = connection.execute(text(f'select version_num from "{table}" order by 1')).scalars().all()
-            found[name] = ",".join(rows)
-        return found
-    finally:
-        connection.close()
 
 
 def guilty_plugin(exc: BaseException) -> str:
@@ -250,14 +188,8 @@ def guilty_plugin(exc: BaseException) -> str:
     return ""
 
 
-def one_line(exc: BaseException) -> str:
-    # Whole: who reads it takes the secrets out first, and shortens it then.
-    text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-
-
 if __name__ == "__main__":
-    outcome = main(sys.argv[1], sys.argv[2])
+    outcome = main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
     sys.stdout.flush()
     # A line of its own, whatever was printed before. (No backslash in this file: Salt unescapes standard input.)
     print()

@@ -139,7 +139,7 @@ def test_a_migration_that_fails_takes_all_hosts_back_and_says_what_holds(site):
     done = site.deploy()
     assert done["code"] == 1
     assert "web1 failed at migrate: " in done["text"] and "column exists" in done["text"]
-    assert "the live release runs on it" in done["text"]
+    assert "runs on it; mend the migration" in done["text"]
     assert site.linked() == linked
     assert [site.releases(h) for h in site.hosts] == releases
 

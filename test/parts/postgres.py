@@ -105,6 +105,25 @@ class Postgres(Service):
             raise PartError(f"PostgreSQL refused a statement: {result.stderr.strip()}")
         return result.stdout.strip()
 
+    def hold(self, database: str, statement: str) -> subprocess.Popen:
+        """Run a statement as the superuser in a transaction that stays open until the process is killed.
+
+        database
+            Name of the database.
+        statement
+            SQL text, such as one that takes a lock.
+        """
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
+        environment["PGPASSWORD"] = self._password_file.read_text()
+        command = ["psql", "-X", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
+        client = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        client.stdin.write(f"begin;\n{statement};\n\\echo held\n")
+        client.stdin.flush()
+        assert client.stdout.readline().strip() == "held"
+        return client
+
     def create_database(self, name: str, user: str, password: str) -> None:
         """Make a role, unless there is one, and a database that it owns. Raises PartError.
 

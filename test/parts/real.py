@@ -50,6 +50,8 @@ class RealPortal(Portal):
         Called with progress lines.
     server
         The web server of the hosts, `nginx` or `apache`.
+    version
+        The CKAN of the base.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class RealPortal(Portal):
         hosts: Sequence[str] = ("web1", "web2"),
         say: Callable[[str], None] = lambda _: None,
         server: str = "nginx",
+        version: str = "2.12.0",
     ) -> None:
         self.say, self.server = say, server
-        super().__init__(sandbox, build_base(say=say), hosts, secrets={"production": {"database:password": PASSWORD}})
+        base = build_base(version=version, say=say)
+        super().__init__(sandbox, base, hosts, secrets={"production": {"database:password": PASSWORD}})
         self.token = ""
         # What the pillar of all hosts says under `ckan`, once they are started.
         self.settings: dict[str, Any] = {}
@@ -71,7 +75,7 @@ class RealPortal(Portal):
         """Start the data services, the web hosts and Salt, and write the pillar."""
         say = say or self.say
         say("starting PostgreSQL, Redis and Solr")
-        postgres = Postgres(self.sandbox).start()
+        self.postgres = postgres = Postgres(self.sandbox).start()
         postgres.create_database("ckan_default", "ckan_default", PASSWORD)
         redis = Redis(self.sandbox).start()
         self.solr = Solr(self.sandbox, schema_of(self.base)).start(say=say)

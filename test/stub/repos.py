@@ -7,6 +7,7 @@ of text, in an element of class `NAME-marker`, at the top of each page.
 from __future__ import annotations
 
 import html
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -180,6 +181,96 @@ def commit_migration(repo: Path, name: str) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"revision = {name!r}\n", encoding="utf-8")
     return _commit(repo, f"Migration {name}")
+
+
+_INDEXING = """\
+    plugins.implements(plugins.IPackageController, inherit=True)
+
+    def before_dataset_index(self, pkg_dict):
+        pkg_dict["notes"] = (pkg_dict.get("notes") or "") + {word!r}
+        {more}
+        return pkg_dict
+
+    def update_config"""
+
+
+def commit_indexing(repo: Path, text: str, word: str, more: str = "pass") -> str:
+    """Commit a plugin that adds a word to each dataset as it goes into the search index.
+
+    repo
+        A repository of make_repo.
+    text
+        What it shows on each page.
+    word
+        The word.
+    more
+        A line of Python that runs for each dataset.
+
+    Returns the commit's full hash.
+    """
+    _write_plugin(repo, text, _BOOT, 0)
+    plugin = repo / "ckanext" / _name(repo) / "plugin.py"
+    indexing = _INDEXING.format(word=f" {word}", more=more)
+    plugin.write_text(plugin.read_text().replace("    def update_config", indexing, 1))
+    return _commit(repo, f"Index {word}")
+
+
+_ALEMBIC_ENV = """\
+from alembic import context
+from sqlalchemy import engine_from_config, pool
+
+config = context.config
+options = config.get_section(config.config_ini_section)
+engine = engine_from_config(options, prefix="sqlalchemy.", poolclass=pool.NullPool)
+with engine.connect() as connection:
+    context.configure(
+        connection=connection, version_table="{name}_alembic_version", transaction_per_migration=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+_REVISION = """\
+from alembic import op
+
+revision = {revision!r}
+down_revision = {before!r}
+
+
+def upgrade():
+    {upgrade}
+
+
+def downgrade():
+    {downgrade}
+"""
+
+
+def commit_revisions(repo: Path, *revisions: dict[str, str], text: str = "") -> str:
+    """Commit migrations of the plugin for the real CKAN, in place of those that there were.
+
+    repo
+        A repository of make_repo.
+    revisions
+        `{"revision": name, "before": the one before it, "upgrade": a line of Python, "downgrade": another}` each; the
+        one before is by default the one that is given before.
+    text
+        What the plugin shows from now on.
+
+    Returns the commit's full hash.
+    """
+    name = _name(repo)
+    place = repo / "ckanext" / name / "migration" / name
+    shutil.rmtree(place, ignore_errors=True)
+    _write(place / "alembic.ini", "[alembic]\nscript_location = %(here)s\n")
+    _write(place / "env.py", _ALEMBIC_ENV.format(name=name))
+    before = None
+    for told in revisions:
+        whole = {"before": before, "downgrade": "pass", **told}
+        _write(place / "versions" / f"{told['revision']}.py", _REVISION.format(**whole))
+        before = told["revision"]
+    if text:
+        _write_plugin(repo, text, _BOOT, 0)
+    return _commit(repo, f"Migrations {', '.join(told['revision'] for told in revisions)}")
 
 
 def commit_broken(repo: Path, message: str = "this extension is broken", where: str = "boot") -> str:

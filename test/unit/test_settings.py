@@ -87,6 +87,7 @@ def test_the_least_pillar_gets_every_default():
         "config": "/etc/ckan/default",
         "data": "/var/lib/ckan/default",
         "log": "/var/log/ckan",
+        "backups": "/var/backups/ckan/default",
         "nginx_site": "/etc/nginx/conf.d/ckan-default.conf",
         "apache_site": "/etc/apache2/sites-enabled/ckan-default.conf",
         "supervisor_programs": "/etc/supervisor/conf.d",

@@ -1,0 +1,467 @@
+"""
+Migrations of a real extension on the real CKAN and PostgreSQL: run once, interrupted, undone; and a rollback over them.
+
+The tests build on one another: the database goes from revision to revision, as it does on a portal.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from parts.process import sandbox
+from parts.real import PASSWORD, RealPortal
+from parts.visitors import Visitors
+from stub import repos
+
+pytestmark = pytest.mark.integration
+
+R1 = {
+    "revision": "r1",
+    "upgrade": "op.execute('create table trees (id int)')",
+    "downgrade": "op.execute('drop table trees')",
+}
+R2 = {
+    "revision": "r2",
+    "upgrade": "op.execute('alter table trees add column name text')",
+    "downgrade": "op.execute('alter table trees drop column name')",
+}
+R3 = {
+    "revision": "r3",
+    "upgrade": "op.execute('alter table trees add column height int')",
+    "downgrade": "op.execute('alter table trees drop column height')",
+}
+R3_BROKEN = {**R3, "upgrade": "op.execute('alter table shrubs add column height int')"}
+R3_ONE_WAY = {**R3, "downgrade": "raise NotImplementedError()"}
+# As it is from the middle of this file on.
+CHAIN = [R1, R2, R3_ONE_WAY, {"revision": "r4", "upgrade": "pass"}]
+R7 = {"revision": "r7", "upgrade": "op.execute('alter table trees add column age int')"}
+
+
+class Site(RealPortal):
+    """A portal that can be asked where its database is."""
+
+    def at(self) -> dict[str, list[str]]:
+        code, told = self.call("web1", "ckan_app.heads")
+        assert code == 0, told
+        return told
+
+    def manifest(self, host: str = "web1") -> dict:
+        return self.call(host, "ckan_release.show")[1]
+
+    def good_deploy(self, **more) -> str:
+        done = self.deploy(**more)
+        assert done["code"] == 0, done["text"][-3000:]
+        return self.current("web1")
+
+
+def eventually(say, wanted, seconds: float) -> None:
+    """Wait until a question has the wanted answer."""
+    deadline = time.monotonic() + seconds
+    while (answer := say()) != wanted:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def site():
+    portal = Site(sandbox("ckan-i-"), say=print)
+    try:
+        portal.start()
+        repos.commit_revisions(portal.mycity, R1, text="Trees")
+        done = portal.highstate()
+        assert done["code"] == 0, done["text"][-3000:]
+        yield portal
+    finally:
+        portal.destroy()
+
+
+def test_the_first_release_migrates_core_and_plugin_and_dumps_no_empty_database(site: Site):
+    assert site.at()["mycity"] == ["r1"]
+    told = [site.manifest(host).get("migration") for host in site.hosts]
+    assert site.at()["core"] and any(one and one["after"]["mycity"]["at"] == ["r1"] for one in told)
+    assert not any("backup" in (one or {}) for one in told)
+    code, pending = site.call("web1", "ckan_app.pending_migrations")
+    assert (code, pending) == (0, {})
+
+
+def test_a19_a_a_migration_that_fails_half_way_switches_nothing_and_a_rerun_goes_on_from_there(site: Site):
+    before = site.current("web1")
+    repos.commit_revisions(site.mycity, R1, R2, R3_BROKEN, text="Higher trees")
+    done = site.deploy()
+    assert done["code"] == 1
+    told = done["summary"]
+    assert "web1 failed at migrate: the migration of mycity failed" in told and "shrubs" in told
+    assert "mycity: it came to r2, r3 is next" in told
+    assert f"the live release {before} runs on it" in told and f"{site.hosts[0]}, {site.hosts[1]} on {before}" in told
+    assert {site.current(host) for host in site.hosts} == {before}
+    assert site.at()["mycity"] == ["r2"]
+    # The dump of before it all is there, for root only, and can be read.
+    dumps = site.call("web1", "ckan_backup.list")[1]
+    assert len(dumps) == 1 and dumps[0]["file"] in told
+    assert stat.S_IMODE((site.root("web1") / "var/backups/ckan/default").stat().st_mode) == 0o700
+    listed = subprocess.run(["pg_restore", "--list", dumps[0]["file"]], capture_output=True, text=True, check=True)
+    assert "TABLE DATA public trees" in listed.stdout and "TABLE DATA public mycity_alembic_version" in listed.stdout
+    # A highstate, or a second look, changes nothing.
+    assert site.get("/")[0] == 200
+    repos.commit_revisions(site.mycity, R1, R2, R3, text="Higher trees")
+    # This time on a copy first.
+    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    site.write_pillar({**site.settings, "migration": {"rehearse": True}})
+    release = site.good_deploy()
+    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    site.write_pillar(site.settings)
+    assert site.manifest()["migration"]["rehearsal"]["seconds"] > 0
+    assert site.postgres.sql("postgres", "select count(*) from pg_database where datname like '%rehearsal%'") == "0"
+    assert site.at()["mycity"] == ["r3"]
+    for host in site.hosts:
+        told = site.manifest(host)["migration"]
+        assert (told["host"], told["before"]["mycity"]["at"], told["after"]["mycity"]["at"]) == ("web1", ["r2"], ["r3"])
+        assert told["backup"]["file"].endswith(f"{release}.dump")
+    assert PASSWORD not in json.dumps(site.manifest("web1"))
+
+
+def test_a19_b_a_rollback_over_a_migration_is_refused_with_what_is_possible(site: Site):
+    before = site.current("web1")
+    done = site.deploy("rollback")
+    assert done["code"] == 1
+    assert "the database does not fit release" in done["summary"]
+    assert "mycity is at r3, and that release knows it up to r1; newer are r2, r3" in done["summary"]
+    assert "downgrade, which undoes mycity r3, r2" in done["summary"] and "accept_schema" in done["summary"]
+    assert {site.current(host) for host in site.hosts} == {before} and site.at()["mycity"] == ["r3"]
+    code, told = site.call("web2", "ckan_release.rollback")
+    assert code == 1 and "mycity is at r3" in told and site.current("web2") == before, told
+
+
+def test_a19_b_accepted_it_goes_back_without_a_migration_is_remembered_and_the_next_deploy_works(site: Site):
+    newer = site.current("web1")
+    done = site.deploy("rollback", accept_schema=True, reason="the trees fall")
+    assert done["code"] == 0, done["text"][-3000:]
+    assert "accepted: the database has r3 of mycity" in done["text"]
+    older = site.current("web1")
+    assert older < newer and site.at()["mycity"] == ["r3"]
+    # There and back again: not asked a second time.
+    assert site.deploy("rollback", to=newer, force=True)["code"] == 0
+    assert site.deploy("rollback", to=older, force=True)["code"] == 0
+    # A correction of the older code, on the newer database.
+    repos.commit_revisions(site.mycity, R1, text="Trees, corrected")
+    corrected = site.good_deploy()
+    assert corrected > newer and site.at()["mycity"] == ["r3"]
+    repos.commit_revisions(site.mycity, R1, R2, R3, text="Higher trees again")
+    site.good_deploy()
+    assert site.at()["mycity"] == ["r3"]
+
+
+def test_a_rollback_with_downgrade_undoes_what_the_release_does_not_know(site: Site):
+    newer = site.current("web1")
+    (site.root("web1") / "usr/lib/ckan/shared/accepted_schema.json").unlink()
+    done = site.deploy("rollback", downgrade=True)
+    assert done["code"] == 0, done["text"][-3000:]
+    assert "undone in the database: r3, r2 of mycity" in done["text"]
+    assert site.at()["mycity"] == ["r1"] and site.current("web1") < newer
+    # What is newer than the database is refused, too: a deploy migrates.
+    code, told = site.call("web1", "ckan_release.rollback", f"to={newer}", "force=True")
+    assert code == 1 and "mycity is at r1, before r2, r3 of that release" in told and "a deploy, which migrates" in told
+    site.good_deploy(force=True)
+    assert site.at()["mycity"] == ["r3"]
+
+
+def test_a_migration_that_cannot_be_undone_is_named(site: Site):
+    repos.commit_revisions(site.mycity, R1, R2, R3_ONE_WAY, {"revision": "r4", "upgrade": "pass"}, text="One way")
+    site.good_deploy()
+    done = site.deploy("rollback", downgrade=True)
+    assert done["code"] == 1
+    assert "no downgrade, since r4 of mycity cannot be undone" in done["summary"]
+    assert site.at()["mycity"] == ["r4"]
+
+
+def test_two_heads_are_refused_by_the_check(site: Site):
+    before = site.current("web1")
+    one = {"revision": "r5", "before": "r4", "upgrade": "pass"}
+    other = {"revision": "r6", "before": "r4", "upgrade": "pass"}
+    repos.commit_revisions(site.mycity, *CHAIN, one, other, text="Two heads")
+    done = site.deploy()
+    assert done["code"] == 1
+    assert "failed at check: the migrations of mycity have several heads (r5, r6)" in done["summary"]
+    repos.commit_revisions(site.mycity, *CHAIN, text="One head")
+    assert site.current("web1") == before
+
+
+def test_a_lock_that_is_not_to_be_had_stops_the_migration_and_not_the_portal(site: Site):
+    before = site.current("web1")
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Older trees")
+    site.write_pillar({**site.settings, "migration": {"lock_timeout": 1, "attempts": 2}})
+    holder = site.postgres.hold("ckan_default", "lock table trees in access share mode")
+    try:
+        done = site.deploy()
+    finally:
+        holder.kill()
+    assert done["code"] == 1
+    assert "a lock of the database was not to be had within 1 s, 2 times" in done["summary"]
+    assert "mycity: it is at r4 as before, r7 is next" in done["summary"] and site.current("web1") == before
+    site.good_deploy()
+    assert site.at()["mycity"] == ["r7"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "back", "said"),
+    [
+        ("alter database ckan_default set default_transaction_read_only = on",
+         "alter database ckan_default reset default_transaction_read_only", "the database takes no changes"),
+        ("alter role ckan_default password 'another'", None, "refuses user ckan_default; correct database:password"),
+        ("alter role ckan_default connection limit 0", "alter role ckan_default connection limit -1",
+         "has no connection left"),
+    ],
+)  # fmt: skip
+def test_a_database_in_trouble_is_said_in_one_sentence(site: Site, sql: str, back: str | None, said: str):
+    site.postgres.sql("postgres", sql)
+    try:
+        code, told = site.call("web1", "ckan_schema.upgrade", site.current("web1"))
+    finally:
+        site.postgres.sql("postgres", back or f"alter role ckan_default password '{PASSWORD}'")
+    assert code == 1 and said in told and "Traceback" not in told and PASSWORD not in told
+
+
+def test_a_table_made_by_hand_is_said(site: Site):
+    before = site.current("web1")
+    site.postgres.sql("ckan_default", "set role ckan_default; create table shrubs (id int)")
+    again = {"revision": "r8", "upgrade": "op.execute('create table shrubs ()')"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, again)
+    done = site.deploy()
+    assert done["code"] == 1 and "shrubs" in done["summary"] and "it was made by hand or by" in done["summary"]
+    assert site.current("web1") == before and site.at()["mycity"] == ["r7"]
+    site.postgres.sql("ckan_default", "drop table shrubs")
+
+
+def test_a_revision_that_nobody_knows_is_refused_by_deploy_and_rollback(site: Site):
+    before = site.current("web1")
+    site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'zz'")
+    try:
+        repos.commit_revisions(site.mycity, *CHAIN, R7, text="Unknown")
+        done = site.deploy()
+        assert done["code"] == 1 and "failed at check: the database is newer: mycity is at zz" in done["summary"]
+        assert "ckan_schema.accept mycity r7 zz" in done["summary"]
+        done = site.deploy("rollback", downgrade=True)
+        assert done["code"] == 1 and "mycity is at zz" in done["summary"] and "downgrade, which" not in done["summary"]
+    finally:
+        site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r7'")
+    assert site.current("web1") == before
+
+
+def test_two_hosts_told_to_migrate_at_once_do_it_once(site: Site):
+    site.good_deploy()
+    site.postgres.sql("ckan_default", "alter table trees drop column age")
+    site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r4'")
+    release = site.current("web1")
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(lambda host: site.call(host, "ckan_schema.upgrade", release), site.hosts))
+    assert [code for code, _ in told] == [0, 0], told
+    assert site.at()["mycity"] == ["r7"]
+    assert site.postgres.sql("ckan_default", "select count(*) from trees where age is null") != ""
+
+
+def test_a_migration_that_is_killed_leaves_the_database_as_it_was_and_the_next_run_says_where_it_is(site: Site):
+    before = site.current("web1")
+    sleeps = {"revision": "r8", "upgrade": "op.execute('drop table trees; select pg_sleep(8)')"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, text="Killed")
+    run = site.begin()
+    eventually(lambda: "pg_sleep" in site.postgres.sql("ckan_default", "select string_agg(query, ' ') from "
+               "pg_stat_activity where pid <> pg_backend_pid()"), True, 120)  # fmt: skip
+    for process in psutil.process_iter(["cmdline", "name"]):
+        words = process.info["cmdline"] or []
+        if "migrate" in words and any(str(site.sandbox) in word for word in words) and "python" in process.info["name"]:
+            for child in [*process.children(recursive=True), process]:
+                child.kill()
+    done = site.end(run)
+    assert done["code"] == 1 and "failed at migrate" in done["summary"]
+    assert {site.current(host) for host in site.hosts} == {before}
+    # What the dead client had begun is undone by PostgreSQL, when its statement has ended.
+    eventually(lambda: site.postgres.sql("ckan_default", "select to_regclass('trees') is not null"), "t", 30)
+    assert site.at()["mycity"] == ["r7"]
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Not killed")
+    site.good_deploy()
+
+
+def test_under_maintenance_visitors_get_the_page_for_as_long_as_the_migration_takes(site: Site):
+    site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Nothing pending")
+    with Visitors(site.front_port, threads=2) as visitors:
+        site.good_deploy()
+    assert visitors.failed == []
+    sleeps = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(2)')", "downgrade": "op.execute('select 1')"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, text="In maintenance")
+    with Visitors(site.front_port, threads=2) as visitors:
+        site.good_deploy()
+    assert visitors.failed and {answer for answer in visitors.failed if "503" not in str(answer)} == set()
+    assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r8"]
+    site.write_pillar(site.settings)
+    assert site.deploy("rollback", downgrade=True)["code"] == 0
+    assert site.at()["mycity"] == ["r7"]
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="After maintenance")
+
+
+def test_commands_that_set_an_extension_up_run_on_one_host_after_the_migrations(site: Site):
+    extension = {**site.settings["extensions"]["ckanext-mycity"], "init": ["search-index list-orphans"]}
+    site.write_pillar({**site.settings, "extensions": {"ckanext-mycity": extension}})
+    site.good_deploy(force=True)
+    assert site.manifest("web2")["migration"]["commands"] == ["search-index list-orphans"]
+    wrong = {**extension, "init": ["search-index nonsense"]}
+    site.write_pillar({**site.settings, "extensions": {"ckanext-mycity": wrong}})
+    before, done = site.current("web1"), site.deploy(force=True)
+    assert done["code"] == 1 and "failed at migrate: ckan search-index nonsense failed" in done["summary"]
+    assert site.current("web1") == before
+    site.write_pillar(site.settings)
+
+
+def test_the_datastore_gets_its_permissions_or_it_is_said_what_to_type(site: Site):
+    sql = site.postgres.sql
+    sql("postgres", "create role datastore_default login password 'read-only-word'")
+    site.postgres.create_database("datastore_default", "ckan_default", PASSWORD)
+    datastore = {"name": "datastore_default", "read_password": "read-only-word"}
+    settings = {**site.settings, "datastore": datastore, "plugins": ["datastore", "mycity"]}
+    site.write_pillar(settings)
+    done = site.deploy()
+    assert done["code"] == 1 or "the datastore lacks the view _table_metadata" in done["text"], done["text"][-2000:]
+    sql("postgres", "create role boss superuser login password 'of-the-boss'")
+    admin = {"admin_user": "boss", "admin_password": "of-the-boss"}
+    site.write_pillar({**settings, "database": {**site.settings["database"], **admin}})
+    done = site.deploy(force=True)
+    assert done["code"] == 0 and "of-the-boss" not in done["text"], done["text"][-3000:]
+    assert sql("datastore_default", "select to_regclass('_table_metadata') is not null") == "t"
+    assert site.manifest()["check"]["datastore"]
+    done = site.deploy(force=True)
+    assert done["code"] == 0 and site.manifest()["check"]["datastore"] == ""
+    site.write_pillar(site.settings)
+    site.good_deploy()
+
+
+def test_a_disk_that_fills_up_while_dumping_stops_the_deploy_and_leaves_nothing_of_the_dump(site: Site):
+    before, folder = site.current("web1"), site.root("web1") / "var/backups/ckan/default"
+    much = "select gen_random_uuid()::text || gen_random_uuid() as t from generate_series(1, 400000)"
+    site.postgres.sql("ckan_default", f"set role ckan_default; create table ballast as {much}")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m,mode=0700", "tmpfs", folder], check=True)
+    try:
+        site.write_pillar({**site.settings, "disk_free_mb": 0})
+        repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="A full disk")
+        run = site.begin()
+        while run.poll() is None and not list(folder.glob("*.part")):
+            time.sleep(0.002)
+        subprocess.run(["dd", "if=/dev/zero", f"of={folder}/filler", "bs=1M"], capture_output=True, check=False)
+        done = site.end(run)
+        assert done["code"] == 1 and "No space left on device" in done["summary"], done["text"][-3000:]
+        assert [file.name for file in folder.iterdir()] == ["filler"]
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        site.postgres.sql("ckan_default", "drop table ballast")
+        site.write_pillar(site.settings)
+    assert site.current("web1") == before and site.at()["mycity"] == ["r7"]
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Room again")
+    site.good_deploy()
+
+
+def test_without_room_for_a_dump_the_check_says_so(site: Site):
+    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="No room")
+    site.write_pillar({**site.settings, "disk_free_mb": 10_000_000})
+    try:
+        code, told = site.call("web1", "ckan_backup.dump")
+    finally:
+        site.write_pillar(site.settings)
+    assert code == 1 and "a dump of the database may take" in told and "make room" in told
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Room again")
+
+
+def test_a_rollback_with_restore_puts_the_dump_in_the_place_of_the_database_and_loses_nothing(site: Site):
+    older, at = site.current("web1"), site.at()["mycity"]
+    site.postgres.sql("ckan_default", "insert into trees (id) values (1)")
+    extra = {"revision": "r8", "upgrade": "op.execute('delete from trees')"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, extra, text="No trees")
+    newer = site.good_deploy()
+    assert site.postgres.sql("ckan_default", "select count(*) from trees") == "0" and site.at()["mycity"] == ["r8"]
+    # Who runs CKAN may not make databases.
+    done = site.deploy("rollback", restore=newer)
+    assert done["code"] == 1 and "ckan_default may not make databases" in done["summary"]
+    assert {site.current(host) for host in site.hosts} == {newer} and site.at()["mycity"] == ["r8"]
+    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    done = site.deploy("rollback", restore="20200101000000Z")
+    assert done["code"] == 1 and "no host has a dump 20200101000000Z" in done["summary"]
+    done = site.deploy("rollback", restore=newer)
+    assert done["code"] == 0, done["text"][-3000:]
+    assert site.current("web1") == older and site.at()["mycity"] == at
+    assert site.postgres.sql("ckan_default", "select count(*) from trees") == "1"
+    assert site.get("/")[0] == 200 and "rebuilt, since it was asked for" in done["text"]
+    # The database of before is kept.
+    kept = site.postgres.sql("postgres", "select datname from pg_database where datname like 'ckan_default_old_%'")
+    assert site.postgres.sql(kept, "select version_num from mycity_alembic_version") == "r8"
+    code, told = site.call("web1", "ckan_backup.restore", newer)
+    assert code == 1 and f"type the name again: confirm={newer}" in told
+
+
+def found(site: Site, word: str) -> int:
+    with urllib.request.urlopen(f"{site.url}/api/3/action/package_search?q={word}&rows=0", timeout=30) as answer:
+        return json.load(answer)["result"]["count"]
+
+
+def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_empty(site: Site):
+    site.add_sample_data()
+    assert found(site, "larch") == 0 and found(site, "trees") == 1
+    repos.commit_indexing(site.mycity, "With larches", "larch", "import time; time.sleep(0.3)")
+    run, least = site.begin(), 3
+    while run.poll() is None:
+        least = min(least, found(site, "*:*"))
+    done = site.end(run)
+    assert done["code"] == 0, done["text"][-3000:]
+    assert "mycity changed how datasets are indexed" in done["text"] and least == 3
+    assert found(site, "larch") == 3
+    for host in site.hosts:
+        assert site.manifest(host)["index"] == site.manifest(host)["check"]["index"]
+    status = site.call("web1", "ckan_app.index_status")[1]
+    assert (status["datasets"], status["indexed"]) == (3, 3) and "Indexing dataset 3/3" in status["rebuild"], status
+    # Another text is no reason.
+    file = site.mycity / "ckanext/mycity/other.py"
+    file.write_text("OTHER = 1\n")
+    repos.git(site.mycity, "add", "--all")
+    repos.git(site.mycity, "commit", "--quiet", "--message", "Another file")
+    done = site.deploy()
+    assert done["code"] == 0 and "changed how datasets are indexed" not in done["text"]
+    # And back.
+    done = site.deploy("rollback", to=site.call("web1", "ckan_release.list")[1][2]["release"])
+    assert done["code"] == 0, done["text"][-3000:]
+    assert found(site, "larch") == 0 and found(site, "trees") == 1
+
+
+def test_a_rebuild_that_fails_is_a_warning_and_is_still_to_be_done_by_the_next_release(site: Site):
+    repos.commit_indexing(site.mycity, "With firs", "fir", "raise RuntimeError('no firs today')")
+    done = site.deploy()
+    assert done["code"] == 0 and "no firs today" in done["summary"], done["text"][-3000:]
+    repos.commit_indexing(site.mycity, "With firs", "fir")
+    site.write_pillar({**site.settings, "search": {"rebuild": "skip"}})
+    done = site.deploy()
+    assert done["code"] == 0 and f"ckan_release.reindex {site.current('web1')} force=True" in done["text"]
+    assert found(site, "fir") == 0
+    site.write_pillar(site.settings)
+    site.good_deploy(force=True)
+    assert found(site, "fir") == 3
+
+
+def test_a_solr_schema_that_ckan_refuses_stops_at_check_and_says_what_to_do(site: Site):
+    schema = next((site.sandbox / "solr").rglob("schema.xml"))
+    before, text = site.current("web1"), schema.read_text()
+    schema.write_text(text.replace('name="ckan-2.12"', 'name="ckan-2.7"'))
+    core = site.solr.url.rpartition("/")
+    reload = f"{core[0]}/admin/cores?action=RELOAD&core={core[2]}"
+    try:
+        urllib.request.urlopen(reload, timeout=30).close()
+        done = site.deploy(force=True)
+    finally:
+        schema.write_text(text)
+        urllib.request.urlopen(reload, timeout=30).close()
+    assert done["code"] == 1
+    assert "failed at check: SearchError: SOLR schema version not supported: 2.7" in done["summary"]
+    assert "schema.xml into the core of Solr, reload it" in done["summary"] and site.current("web1") == before
