@@ -275,19 +275,12 @@ def _probe(mode: str, path: str, settings: dict, timeout: int, told: dict | None
     if not result.pop("ok"):
         message = "; ".join(result["errors"])
         now = result.get("after") or result.get("before")
-        message += f"; the database is now at {heads_text(now)}" if now else ""
+        message += f"; the database is now at {_heads_text(now)}" if now else ""
         raise CommandExecutionError(message)
     return result
 
 
-def heads_text(found: dict | None) -> str:
-    """
-    Say in words at which revisions a database is.
-
-    found
-        As ``schema`` or ``heads`` return it.
-
-    CLI Example: not for the command line.
-    """
-    at = {name: state["at"] if isinstance(state, dict) else state for name, state in (found or {}).items()}
+def _heads_text(found: dict) -> str:
+    """At which revisions a database is; found as ``schema`` or ``heads`` return it."""
+    at = {name: state["at"] if isinstance(state, dict) else state for name, state in found.items()}
     return ", ".join(f"{name} {' and '.join(some)}" for name, some in at.items() if some) or "no revision"

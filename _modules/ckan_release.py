@@ -194,7 +194,7 @@ def migrate(release: str, by: str = "", job: str = "") -> dict:
     by, job
         Who asked, and the run of the master that this belongs to.
 
-    Returns ``{"migrated": bool, "migration": what ``note`` takes}``. Raises ``CommandExecutionError`` that names what
+    Returns ``{"migrated": bool, "migration": what ``start`` takes}``. Raises ``CommandExecutionError`` that names what
     failed, says what the database holds, and that the live release runs on it.
 
     CLI Example:

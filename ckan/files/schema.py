@@ -57,6 +57,8 @@ sys.exit(ckan())
 """
 # Any number will do, as long as all hosts of all environments use the same; it is per database anyway.
 ADVISORY_LOCK = 0x434B414E
+# Seconds before a migration that did not get its lock is tried again.
+PAUSE = 5
 # What PostgreSQL and its client say, and what that means to who runs the portal.
 FULL = "PostgreSQL at {host} has no connection left; end some, or raise its max_connections"
 TROUBLES = (
@@ -259,7 +261,7 @@ def run_ckan(ini: str, arguments: list, told: dict, result: dict, what: str) -> 
         if not locked:
             break
         result["waited"] = attempt
-        time.sleep(told.get("pause", 5) if attempt < told.get("attempts", 1) else 0)
+        time.sleep(PAUSE if attempt < told.get("attempts", 1) else 0)
     cause = message_of(lines)
     if locked:
         cause = (

@@ -122,14 +122,9 @@ def eventually(say: Callable[[], Any], wanted: Any, seconds: float = 15) -> None
 @pytest.fixture(scope="session")
 def first_site(stub_base: Path) -> Iterator[Site]:
     """Hosts after their first highstate."""
-    site = Site(stub_base)
-    try:
-        site.start()
-        done = site.highstate()
-        assert done["code"] == 0, done["text"]
+    with Site(stub_base) as site:
+        site.set_up()
         yield site
-    finally:
-        site.destroy()
 
 
 @pytest.fixture

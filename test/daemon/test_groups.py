@@ -22,15 +22,10 @@ HOSTS = ("web1", "web2", "web3")
 @pytest.fixture(scope="module")
 def three_hosts(stub_base: Path) -> Iterator[Site]:
     """Three hosts after their first highstate, of which web1 is the canary."""
-    site = Site(stub_base, HOSTS)
-    site.write_host("web1", deploy_group="canary")
-    try:
-        site.start()
-        done = site.highstate()
-        assert done["code"] == 0, done["text"]
+    with Site(stub_base, HOSTS) as site:
+        site.write_host("web1", deploy_group="canary")
+        site.set_up()
         yield site
-    finally:
-        site.destroy()
 
 
 @pytest.fixture

@@ -62,17 +62,12 @@ class WorkSite(Site):
 @pytest.fixture(scope="module")
 def work(stub_base: Path) -> Iterator[WorkSite]:
     """A portal on two hosts with a worker each, after its first highstate."""
-    site = WorkSite(stub_base, "redis://127.0.0.1:1/0")
-    try:
+    with WorkSite(stub_base, "redis://127.0.0.1:1/0") as site:
         redis = Redis(site.sandbox).start()
         site.settings["redis_url"] = redis.url
         site.write_pillar(site.settings)
-        site.start()
-        done = site.highstate()
-        assert done["code"] == 0, done["text"]
+        site.set_up()
         yield site
-    finally:
-        site.destroy()
 
 
 def pids(site: WorkSite) -> list[int]:

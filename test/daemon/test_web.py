@@ -23,16 +23,11 @@ pytestmark = pytest.mark.daemon
 @pytest.fixture(scope="module")
 def lone(stub_base: Path) -> Iterator[Site]:
     """A portal on one host, after its first highstate."""
-    site = Site(stub_base, hosts=["web1"])
-    site.settings["web"]["health_attempts"] = 2
-    site.write_pillar(site.settings)
-    try:
-        site.start()
-        done = site.highstate()
-        assert done["code"] == 0, done["text"]
+    with Site(stub_base, hosts=["web1"]) as site:
+        site.settings["web"]["health_attempts"] = 2
+        site.write_pillar(site.settings)
+        site.set_up()
         yield site
-    finally:
-        site.destroy()
 
 
 def processes(site: Site) -> dict[str, list[int]]:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from daemon.conftest import eventually
 
 from parts.process import sandbox
 from parts.real import PASSWORD, RealPortal
@@ -62,25 +63,12 @@ class Site(RealPortal):
         return self.current("web1")
 
 
-def eventually(say, wanted, seconds: float) -> None:
-    """Wait until a question has the wanted answer."""
-    deadline = time.monotonic() + seconds
-    while (answer := say()) != wanted:
-        assert time.monotonic() < deadline, answer
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def site():
-    portal = Site(sandbox("ckan-i-"), say=print)
-    try:
-        portal.start()
+    with Site(sandbox("ckan-i-"), say=print) as portal:
         repos.commit_revisions(portal.mycity, R1, text="Trees")
-        done = portal.highstate()
-        assert done["code"] == 0, done["text"][-3000:]
+        portal.set_up()
         yield portal
-    finally:
-        portal.destroy()
 
 
 def test_the_first_release_migrates_core_and_plugin_and_dumps_no_empty_database(site: Site):

@@ -136,6 +136,18 @@ class Portal:
         self.stop()
         shutil.rmtree(self.sandbox, ignore_errors=True)
 
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.destroy()
+
+    def set_up(self) -> None:
+        """Start everything, and bring all hosts to their first release; raises AssertionError where that fails."""
+        self.start()
+        done = self.highstate()
+        assert done["code"] == 0, done["text"]
+
     def highstate(self, *arguments: str, env: str = "") -> dict[str, Any]:
         """Run a highstate on all hosts of an environment.
 

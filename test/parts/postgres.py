@@ -86,6 +86,16 @@ class Postgres(Service):
             return self.sql("postgres", "select 1") == "1"
         return False
 
+    def _psql(self, database: str) -> list[str]:
+        return ["psql", "-X", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LC_ALL": "C.UTF-8",
+            "PGPASSWORD": self._password_file.read_text(),
+        }
+
     def sql(self, database: str, statement: str) -> str:
         """Run a statement as the superuser.
 
@@ -96,11 +106,8 @@ class Postgres(Service):
 
         Returns the rows, one a line, columns parted by `|`. Raises PartError with PostgreSQL's message.
         """
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
-        environment["PGPASSWORD"] = self._password_file.read_text()
-        command = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1"]
-        command += ["-p", str(self.port), "-U", "postgres", "-d", database, "-c", statement]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = [*self._psql(database), "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement]
+        result = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
         if result.returncode:
             raise PartError(f"PostgreSQL refused a statement: {result.stderr.strip()}")
         return result.stdout.strip()
@@ -113,11 +120,9 @@ class Postgres(Service):
         statement
             SQL text, such as one that takes a lock.
         """
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
-        environment["PGPASSWORD"] = self._password_file.read_text()
-        command = ["psql", "-X", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
         client = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self._psql(database), env=self._environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         client.stdin.write(f"begin;\n{statement};\n\\echo held\n")
         client.stdin.flush()

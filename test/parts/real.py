@@ -50,8 +50,6 @@ class RealPortal(Portal):
         Called with progress lines.
     server
         The web server of the hosts, `nginx` or `apache`.
-    version
-        The CKAN of the base.
     """
 
     def __init__(
@@ -60,11 +58,9 @@ class RealPortal(Portal):
         hosts: Sequence[str] = ("web1", "web2"),
         say: Callable[[str], None] = lambda _: None,
         server: str = "nginx",
-        version: str = "2.12.0",
     ) -> None:
         self.say, self.server = say, server
-        base = build_base(version=version, say=say)
-        super().__init__(sandbox, base, hosts, secrets={"production": {"database:password": PASSWORD}})
+        super().__init__(sandbox, build_base(say=say), hosts, secrets={"production": {"database:password": PASSWORD}})
         self.token = ""
         # What the pillar of all hosts says under `ckan`, once they are started.
         self.settings: dict[str, Any] = {}
