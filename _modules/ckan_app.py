@@ -173,15 +173,16 @@ def index_status(path: str = "") -> dict:
 
 def rebuild_index(path: str, settings: dict) -> dict:
     """
-    Index every dataset anew: without emptying the index before, and without what is no dataset any more after.
+    Index every dataset anew: without emptying the index before, or in the second core of ``search:second_core``; and
+    without what is no dataset any more after.
 
     path
         The directory of the virtualenv, with its ini.
     settings
         The settings.
 
-    Returns ``{"datasets", "indexed", "seconds"}``. Raises ``CommandExecutionError`` with what CKAN says; the index has
-    what was indexed until then.
+    Returns ``{"datasets", "indexed", "seconds"}``, and ``swapped`` where it was made in a second core. Raises
+    ``CommandExecutionError`` with what CKAN says; the index has what was indexed until then.
 
     CLI Example: not for the command line; use ``ckan_release.reindex``.
     """
@@ -189,8 +190,9 @@ def rebuild_index(path: str, settings: dict) -> dict:
     # CKAN's user writes it.
     __salt__["ckan_file.write"](log, "")
     shutil.chown(log, settings["user"])
-    found = _probe("rebuild", path, settings, settings["search"]["timeout"], {"log": log})
-    return {name: found[name] for name in ("datasets", "indexed", "seconds") if name in found}
+    told = {"log": log, "second_core": settings["search"]["second_core"]}
+    found = _probe("rebuild", path, settings, settings["search"]["timeout"], told)
+    return {name: found[name] for name in ("datasets", "indexed", "swapped", "seconds") if name in found}
 
 
 def _index_log(settings: dict) -> str:

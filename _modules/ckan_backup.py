@@ -176,6 +176,26 @@ def put_back(settings: dict, name: str) -> dict:
     return {"database": about["name"], "kept_as": kept, "seconds": round(time.monotonic() - begun, 1)}
 
 
+def take_again(settings: dict, kept_as: str) -> None:
+    """
+    Undo what ``restore`` did: the database of before takes its name again. The one from the dump goes.
+
+    settings
+        The settings.
+    kept_as
+        The name that the database of before was kept under.
+
+    Raises ``CommandExecutionError``; the database is as it was then.
+
+    CLI Example: not for the command line; ``ckan_schema.upgrade`` uses it.
+    """
+    dumped = f"{settings['database']['name'][:40]}_dump_{__salt__['ckan_release.new_id']()}"
+    _change_names(settings, kept_as, dumped)
+    # Somebody may be connected again; then it stays, and is in nobody's way.
+    with contextlib.suppress(CommandExecutionError):
+        _as_admin(f'drop database "{dumped}"', settings)
+
+
 @contextlib.contextmanager
 def copied(settings: dict, name: str) -> Iterator[str]:
     """
@@ -197,17 +217,36 @@ def copied(settings: dict, name: str) -> Iterator[str]:
         _as_admin(f'drop database if exists "{new}"', settings)
 
 
+def obstacle(settings: dict) -> str:
+    """
+    Say what would keep this host from putting the dump of a deploy in the place of the database, ``''`` for nothing.
+
+    settings
+        The settings.
+
+    CLI Example: not for the command line; ``ckan_release.check`` uses it.
+    """
+    return "ckan:backup:when is never" if settings["backup"]["when"] == "never" else _may_not(settings)
+
+
+def _may_not(settings: dict) -> str:
+    about = settings["database"]
+    may = _as_admin("select rolcreatedb or rolsuper from pg_roles where rolname = current_user", settings).strip()
+    if may == "t":
+        return ""
+    return (
+        f"{about['admin_user'] or about['user']} may not make databases on {about['host']}; name somebody who may in "
+        "ckan:database:admin_user and admin_password"
+    )
+
+
 def _restored(settings: dict, name: str, what: str) -> str:
     """A new database with what a dump has; returns its name."""
     about = settings["database"]
     file = _file(settings, name)
     _postgres(["pg_restore", "--list", file], settings)
-    may = _as_admin("select rolcreatedb or rolsuper from pg_roles where rolname = current_user", settings).strip()
-    if may != "t":
-        raise CommandExecutionError(
-            f"{about['admin_user'] or about['user']} may not make databases on {about['host']}; name somebody "
-            "who may in ckan:database:admin_user and admin_password."
-        )
+    if problem := _may_not(settings):
+        raise CommandExecutionError(f"{problem}.")
     # Names of PostgreSQL have at most 63 bytes.
     new = f"{about['name'][:40]}_{what}_{__salt__['ckan_release.new_id']()}"
     _as_admin(f'create database "{new}" owner "{about["user"]}" template template0', settings)

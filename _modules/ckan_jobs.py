@@ -24,6 +24,8 @@ __virtualname__ = "ckan_jobs"
 SCRIPT = "salt://ckan/files/cron.py"
 RUNNING = ("RUNNING", "STARTING")
 START_SECONDS = 10
+# How long a pause waits for lines of cron: nobody says how long one may take.
+CRON_SECONDS = 60
 # What supervisor needs to see and to note the end of a process.
 SLACK_SECONDS = 5
 
@@ -76,18 +78,33 @@ def follow(settings: dict, files: bool = True) -> dict:
 def pause(settings: dict) -> list[str]:
     """
     Stop all workers; each finishes its job first, for its ``timeout`` seconds at most. ``follow`` starts them again.
+    A line of cron that is at work is waited for; none begins while the file of ``ckan_maintenance`` says so.
 
     settings
         The settings.
 
-    Returns warnings: of jobs that had to be stopped.
+    Returns warnings: of jobs that had to be stopped, and of lines of cron that are still at work.
 
     CLI Example: not for the command line; ``ckan_maintenance.on`` uses it.
     """
     names = _installed(settings)
     with concurrent.futures.ThreadPoolExecutor(max(1, len(names))) as pool:
         jobs = [pool.submit(contextvars.copy_context().run, _stop, name, settings) for name in names]
-    return [warning for job in jobs if (warning := job.result())]
+    warnings = [warning for job in jobs if (warning := job.result())]
+    deadline = time.monotonic() + CRON_SECONDS
+    while (at_work := _at_work(settings)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return [*warnings, *(f"the line {name} of ckan:cron is still at work" for name in at_work)]
+
+
+def _at_work(settings: dict) -> list[str]:
+    """The lines of cron that run now."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if _script(settings) in words[1:2]:
+            found.update(name for name in settings["cron"] if name in words[2:])
+    return sorted(found)
 
 
 def pending(settings: dict) -> dict:

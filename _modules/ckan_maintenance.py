@@ -33,10 +33,11 @@ def on(reason: str = "", by: str = "", stop_workers: bool = False) -> dict:
     reason, by
         Why, and who asked; for ``status``, not for visitors.
     stop_workers
-        Background workers stop as well, each when its job is done. ``off`` starts them.
+        Background workers and lines of cron stop as well, each when its job is done. ``off`` starts them.
 
-    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``. Raises ``CommandExecutionError`` when the page
-    of ``web:maintenance_page`` is not there, or no server of the formula's looks for it.
+    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``, and ``warnings`` of jobs that are not done.
+    Raises ``CommandExecutionError`` when the page of ``web:maintenance_page`` is not there, or no server of the
+    formula's looks for it.
 
     CLI Example:
 
@@ -66,10 +67,9 @@ def on(reason: str = "", by: str = "", stop_workers: bool = False) -> dict:
     __salt__["ckan_store.append_log"](settings["paths"], stage="maintenance on", env=settings["env"], result="ok", **{
         name: text for name, text in noted.items() if text and name != "since"
     })  # fmt: skip
-    if stop_workers:
-        # After the page: what visitors queue until then is done before they stop.
-        __salt__["ckan_jobs.pause"](settings)
-    return {"on": True, "changed": True, **noted}
+    # After the page: what visitors queue until then is done before they stop.
+    warnings = __salt__["ckan_jobs.pause"](settings) if stop_workers else []
+    return {"on": True, "changed": True, **noted, **({"warnings": warnings} if warnings else {})}
 
 
 def off(by: str = "") -> dict:

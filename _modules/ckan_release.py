@@ -176,9 +176,11 @@ def check(release: str, by: str = "", job: str = "", served: bool = False) -> di
                 raise CommandExecutionError(newer["problem"])
             result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
             if result["pending"]:
-                result["maintenance"] = settings["migration"]["when"] == "maintenance"
+                result["maintenance"] = __salt__["ckan_schema.closes"](settings, release, result["pending"])
                 if any(state["at"] for state in result["schema"].values()):
                     __salt__["ckan_backup.ready"](settings)
+                    why = __salt__["ckan_backup.obstacle"](settings) if result["maintenance"] else ""
+                    result["warnings"] += [f"after a failure the database would stay migrated: {why}"] if why else []
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
         warned += result["warnings"]
         return {**result, "warnings": warned}
@@ -223,10 +225,12 @@ def migrate(release: str, by: str = "", job: str = "") -> dict:
             except CommandExecutionError as exc:
                 live = __salt__["ckan_store.current"](paths)
                 runs = f"the live release {live} runs on it" if live else "no release runs on it yet"
+                goes_on = f"; {runs}; mend the migration and deploy again, it goes on from there"
+                if __salt__["ckan_maintenance.status"]()["on"]:
+                    # Visitors wait, and the database is given back before they come in again.
+                    goes_on = "; mend the migration and deploy again"
                 kept = f"; the dump of before is {dumped['file']} on {__grains__['id']}" if dumped else ""
-                raise CommandExecutionError(
-                    f"{exc}; {runs}; mend the migration and deploy again, it goes on from there{kept}"
-                ) from exc
+                raise CommandExecutionError(f"{exc}{goes_on}{kept}") from exc
             migration.update({name: result[name] for name in ("before", "after", "seconds") if name in result})
         if commands:
             migration["commands"] = [" ".join(words) for words in commands]
@@ -984,12 +988,18 @@ def _through_all_stages(release: str, previous: str, about: dict, maintenance: b
             done = run()
         except SaltException as exc:
             abort(release, f"{name}: {exc}", by, job)
-            if closed:
+            # Other hosts may be open, so whether a dump loses nothing is for the operator to say.
+            problem = __salt__["ckan_schema.mismatch"](previous) if closed else ""
+            serves = f"this host serves {previous or 'what it served'} as before"
+            if problem:
+                serves += (
+                    f", behind the page of maintenance: {problem}; put the dump back (ckan_backup.restore {release}), "
+                    "then type: ckan_maintenance.off"
+                )
+            elif closed:
                 __salt__["ckan_maintenance.off"](by)
-            raise _StageFailed(
-                f"the deploy of {release} failed at {name}: {exc} -- this host serves "
-                f"{previous or 'what it served'} as before; mend the cause and deploy again."
-            ) from exc
+            text = f"the deploy of {release} failed at {name}: {exc} -- {serves}; mend the cause and deploy again."
+            raise _StageFailed(text) from exc
         seconds[name] = round(time.monotonic() - begun, 2)
     if closed:
         __salt__["ckan_maintenance.off"](by)

@@ -217,14 +217,16 @@ def downgrade(release: str, by: str = "", job: str = "", restore: str = "") -> d
         return {"undone": undone, **({"backup": dumped} if dumped else {})}
 
 
-def upgrade(release: str, by: str = "", job: str = "") -> dict:
+def upgrade(release: str, by: str = "", job: str = "", kept_as: str = "") -> dict:
     """
-    Bring the database to the heads of a release that was live: after a downgrade whose rollback failed.
+    Bring the database to the heads of a release that was live: after a downgrade or a restore whose rollback failed.
 
     release
         The release.
     by, job
         Who asked, and the run of the master that this belongs to.
+    kept_as
+        After a restore: the database of before, which takes its name again.
 
     Returns ``{"current": id}``. Raises ``CommandExecutionError`` that says what the database holds.
 
@@ -237,8 +239,93 @@ def upgrade(release: str, by: str = "", job: str = "") -> dict:
     settings = __salt__["ckan_settings.get"]()
     paths = settings["paths"]
     with __salt__["ckan_stage.running"](settings, "upgrade", release, by, job):
+        if kept_as:
+            __salt__["ckan_backup.take_again"](settings, kept_as)
         __salt__["ckan_app.migrate"](__salt__["ckan_store.directory"](paths, release), settings)
         return {"current": __salt__["ckan_store.current"](paths)}
+
+
+def closes(settings: dict, release: str, pending: dict) -> bool:
+    """
+    Say whether visitors get the page of maintenance while a release migrates the database, as ``migration:when`` says.
+    Code of one CKAN version cannot be expected to get along with the database of another: CKAN 2.11 answers with errors
+    after the migrations of 2.12.
+
+    settings
+        The settings.
+    release
+        The release that is about to migrate it.
+    pending
+        What is pending: what ``ckan_app.check`` returned.
+
+    CLI Example: not for the command line; ``ckan_release.check`` uses it.
+    """
+    when, paths = settings["migration"]["when"], settings["paths"]
+    served = __salt__["ckan_store.current"](paths)
+    if when != "auto" or not pending or not served or served == release or settings["web"]["server"] == "none":
+        return bool(pending) and when == "maintenance"
+    versions = [__salt__["ckan_store.read"](paths, name)["base"]["ckan"] for name in (served, release)]
+    minor = {tuple(version.split(".")[:2]) for version in versions}
+    return "core" in pending and len(minor) > 1
+
+
+def mismatch(release: str) -> str:
+    """
+    Say in which way the database is another than a release knows; ``''`` where it is not, and for no release.
+
+    release
+        The release.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_schema.mismatch 20261125021500Z
+    """
+    settings = __salt__["ckan_settings.get"]()
+    if not release:
+        return ""
+    try:
+        different = compare(settings, __salt__["ckan_store.directory"](settings["paths"], release), "")
+    except CommandExecutionError as exc:
+        return str(exc)
+    return "; ".join(
+        f"{name} is at {' and '.join(state['at']) or 'no revision'} in the database, and {release} knows it up to "
+        f"{' and '.join(state['knows']) or 'no revision'}"
+        for name, state in different.items()
+    )
+
+
+def give_back(release: str, by: str = "", job: str = "") -> dict:
+    """
+    Put the dump of before in the place of a database that a release has migrated, for a deploy that failed while the
+    portal was closed on all hosts: nobody has written to it since. A database that the release before gets along with
+    is left alone.
+
+    release
+        The release that migrated it; the dump has its name.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"given_back": bool, "kept_as": database of between}``. Raises ``CommandExecutionError`` with why it could
+    not be given back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_schema.give_back 20261125021500Z
+    """
+    settings = __salt__["ckan_settings.get"]()
+    paths = settings["paths"]
+    with __salt__["ckan_stage.running"](settings, "give back", release, by, job):
+        current_id = __salt__["ckan_store.current"](paths)
+        before = current_id if current_id != release else __salt__["ckan_store.read"](paths, release)["previous"]
+        if not before or not __salt__["ckan_maintenance.status"]()["on"]:
+            return {"given_back": False, "kept_as": ""}
+        if not compare(settings, __salt__["ckan_store.directory"](paths, before), ""):
+            return {"given_back": False, "kept_as": ""}
+        return {"given_back": True, "kept_as": __salt__["ckan_backup.put_back"](settings, release)["kept_as"]}
 
 
 def accept(name: str, knows: str, at: str, by: str = "") -> list[dict]:

@@ -193,10 +193,10 @@ SCHEMA = {
     "hooks": Setting("hooks", [], "What is done before and after stages, in order: docs/hooks.md."),
     "migration:when": Setting(
         "str",
-        "before",
-        "The database is migrated while visitors are served by the release before, or while they get the page of "
-        "maintenance and workers stand still.",
-        choices=("before", "maintenance"),
+        "auto",
+        "The database is migrated while visitors are served by the release `before`, or while they get the page of "
+        "`maintenance` and workers stand still. `auto`: the latter for an upgrade of CKAN.",
+        choices=("auto", "before", "maintenance"),
     ),
     "migration:lock_timeout": Setting(
         "int", 10, "Seconds a migration waits for a lock of the database, and visitors behind it. 0: no limit.", least=0
@@ -214,6 +214,12 @@ SCHEMA = {
         "auto",
         "Whether a release that indexes datasets in another way rebuilds the search index.",
         choices=("auto", "skip"),
+    ),
+    "search:second_core": Setting(
+        "str",
+        "",
+        "A second core beside that of `solr_url`, with the same configuration, in which a rebuild is made.",
+        pattern=r"([0-9A-Za-z_.-]+)?",
     ),
     "search:timeout": Setting("int", 21600, "Seconds a rebuild of the search index may take.", least=1),
     "backup:when": Setting(

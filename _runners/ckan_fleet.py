@@ -162,6 +162,8 @@ def stage(env: str, name: str, group: str = "", job: str = "") -> dict:
     last = not ticket["groups"] or group == ticket["groups"][-1]["name"]
     begun = time.time()
     results: dict[str, Any] = {}
+    if name == "migrate":
+        ticket["migrates"] = hosts[0]
     closed = name in ("migrate", "downgrade") and ticket.get("maintenance")
     failures = _close_doors(ticket) if closed else {}
     functions = (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]
@@ -291,7 +293,7 @@ def _recover(ticket: dict, job: str) -> dict:
 def _undo(ticket: dict, reason: str, job: str) -> dict:
     """Take all hosts of a run back. Returns whether that could be done, and what each host serves now."""
     results, failures, undo = {}, {}, {}
-    remarks = _restore_schema(ticket, job)
+    remarks, closed = _restore_schema(ticket, job)
     for release, hosts in _ways_back(ticket).items():
         function = "ckan_release.abort" if ticket["kind"] == "deploy" else "ckan_release.activate"
         force = {} if ticket["kind"] == "deploy" else {"force": True}
@@ -300,7 +302,7 @@ def _undo(ticket: dict, reason: str, job: str) -> dict:
         results.update(some)
         failures.update(not_reached)
         undo.update({host: f"{function} {release}{' force=True' if force else ''}" for host in hosts})
-    for host, cause in _open_doors(ticket).items():
+    for host, cause in {} if closed else _open_doors(ticket).items():
         failures.setdefault(host, f"{cause}; it is in maintenance, too: salt {host} ckan_maintenance.off")
     serving: dict[str, list[str]] = {}
     for host, result in results.items():
@@ -314,15 +316,38 @@ def _undo(ticket: dict, reason: str, job: str) -> dict:
     return {"ok": not failures, "comment": " -- ".join([*parts, *remarks])}
 
 
-def _restore_schema(ticket: dict, job: str) -> list[str]:
-    """Before hosts get back the newer release of a rollback that failed: the database that it knows."""
+def _restore_schema(ticket: dict, job: str) -> tuple[list[str], bool]:
+    """
+    Before hosts get back what they served: the database that it knows. Returns remarks, and whether the portal stays
+    closed, since that could not be done.
+    """
+    if ticket["kind"] == "deploy":
+        return _give_back(ticket, job) if "closed" in ticket else ([], False)
     if not ticket.get("downgraded"):
-        return []
+        return [], False
     host = ticket["undo_on"]
     release = ticket["left"][host]
-    _, failures = _ask_again([host], "ckan_schema.upgrade", {"release": release, "by": ticket["by"], "job": job})
+    about = {"release": release, "kept_as": ticket.get("kept_as", ""), "by": ticket["by"], "job": job}
+    _, failures = _ask_again([host], "ckan_schema.upgrade", about)
+    typed = f"salt {host} ckan_schema.upgrade {release}" + (f" kept_as={ticket['kept_as']}" if about["kept_as"] else "")
     what = f"the database could not be brought back to {release}"
-    return [f"{what} ({cause}): type: salt {host} ckan_schema.upgrade {release}" for cause in failures.values()]
+    return [f"{what} ({cause}): type: {typed}" for cause in failures.values()], False
+
+
+def _give_back(ticket: dict, job: str) -> tuple[list[str], bool]:
+    """The database of before a deploy that closed the portal, from its dump: nobody has written to it since."""
+    host, release = ticket["migrates"], ticket["release"]
+    about = {"release": release, "by": ticket["by"], "job": job}
+    results, failures = _ask_again([host], "ckan_schema.give_back", about)
+    for cause in failures.values():
+        text = (
+            f"the database could not be given back as it was before ({cause}), so the portal stays closed: restore it, "
+            f"such as by: salt {host} ckan_backup.restore {release}; then open it: salt -L {','.join(ticket['hosts'])} "
+            "ckan_maintenance.off"
+        )
+        return [text], True
+    kept = results[host]["kept_as"]
+    return [f"the database is as it was before the migration ({kept} has what came of it)"] if kept else [], False
 
 
 def _ways_back(ticket: dict) -> dict[str, list[str]]:
@@ -350,7 +375,8 @@ def _note_database(ticket: dict, name: str, results: dict, failures: dict) -> No
         # Also where it failed half-way.
         ticket["downgraded"] = True
         # Another database than the one that the search index was filled from.
-        ticket["reindex"] = ticket["restored"] = any(result.get("kept_as") for result in told)
+        ticket["kept_as"] = next((result["kept_as"] for result in told if result.get("kept_as")), "")
+        ticket["reindex"] = ticket["restored"] = bool(ticket["kept_as"])
 
 
 def _want(ticket: dict) -> None:
@@ -385,6 +411,8 @@ def _close_doors(ticket: dict) -> dict:
     about = {"reason": ticket["kind"], "by": ticket["by"], "stop_workers": True}
     answers, failures = _ask(ticket["hosts"], "ckan_maintenance.on", about)
     ticket["closed"] = [host for host, answer in answers.items() if host in failures or answer["changed"]]
+    told = {host: answer for host, answer in answers.items() if host not in failures}
+    ticket["warnings"] += [f"{host}: {text}" for host, answer in told.items() for text in answer.get("warnings", [])]
     __salt__["ckan_record.save_run"](ticket)
     return failures
 

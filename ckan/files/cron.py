@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import json
 import os
 import shutil
 import socket
@@ -26,7 +27,7 @@ REMEMBERED_SECONDS = 24 * 3600
 
 
 def main() -> int:
-    """Run the command; returns its exit code, and 0 where it is another host's turn."""
+    """Run the command; returns its exit code, and 0 where it is another host's turn, or nobody's for now."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--once", action="store_true")
     for option in ("--site", "--env", "--ini"):
@@ -34,6 +35,8 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("command", nargs="+")
     told = parser.parse_args()
+    if is_paused():
+        return 0
     tag = f"ckan-{told.site}-{told.name}"
     if told.once:
         try:
@@ -46,6 +49,16 @@ def main() -> int:
     if code:
         return complain(told.name, f"ended with exit code {code}; see journalctl -t {tag}", code)
     return 0
+
+
+def is_paused() -> bool:
+    """Whether a deploy has closed the portal for a migration: workers stand still, and so do lines of cron."""
+    noted = os.path.join(os.path.dirname(os.path.abspath(__file__)), "maintenance", "on")
+    try:
+        with open(noted, encoding="utf-8") as handle:
+            return "workers" in json.loads(handle.read() or "{}")
+    except FileNotFoundError:
+        return False
 
 
 def is_mine(told: argparse.Namespace) -> bool:

@@ -93,8 +93,13 @@ def check_configuration(ini: str, result: dict) -> None:
 
 
 def check_names(ini: str, declaration, result: dict) -> None:
-    """Options that neither CKAN nor a plugin declares: an extension may do without declaring, so it is a warning."""
+    """
+    Options by an old name, and such that neither CKAN nor a plugin declares, as after an upgrade of CKAN. An extension
+    may do without declaring, so these are warnings.
+    """
     from ckan.config.declaration.option import Flag
+
+    import ckan
 
     parser = configparser.RawConfigParser()
     parser.optionxform = str
@@ -105,14 +110,18 @@ def check_names(ini: str, declaration, result: dict) -> None:
         name for name in parser["app:main"] if not (name in parser.defaults() or name == "use" or "beaker." in name)
     ]
     known = list(declaration.iter_options(exclude=Flag.none()))
-    strange = [name for name in given if not any(key == name for key in known)]
+    renamed = {declaration[key].legacy_key: str(key) for key in known if getattr(declaration[key], "legacy_key", None)}
+    for name in sorted({*given} & {*renamed}):
+        result["warnings"].append(f"the option {name} is called {renamed[name]} now; CKAN reads the old name still")
+    strange = [name for name in given if name not in renamed and not any(key == name for key in known)]
     for name in list(strange):
         close = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.85)
         if close:
             strange.remove(name)
             result["warnings"].append(f"CKAN and its plugins do not know the option {name} (did you mean {close[0]}?)")
     if strange:
-        result["warnings"].append(f"options that neither CKAN nor a plugin declares: {', '.join(strange)}")
+        who = f"neither CKAN {ckan.__version__} nor a plugin"
+        result["warnings"].append(f"options that {who} declares: {', '.join(strange)}")
 
 
 def build_assets(result: dict) -> None:
@@ -160,8 +169,10 @@ def check_search(app, result: dict) -> None:
     if result["pending"].get("core") == "base":
         result["warnings"].append("the database is empty, so package_search was not asked before the migration")
         return
+    # Up to CKAN 2.11 there is another one around the application of Flask.
+    flask_app = getattr(app, "_wsgi_app", app)
     try:
-        with app.test_request_context("/"):
+        with flask_app.test_request_context("/"):
             found = toolkit.get_action("package_search")({"ignore_auth": True}, {"rows": 0})
         result["datasets"] = found["count"]
     except Exception as exc:

@@ -3,22 +3,42 @@ The search index, seen from inside a release: what decides how a dataset stands 
 puts this between ``schema.py`` and ``probe.py``.
 """
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 
-# The command `ckan search-index rebuild` of each version, told never to empty the index first: CKAN up to 2.11 does
-# that unless it refreshes.
+# The command `ckan search-index rebuild` of each version, told never to empty the index first, as older ones do unless
+# they refresh, and to end without what is no dataset any more. What is read are the datasets meant, or null for all.
 REBUILD = """
-import sys
-from ckan.cli.search_index import rebuild
-if any(option.name == "refresh" for option in getattr(rebuild, "params", [])):
+import json, sys
+from ckan.cli import search_index
+import ckan.lib.search as search
+meant = json.load(sys.stdin)
+options = {option.name for option in getattr(search_index.rebuild, "params", [])}
+def rebuild(*given, real=search.rebuild, **more):
+    from ckan import model
+    if meant is None:
+        real(*given, **more)
+    else:
+        there = {row[0] for row in model.Session.query(model.Package.id)}
+        real(package_ids=[name for name in meant if name in there])
+    if "keep_orphans" not in options and hasattr(search_index, "get_orphans"):
+        search.commit()
+        for orphan in search_index.get_orphans():
+            search.clear(orphan)
+search.rebuild = rebuild
+if "refresh" in options:
     sys.argv.insert(sys.argv.index("rebuild") + 1, "--refresh")
 """
+# Seconds that the clock of Solr may differ by, and more.
+CLOCKS = 300
+SOLR_TIMEOUT = 60
 
 
 def index_made_of() -> dict:
@@ -78,18 +98,89 @@ def solr_schema_sentence(exc: BaseException) -> str:
 
 
 def rebuild_index(ini: str, told: dict, result: dict) -> None:
-    """Index every dataset anew, without emptying the index before, then remove what is no dataset any more."""
-    prelude = ALEMBIC + REBUILD + COMMAND
-    with open(told["log"], "w", encoding="utf-8") as log:
+    """
+    Index every dataset anew, in place and without emptying the index before; or in a second core, if there is one,
+    which changes names with the first when it is complete.
+    """
+    begun, options, second = time.time(), options_of(ini), told.get("second_core")
+    if not second:
+        run_rebuild(ini, None, told["log"], result)
+    else:
+        empty_second_core(options, second)
+        if run_rebuild(ini, None, told["log"], result, CKAN_SOLR_URL=beside(options, second)):
+            changed = swap_cores(options, second, begun)
+            run_rebuild(ini, changed, told["log"], result)
+    result.update(index_counts(ini))
+
+
+def beside(options: dict, name: str) -> str:
+    """The address of another core of the same Solr."""
+    return options["solr_url"].rstrip("/").rpartition("/")[0] + "/" + name
+
+
+def empty_second_core(options: dict, second: str) -> None:
+    """Refused where a core has what another site wrote: it would be lost, or swapped away."""
+    cores = (options["solr_url"].rstrip("/"), beside(options, second))
+    if cores[0] == cores[1]:
+        raise Sentence(f"the second core {second} is the one that CKAN uses; name another one in search:second_core")
+    site = options.get("ckan.site_id", "default")
+    for core in cores:
+        if solr(options, core, "select", q="*:*", fq=f'-site_id:"{site}"', rows=0)["response"]["numFound"]:
+            raise Sentence(f"the core {core} holds more than the site {site}; leave search:second_core empty")
+    solr(options, cores[1], "update", {"delete": {"query": "*:*"}}, commit="true")
+
+
+def swap_cores(options: dict, second: str, begun: float) -> list:
+    """
+    Have two cores change names; returns the datasets that were changed since a time, which the new index does not know
+    in that way: https://solr.apache.org/guide/solr/latest/configuration-guide/coreadmin-api.html (SWAP).
+    """
+    first = options["solr_url"].rstrip("/")
+    solr(options, beside(options, "admin"), "cores", action="SWAP", core=first.rpartition("/")[2], other=second)
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun - CLOCKS))
+    old, new = (ids_in(options, core, "*:*") for core in (beside(options, second), first))
+    touched = ids_in(options, beside(options, second), f"indexed_ts:[{since} TO *]")
+    # What was deleted has gone from the old one.
+    return sorted(touched | (new - old))
+
+
+def ids_in(options: dict, core: str, query: str) -> set:
+    rows = solr(options, core, "select", q=query, fl="id", rows=2**31 - 1)["response"]["docs"]
+    return {row["id"] for row in rows}
+
+
+def solr(options: dict, core: str, handler: str, told=None, **asked) -> dict:
+    """Ask Solr, as the user that CKAN is; what is told goes as JSON."""
+    # The user may stand in the address, too, which urllib does not read.
+    parts = urllib.parse.urlsplit(core)
+    user, _, host = parts.netloc.rpartition("@")
+    user = urllib.parse.unquote(user) or ":".join(options.get(f"solr_{name}", "") for name in ("user", "password"))
+    core = parts._replace(netloc=host).geturl()
+    address = f"{core}/{handler}?{urllib.parse.urlencode({**asked, 'wt': 'json'})}"
+    request = urllib.request.Request(address, None if told is None else json.dumps(told).encode("utf-8"))
+    request.add_header("Content-Type", "application/json")
+    if user != ":":
+        request.add_header("Authorization", "Basic " + base64.b64encode(user.encode("utf-8")).decode("ascii"))
+    try:
+        with urllib.request.urlopen(request, timeout=SOLR_TIMEOUT) as answer:
+            return json.load(answer)
+    except (OSError, ValueError) as exc:
+        raise Sentence(f"Solr does not answer as it should at {core}/{handler}: {one_line(exc)}") from exc
+
+
+def run_rebuild(ini: str, meant, file: str, result: dict, **environment: str) -> bool:
+    """Index datasets by CKAN's own command: those meant, or all for None."""
+    with open(file, "a", encoding="utf-8") as log:
         done = subprocess.run(
-            [sys.executable, "-c", prelude, "-c", ini, "search-index", "rebuild"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-c", ALEMBIC + REBUILD + COMMAND, "-c", ini, "search-index", "rebuild"],
+            input=json.dumps(meant), stdout=log, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **environment},
         )  # fmt: skip
-    with open(told["log"], encoding="utf-8", errors="replace") as log:
+    with open(file, encoding="utf-8", errors="replace") as log:
         lines = [line.strip() for line in log.read().splitlines() if line.strip()]
     if done.returncode != 0:
         result["errors"].append(f"ckan search-index rebuild failed: {message_of(lines)}")
-    result.update(index_counts(ini))
+    return done.returncode == 0
 
 
 def index_counts(ini: str) -> dict:
@@ -103,11 +194,10 @@ def index_counts(ini: str) -> dict:
             sql = "select count(*) from package where state != 'deleted'"
             counts["datasets"] = connection.execute(text(sql)).scalar() if there else 0
     site = options.get("ckan.site_id", "default")
-    asked = {"q": "*:*", "rows": 0, "wt": "json", "fq": f'+site_id:"{site}" +entity_type:package -state:deleted'}
+    fq = f'+site_id:"{site}" +entity_type:package -state:deleted'
     try:
-        address = options["solr_url"].rstrip("/") + "/select?" + urllib.parse.urlencode(asked)
-        with urllib.request.urlopen(address, timeout=10) as answer:
-            counts["indexed"] = json.load(answer)["response"]["numFound"]
-    except (OSError, ValueError, KeyError) as exc:
-        counts["problem"] = f"Solr does not say what it has: {one_line(exc)}"
+        found = solr(options, options["solr_url"].rstrip("/"), "select", q="*:*", rows=0, fq=fq)
+        counts["indexed"] = found["response"]["numFound"]
+    except (Sentence, KeyError) as exc:
+        counts["problem"] = one_line(exc)
     return counts

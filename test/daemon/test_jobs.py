@@ -47,6 +47,16 @@ class WorkSite(Site):
         rows = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
         return next((release for job, release in rows if job == name), "")
 
+    def begin_line(self, name: str) -> subprocess.Popen:
+        """Run what a line of cron on web1 says, as cron would; for a line that is due @daily."""
+        tab = (self.root("web1") / "etc/cron.d/ckan-default").read_text()
+        line = next(line for line in tab.splitlines() if line.startswith("@daily www-data ") and f" {name} " in line)
+        command = line.removeprefix("@daily www-data ").replace(r"\%", "%")
+        return subprocess.Popen(
+            ["runuser", "-u", "www-data", "--", "sh", "-c", command], text=True, env=PLAIN,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
     def workers(self, host: str = "web1") -> list[dict]:
         code, told = self.call(host, "ckan_jobs.status")
         assert code == 0 and told["current"] == self.current(host), told
@@ -267,13 +277,10 @@ def test_a_line_that_fails_or_cannot_ask_redis_says_so_for_cron_to_mail(work):
     tab = (work.root("web1") / "etc/cron.d/ckan-default").read_text()
     work.write_pillar(work.settings)
     told = {}
-    for line in tab.splitlines():
-        if line.startswith("@daily www-data "):
-            command = line.removeprefix("@daily www-data ").replace(r"\%", "%")
-            done = subprocess.run(
-                ["runuser", "-u", "www-data", "--", "sh", "-c", command], capture_output=True, text=True, env=PLAIN,
-            )  # fmt: skip
-            told["broken" if " broken " in command else "alone"] = (done.returncode, done.stdout + done.stderr)
+    for name in lines:
+        run = work.begin_line(name)
+        said, _ = run.communicate(timeout=30)
+        told[name] = (run.returncode, said)
     assert told["broken"][0] == 7
     assert "broken ended with exit code 7; see journalctl -t ckan-default-broken" in told["broken"][1]
     assert f"release {release}" in told["broken"][1]
@@ -281,3 +288,22 @@ def test_a_line_that_fails_or_cannot_ask_redis_says_so_for_cron_to_mail(work):
     assert "alone was not run: Redis cannot be asked whose turn it is" in told["alone"][1]
     assert "marked-redis-password" not in tab + told["alone"][1]
     assert not (work.root("web1") / "usr/lib/ckan/current/ran").exists()
+
+
+def test_lines_of_cron_stand_still_while_a_deploy_has_closed_the_portal_for_a_migration(work):
+    out = work.sandbox / "jobs/closed"
+    lines = {
+        "slow": {"schedule": "@daily", "shell": f"sleep 6; echo slow >> {out}"},
+        "quick": {"schedule": "@daily", "shell": f"echo quick >> {out}"},
+    }
+    work.write_pillar({**work.settings, "cron": lines})
+    work.good_deploy("Hello closed cron")
+    slow = work.begin_line("slow")
+    code, told = work.call("web1", "ckan_maintenance.on", "stop_workers=True")
+    assert code == 0 and "warnings" not in told, told
+    # It came to its end, and none begins.
+    assert out.read_text() == "slow\n" and slow.wait(10) == 0
+    assert work.begin_line("quick").wait(30) == 0 and out.read_text() == "slow\n"
+    assert work.call("web1", "ckan_maintenance.off")[0] == 0
+    assert work.begin_line("quick").wait(30) == 0 and out.read_text() == "slow\nquick\n"
+    work.write_pillar(work.settings)

@@ -7,6 +7,7 @@ The tests build on one another: the database goes from revision to revision, as 
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import time
@@ -286,13 +287,43 @@ def test_under_maintenance_visitors_get_the_page_for_as_long_as_the_migration_ta
     sleeps = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(2)')", "downgrade": "op.execute('select 1')"}
     repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, text="In maintenance")
     with Visitors(site.front_port, threads=2) as visitors:
-        site.good_deploy()
+        done = site.deploy()
+    assert done["code"] == 0, done["text"][-3000:]
+    assert "after a failure the database would stay migrated: ckan_default may not make databases" in done["text"]
     assert visitors.failed and {answer for answer in visitors.failed if "503" not in str(answer)} == set()
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r8"]
     site.write_pillar(site.settings)
     assert site.deploy("rollback", downgrade=True)["code"] == 0
     assert site.at()["mycity"] == ["r7"]
     repos.commit_revisions(site.mycity, *CHAIN, R7, text="After maintenance")
+
+
+def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_said_what_to_type(site: Site):
+    before = site.current("web1")
+    site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
+    broken = {"revision": "r9", "upgrade": "op.execute('nonsense')"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, broken, text="Stays closed")
+    done = site.deploy()
+    assert done["code"] == 1 and "mycity: it came to r8, r9 is next" in done["summary"], done["text"][-3000:]
+    assert "ckan_default may not make databases" in done["summary"] and "the portal stays closed" in done["summary"]
+    release = re.search(r"salt web1 ckan_backup.restore (\w+)", done["summary"])[1]
+    assert site.get("/")[0] == 503 and {site.current(host) for host in site.hosts} == {before}
+    # What is said is what helps.
+    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    code, told = site.call("web1", "ckan_schema.mismatch", before)
+    assert code == 0 and told == f"mycity is at r8 in the database, and {before} knows it up to r7"
+    code, told = site.call("web1", "ckan_backup.restore", release, f"confirm={release}")
+    assert code == 0, told
+    for host in site.hosts:
+        assert site.call(host, "ckan_maintenance.off")[0] == 0
+    assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r7"]
+    # With the right to make databases nobody has to.
+    done = site.deploy()
+    assert done["code"] == 1 and "the database is as it was before the migration" in done["summary"]
+    assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r7"]
+    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    site.write_pillar(site.settings)
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Open again")
 
 
 def test_commands_that_set_an_extension_up_run_on_one_host_after_the_migrations(site: Site):
@@ -398,6 +429,8 @@ def found(site: Site, word: str) -> int:
 
 def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_empty(site: Site):
     site.add_sample_data()
+    # One that knows the database as it is: the tests before took it to and fro.
+    plain = site.good_deploy()
     assert found(site, "larch") == 0 and found(site, "trees") == 1
     repos.commit_indexing(site.mycity, "With larches", "larch", "import time; time.sleep(0.3)")
     run, least = site.begin(), 3
@@ -419,9 +452,41 @@ def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_e
     done = site.deploy()
     assert done["code"] == 0 and "changed how datasets are indexed" not in done["text"]
     # And back.
-    done = site.deploy("rollback", to=site.call("web1", "ckan_release.list")[1][2]["release"])
+    done = site.deploy("rollback", to=plain)
     assert done["code"] == 0, done["text"][-3000:]
     assert found(site, "larch") == 0 and found(site, "trees") == 1
+
+
+def test_with_a_second_core_the_index_is_made_there_and_knows_what_was_changed_meanwhile(site: Site):
+    # Only the rebuild in the second core waits.
+    slow = "import os, time; time.sleep(4 if 'CKAN_SOLR_URL' in os.environ else 0)"
+    repos.commit_indexing(site.mycity, "With oaks", "oak", slow)
+    site.write_pillar({**site.settings, "search": {"second_core": "ckan_second"}})
+    run, least = site.begin(), 3
+    eventually(lambda: "Indexing dataset 2/3" in site.call("web1", "ckan_app.index_status")[1]["rebuild"], True, 180)
+    # One of these has had its turn, whichever that was.
+    site.api("package_patch", {"id": "bus-stops", "title": "Stops of buses"})
+    site.api("package_patch", {"id": "street-trees", "title": "Trees of streets"})
+    assert found(site, "buses") == found(site, "streets") == 1 and found(site, "oak") == 2
+    site.api("package_delete", {"id": "air-quality"})
+    while run.poll() is None:
+        least = min(least, found(site, "*:*"))
+    done = site.end(run)
+    assert done["code"] == 0, done["text"][-3000:]
+    assert found(site, "oak") == found(site, "*:*") == least == 2
+    assert found(site, "buses") == found(site, "streets") == 1
+    # They have changed names, and Solr keeps that.
+    names = [(site.solr.directory / f"home/{core}/core.properties").read_text() for core in ("ckan", "ckan_second")]
+    assert "name=ckan_second" in names[0] and "name=ckan_second" not in names[1]
+    # Another site's documents are not swapped away.
+    other = {"add": {"doc": {"index_id": "x", "id": "x", "site_id": "other", "entity_type": "package"}}}
+    site.solr.update(other)
+    done = site.deploy("rollback")
+    assert done["code"] == 0 and "holds more than the site default" in done["text"], done["text"][-3000:]
+    assert site.get("/")[0] == 200
+    site.solr.update({"delete": {"id": "x"}})
+    site.write_pillar(site.settings)
+    site.api("package_patch", {"id": "air-quality", "state": "active"})
 
 
 def test_a_rebuild_that_fails_is_a_warning_and_is_still_to_be_done_by_the_next_release(site: Site):

@@ -15,6 +15,8 @@ from parts.process import PartError, run
 
 # Not in a home directory: the build user reads the base, and runs uv.
 CACHE = Path("/var/cache/ckan-formula") if os.geteuid() == 0 else Path.home() / ".cache/ckan-formula"
+# The version that tests and demo run.
+CKAN = "2.12.0"
 _MARKER = ".ckan-formula-base"
 
 
@@ -48,7 +50,7 @@ def alone(path: str | Path):
 
 def build_base(
     path: str | Path | None = None,
-    version: str = "2.12.0",
+    version: str = CKAN,
     python: str = "/usr/bin/python3",
     say: Callable[[str], None] | None = None,
 ) -> Path:

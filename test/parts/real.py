@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.apache import Apache
-from parts.base import build_base
+from parts.base import CKAN, build_base
 from parts.portal import Portal
 from parts.postgres import Postgres
 from parts.redis import Redis
@@ -24,6 +24,7 @@ import sys
 from ckan.cli import CKANConfigLoader
 from ckan.config.middleware import make_app
 app = make_app(CKANConfigLoader(sys.argv[1]).get_config())
+app = getattr(app, "_wsgi_app", app)
 from ckan import model
 from ckan.plugins import toolkit
 with app.test_request_context("/"):
@@ -50,6 +51,8 @@ class RealPortal(Portal):
         Called with progress lines.
     server
         The web server of the hosts, `nginx` or `apache`.
+    version
+        CKAN version of the base.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class RealPortal(Portal):
         hosts: Sequence[str] = ("web1", "web2"),
         say: Callable[[str], None] = lambda _: None,
         server: str = "nginx",
+        version: str = CKAN,
     ) -> None:
         self.say, self.server = say, server
-        super().__init__(sandbox, build_base(say=say), hosts, secrets={"production": {"database:password": PASSWORD}})
+        base = build_base(version=version, say=say)
+        super().__init__(sandbox, base, hosts, secrets={"production": {"database:password": PASSWORD}})
         self.token = ""
         # What the pillar of all hosts says under `ckan`, once they are started.
         self.settings: dict[str, Any] = {}

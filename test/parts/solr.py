@@ -52,7 +52,7 @@ def schema_of(virtualenv: str | Path) -> Path:
 
 
 class Solr(Service):
-    """Solr with one core, `ckan`, on a free port of 127.0.0.1.
+    """Solr with two cores, `ckan` and an empty `ckan_second`, on a free port of 127.0.0.1.
 
     sandbox
         Directory of all the parts.
@@ -89,14 +89,17 @@ class Solr(Service):
 
     def _make_home(self) -> Path:
         home = self.directory / "home"
-        configuration = home / "ckan/conf"
-        configuration.mkdir(parents=True, exist_ok=True)
+        for core in ("ckan", "ckan_second"):
+            configuration = home / core / "conf"
+            configuration.mkdir(parents=True, exist_ok=True)
+            # Cores that have changed names keep the names that they have.
+            if not (home / core / "core.properties").exists():
+                (home / core / "core.properties").write_text(f"name={core}\n")
+            for name in ("synonyms.txt", "protwords.txt", "stopwords.txt"):
+                (configuration / name).touch()
+            shutil.copy(SOURCE / "solrconfig.xml", configuration)
+            shutil.copy(self.schema, configuration / "schema.xml")
         (home / "solr.xml").write_text("<solr/>\n")
-        (home / "ckan/core.properties").write_text("name=ckan\n")
-        for name in ("synonyms.txt", "protwords.txt", "stopwords.txt"):
-            (configuration / name).touch()
-        shutil.copy(SOURCE / "solrconfig.xml", configuration)
-        shutil.copy(self.schema, configuration / "schema.xml")
         return home
 
     def count(self) -> int | None:
@@ -105,3 +108,9 @@ class Solr(Service):
             with urllib.request.urlopen(f"{self.url}/select?q=*:*&rows=0&wt=json", timeout=5) as answer:
                 return json.load(answer)["response"]["numFound"]
         return None
+
+    def update(self, told: dict) -> None:
+        """Write to the core, past CKAN."""
+        request = urllib.request.Request(f"{self.url}/update?commit=true", json.dumps(told).encode())
+        request.add_header("Content-Type", "application/json")
+        urllib.request.urlopen(request, timeout=30).close()
