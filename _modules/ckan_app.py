@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 
@@ -18,6 +19,8 @@ __virtualname__ = "ckan_app"
 # One text for the interpreter of the virtualenv.
 SCRIPTS = tuple(f"salt://ckan/files/{name}.py" for name in ("schema", "search", "probe"))
 MARK = "CKAN-PROBE "
+# CKAN's own words. What it logs follows them on the same line, and begins with a date.
+INDEXING = re.compile(r"Indexing dataset \d+/\d+?(?=\s|\Z|\d{4}-\d\d-\d\d )")
 BOOT_TIMEOUT = 300
 READ_TIMEOUT = 60
 
@@ -164,11 +167,9 @@ def index_status(path: str = "") -> dict:
     """
     settings = __salt__["ckan_settings.get"]()
     found = _probe("index", path or settings["paths"]["current"], settings, READ_TIMEOUT)
-    lines = __salt__["ckan_file.read"](_index_log(settings), "", "replace").replace("\r", "\n").split("\n")
-    # CKAN's own words, among what it logs.
-    last = next((line.strip() for line in reversed(lines) if line.startswith("Indexing dataset")), "")
+    rows = INDEXING.findall(__salt__["ckan_file.read"](_index_log(settings), "", "replace"))
     told = {name: found[name] for name in ("datasets", "indexed", "problem") if name in found}
-    return {**told, "rebuild": __salt__["ckan_mask.text"](last, settings)}
+    return {**told, "rebuild": rows[-1] if rows else ""}
 
 
 def rebuild_index(path: str, settings: dict) -> dict:

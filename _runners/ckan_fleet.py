@@ -11,15 +11,17 @@ run knows (hosts, release, what that holds, what failed) stands in a ticket on t
 
 from __future__ import annotations
 
-import re
+import contextlib
+import contextvars
+import threading
 import time
 from typing import Any
 
 import salt.utils.user
 
 STAGE_TIMEOUT = 30
-# How long the way back waits for a host that does not answer at once, or for a master that is being restarted.
-WAY_BACK_SECONDS = 60
+# How often the rebuild of the search index is looked at, in seconds.
+LOOK_SECONDS = 10
 
 # What each stage calls on the hosts, in order. The last of each list is what the stage is about.
 DEPLOY_STAGES = {
@@ -44,8 +46,6 @@ ON_ONE_HOST = ("migrate", "downgrade", "index")
 FOR_ALL_GROUPS = ("index", "finish")
 # The new release serves already: what goes wrong is a warning.
 WARN_ONLY = ("index", "finish")
-# What ``ckan_hosts.ask`` says of a host that may answer a moment later.
-NO_ANSWER = re.compile(r"does not (answer; start|take jobs)")
 
 
 def plan(
@@ -165,7 +165,7 @@ def stage(env: str, name: str, group: str = "", job: str = "") -> dict:
     if name == "migrate":
         ticket["migrates"] = hosts[0]
     closed = name in ("migrate", "downgrade") and ticket.get("maintenance")
-    failures = _close_doors(ticket) if closed else {}
+    failures = __salt__["ckan_doors.close"](ticket) if closed else {}
     functions = (DEPLOY_STAGES if ticket["kind"] == "deploy" else ROLLBACK_STAGES)[name]
     for function in [] if failures else functions:
         asked = hosts
@@ -177,7 +177,7 @@ def stage(env: str, name: str, group: str = "", job: str = "") -> dict:
             break
     _note_database(ticket, name, results, failures)
     if name == "verify" and last and not failures:
-        failures = _open_doors(ticket)
+        failures = __salt__["ckan_doors.open_again"](ticket)
     ticket["seconds"][name] = round(ticket["seconds"].get(name, 0) + time.time() - begun, 1)
     if failures and name in WARN_ONLY:
         # The new release serves already: what is left over is a warning.
@@ -214,7 +214,7 @@ def take_back(env: str, job: str = "") -> dict:
     if not ticket:
         return _no("nothing was touched")
     reason = __salt__["ckan_plan.causes"](ticket["failures"]) or "the run did not come to its end"
-    done = _undo(ticket, reason, job)
+    done = __salt__["ckan_undo.undo"](ticket, reason, job)
     text = f"{ticket['kind']} of {ticket['release']} to {env} failed -- {reason} -- {done['comment']}"
     __salt__["ckan_record.save_run"]({**ticket, "ended": __salt__["ckan_record.now"](), "result": "failed"})
     __salt__["ckan_record.free"](env, job)
@@ -283,81 +283,11 @@ def _recover(ticket: dict, job: str) -> dict:
         _, failures = _ask(ticket["hosts"], "ckan_release.finish", arguments)
         done = {"ok": not failures, "comment": _join(failures, "finish") or f"{ticket['release']} is live on all hosts"}
     else:
-        done = _undo(ticket, "the run died", job)
+        done = __salt__["ckan_undo.undo"](ticket, "the run died", job)
     if done["ok"]:
         ended = {"ended": __salt__["ckan_record.now"](), "result": "failed"}
         __salt__["ckan_record.save_run"]({**ticket, **ended})
     return done
-
-
-def _undo(ticket: dict, reason: str, job: str) -> dict:
-    """Take all hosts of a run back. Returns whether that could be done, and what each host serves now."""
-    results, failures, undo = {}, {}, {}
-    remarks, closed = _restore_schema(ticket, job)
-    for release, hosts in _ways_back(ticket).items():
-        function = "ckan_release.abort" if ticket["kind"] == "deploy" else "ckan_release.activate"
-        force = {} if ticket["kind"] == "deploy" else {"force": True}
-        about = {"release": release, "reason": reason, "by": ticket["by"], "job": job, **force}
-        some, not_reached = _ask_again(hosts, function, about)
-        results.update(some)
-        failures.update(not_reached)
-        undo.update({host: f"{function} {release}{' force=True' if force else ''}" for host in hosts})
-    for host, cause in {} if closed else _open_doors(ticket).items():
-        failures.setdefault(host, f"{cause}; it is in maintenance, too: salt {host} ckan_maintenance.off")
-    serving: dict[str, list[str]] = {}
-    for host, result in results.items():
-        if host not in failures:
-            serving.setdefault(result["current"] or "no release (as before)", []).append(host)
-    parts = [f"{', '.join(sorted(hosts))} on {release}" for release, hosts in sorted(serving.items())]
-    parts += [
-        f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {undo[host]}"
-        for host, cause in failures.items()
-    ]
-    return {"ok": not failures, "comment": " -- ".join([*parts, *remarks])}
-
-
-def _restore_schema(ticket: dict, job: str) -> tuple[list[str], bool]:
-    """
-    Before hosts get back what they served: the database that it knows. Returns remarks, and whether the portal stays
-    closed, since that could not be done.
-    """
-    if ticket["kind"] == "deploy":
-        return _give_back(ticket, job) if "closed" in ticket else ([], False)
-    if not ticket.get("downgraded"):
-        return [], False
-    host = ticket["undo_on"]
-    release = ticket["left"][host]
-    about = {"release": release, "kept_as": ticket.get("kept_as", ""), "by": ticket["by"], "job": job}
-    _, failures = _ask_again([host], "ckan_schema.upgrade", about)
-    typed = f"salt {host} ckan_schema.upgrade {release}" + (f" kept_as={ticket['kept_as']}" if about["kept_as"] else "")
-    what = f"the database could not be brought back to {release}"
-    return [f"{what} ({cause}): type: {typed}" for cause in failures.values()], False
-
-
-def _give_back(ticket: dict, job: str) -> tuple[list[str], bool]:
-    """The database of before a deploy that closed the portal, from its dump: nobody has written to it since."""
-    host, release = ticket["migrates"], ticket["release"]
-    about = {"release": release, "by": ticket["by"], "job": job}
-    results, failures = _ask_again([host], "ckan_schema.give_back", about)
-    for cause in failures.values():
-        text = (
-            f"the database could not be given back as it was before ({cause}), so the portal stays closed: restore it, "
-            f"such as by: salt {host} ckan_backup.restore {release}; then open it: salt -L {','.join(ticket['hosts'])} "
-            "ckan_maintenance.off"
-        )
-        return [text], True
-    kept = results[host]["kept_as"]
-    return [f"the database is as it was before the migration ({kept} has what came of it)"] if kept else [], False
-
-
-def _ways_back(ticket: dict) -> dict[str, list[str]]:
-    """What each host is told when a run is undone: for a deploy the candidate to abort, for a rollback the one left."""
-    if ticket["kind"] == "deploy":
-        return {ticket["release"]: ticket["hosts"]}
-    back: dict[str, list[str]] = {}
-    for host in ticket["hosts"]:
-        back.setdefault(ticket["left"][host], []).append(host)
-    return back
 
 
 def _note_database(ticket: dict, name: str, results: dict, failures: dict) -> None:
@@ -406,24 +336,6 @@ def _end(ticket: dict, how: str, text: str) -> dict:
     return {"ok": ok, "comment": text}
 
 
-def _close_doors(ticket: dict) -> dict:
-    """Turn maintenance on; a host that somebody else turned to it stays in it afterwards."""
-    about = {"reason": ticket["kind"], "by": ticket["by"], "stop_workers": True}
-    answers, failures = _ask(ticket["hosts"], "ckan_maintenance.on", about)
-    ticket["closed"] = [host for host, answer in answers.items() if host in failures or answer["changed"]]
-    told = {host: answer for host, answer in answers.items() if host not in failures}
-    ticket["warnings"] += [f"{host}: {text}" for host, answer in told.items() for text in answer.get("warnings", [])]
-    __salt__["ckan_record.save_run"](ticket)
-    return failures
-
-
-def _open_doors(ticket: dict) -> dict:
-    closed = ticket.get("closed") or []
-    answers, failures = _ask(closed, "ckan_maintenance.off", {"by": ticket["by"]}) if closed else ({}, {})
-    ticket["closed"] = sorted(failures)
-    return failures
-
-
 def _arguments(function: str, ticket: dict, job: str) -> dict:
     """What each function on a host is told. Never a secret: arguments are kept in the job cache."""
     about = {"by": ticket["by"], "job": job}
@@ -469,27 +381,36 @@ def _ask_aloud(
         __salt__["ckan_progress.tell"](ticket, name, "started")
     __salt__["ckan_progress.waiting"](name, waiting)
     arguments = _arguments(function, ticket, ticket["job"])
-    told = __salt__["ckan_hosts.ask"](hosts, function, arguments, STAGE_TIMEOUT, note)
+    with _index_watched(ticket, hosts, begun) if name == "index" else contextlib.nullcontext():
+        told = __salt__["ckan_hosts.ask"](hosts, function, arguments, STAGE_TIMEOUT, note)
     return told["results"], told["failures"]
+
+
+@contextlib.contextmanager
+def _index_watched(ticket: dict, hosts: list[str], begun: float):
+    """Tell now and then how far the rebuild of the search index is: on a large portal it takes hours."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            answers, failures = _ask(hosts, "ckan_app.index_status", {})
+            for host in [host for host in hosts if host not in failures and not over.is_set()]:
+                how_far = answers[host]["rebuild"]
+                __salt__["ckan_progress.tell"](ticket, "index", "progress", host, time.time() - begun, how_far)
+
+    # Salt's loader finds its context only in the calling thread, or in a copy of what that has.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _ask(hosts: list[str], function: str, kwargs: dict) -> tuple[dict, dict]:
     told = __salt__["ckan_hosts.ask"](hosts, function, kwargs, STAGE_TIMEOUT)
     return told["results"], told["failures"]
-
-
-def _ask_again(hosts: list[str], function: str, kwargs: dict) -> tuple[dict, dict]:
-    """Ask until each host has answered, for a while: a master that was restarted is not there at once."""
-    deadline = time.monotonic() + WAY_BACK_SECONDS
-    results, failures = _ask(hosts, function, kwargs)
-    while (
-        silent := [host for host, cause in failures.items() if NO_ANSWER.search(cause)]
-    ) and time.monotonic() < deadline:
-        time.sleep(2)
-        some, again = _ask(silent, function, kwargs)
-        results.update(some)
-        failures = {**{host: cause for host, cause in failures.items() if host not in silent}, **again}
-    return results, failures
 
 
 def _remarks(name: str, results: dict) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import salt.utils.event
 
-# The stage is over for a host, or the run as a whole.
-DONE = ("ok", "failed", "warning")
+# A stage is over for a host, or a long one is under way.
+SHOWN = ("ok", "failed", "warning", "progress")
 LAST = ("done", "way_back", "refused")
 
 
@@ -30,7 +30,7 @@ def tell(ticket: dict, stage: str, result: str, host: str = "", seconds: float =
     stage
         A stage, or ``done``, ``way_back`` or ``refused`` at the end of the run.
     result
-        ``started``, ``ok``, ``warning`` or ``failed``.
+        ``started``, ``progress``, ``ok``, ``warning`` or ``failed``.
     host
         The host; ``''`` for the run as a whole.
     seconds
@@ -52,7 +52,7 @@ def tell(ticket: dict, stage: str, result: str, host: str = "", seconds: float =
         salt.utils.event.get_master_event(__opts__, __opts__["sock_dir"], listen=False) as bus,
     ):  # a master that is down must not stop the way back
         bus.fire_event(payload, f"ckan/{ticket['kind']}/{ticket['env']}/{stage}")
-    if host and result in DONE:
+    if host and result in SHOWN:
         _write(line(payload))
     return payload
 

@@ -10,6 +10,7 @@
     A stage that fails on any host stops the ones after it, and `way back` returns every host to the release that it
     served before. A migration runs once, in the first group; what is left of the release before goes when all groups
     serve the new one. -#}
+{%- import tpldir ~ '/stages.jinja' as stages %}
 {%- set env = pillar.get('env', '') %}
 {%- set dry_run = pillar.get('dry_run', False) %}
 {%- set groups = pillar.get('groups', []) %}
@@ -29,45 +30,5 @@ plan:
     - allow_down: {{ pillar.get('allow_down', []) | json }}
     - given: {{ pillar | list | json }}
 {%- if not dry_run %}
-{%- set steps = ['plan'] %}
-{%- for group in names %}
-{%- for stage in ['build', 'check', 'migrate', 'activate', 'verify'] if stage != 'migrate' or group == names[0] %}
-{%- set step = (stage ~ ' ' ~ group) | trim %}
-
-{{ step | json }}:
-  ckan_fleet.staged:
-    - env: {{ env | json }}
-    - stage: {{ stage }}
-    - group: {{ group | json }}
-    - require:
-      - ckan_fleet: {{ steps[-1] | json }}
-{%- do steps.append(step) %}
-{%- endfor %}
-{%- endfor %}
-
-index:
-  ckan_fleet.staged:
-    - env: {{ env | json }}
-    - require:
-      - ckan_fleet: {{ steps[-1] | json }}
-
-finish:
-  ckan_fleet.staged:
-    - env: {{ env | json }}
-    - require:
-      - ckan_fleet: index
-
-done:
-  ckan_fleet.closed:
-    - env: {{ env | json }}
-    - require:
-      - ckan_fleet: finish
-
-way back:
-  ckan_fleet.taken_back:
-    - env: {{ env | json }}
-    - onfail:
-{%- for step in steps + ['index', 'finish'] %}
-      - ckan_fleet: {{ step | json }}
-{%- endfor %}
+{{ stages.run(env, names, ['build', 'check', 'migrate', 'activate', 'verify'], once='migrate') }}
 {%- endif %}

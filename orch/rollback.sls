@@ -7,8 +7,9 @@
     database that the release does not know: accept_schema, downgrade, restore (docs/database.md).
 
     A stage that fails on any host returns every host to the release that it served before. -#}
+{%- import tpldir ~ '/stages.jinja' as stages %}
 {%- set env = pillar.get('env', '') %}
-{%- set back_in_database = pillar.get('downgrade') or pillar.get('restore') %}
+{%- set database = ['downgrade'] if pillar.get('downgrade') or pillar.get('restore') else [] %}
 {%- set dry_run = pillar.get('dry_run', False) %}
 {%- set groups = pillar.get('groups', []) %}
 {#- The first step decides; these are the names of its groups. #}
@@ -31,45 +32,5 @@ plan:
     - allow_down: {{ pillar.get('allow_down', []) | json }}
     - given: {{ pillar | list | json }}
 {%- if not dry_run %}
-{%- set steps = ['plan'] %}
-{%- for group in names %}
-{%- for stage in ['downgrade', 'activate', 'verify'] if stage != 'downgrade' or (back_in_database and group == names[0]) %}
-{%- set step = (stage ~ ' ' ~ group) | trim %}
-
-{{ step | json }}:
-  ckan_fleet.staged:
-    - env: {{ env | json }}
-    - stage: {{ stage }}
-    - group: {{ group | json }}
-    - require:
-      - ckan_fleet: {{ steps[-1] | json }}
-{%- do steps.append(step) %}
-{%- endfor %}
-{%- endfor %}
-
-index:
-  ckan_fleet.staged:
-    - env: {{ env | json }}
-    - require:
-      - ckan_fleet: {{ steps[-1] | json }}
-
-finish:
-  ckan_fleet.staged:
-    - env: {{ env | json }}
-    - require:
-      - ckan_fleet: index
-
-done:
-  ckan_fleet.closed:
-    - env: {{ env | json }}
-    - require:
-      - ckan_fleet: finish
-
-way back:
-  ckan_fleet.taken_back:
-    - env: {{ env | json }}
-    - onfail:
-{%- for step in steps + ['index', 'finish'] %}
-      - ckan_fleet: {{ step | json }}
-{%- endfor %}
+{{ stages.run(env, names, database + ['activate', 'verify'], once='downgrade') }}
 {%- endif %}

@@ -149,7 +149,7 @@ def ids_in(options: dict, core: str, query: str) -> set:
     return {row["id"] for row in rows}
 
 
-def solr(options: dict, core: str, handler: str, told=None, **asked) -> dict:
+def solr(options: dict, core: str, handler: str, told=None, /, **asked) -> dict:
     """Ask Solr, as the user that CKAN is; what is told goes as JSON."""
     # The user may stand in the address, too, which urllib does not read.
     parts = urllib.parse.urlsplit(core)
