@@ -23,9 +23,10 @@ $(VENV)/.done: pyproject.toml
 setup-parts: setup
 	@$(BIN)/python -m parts.system
 
-# Two files at a time: what takes long is to wait for daemons.
+# Three files at a time: what takes long is to wait for daemons. The longest first, so that none is left over at the end.
 test: setup-parts
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+		test/integration/test_database.py test/daemon test/integration test/functional test/unit
 
 # Unit and functional tests: no daemon, under a minute.
 test-fast: setup
