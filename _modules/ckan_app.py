@@ -185,7 +185,7 @@ def rebuild_index(path: str, settings: dict) -> dict:
     Returns ``{"datasets", "indexed", "seconds"}``, and ``swapped`` where it was made in a second core. Raises
     ``CommandExecutionError`` with what CKAN says; the index has what was indexed until then.
 
-    CLI Example: not for the command line; use ``ckan_release.reindex``.
+    CLI Example: not for the command line; use ``ckan_index.rebuild``.
     """
     log = _index_log(settings)
     # CKAN's user writes it.

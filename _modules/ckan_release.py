@@ -210,34 +210,11 @@ def migrate(release: str, by: str = "", job: str = "") -> dict:
     with __salt__["ckan_stage.running"](settings, "migrate", release, by, job) as warned:
         manifest = __salt__["ckan_store.read"](paths, release)
         _expect(manifest, "checked")
-        found, pending = manifest["check"].get("schema", {}), bool(manifest["check"].get("pending"))
-        path = __salt__["ckan_store.directory"](paths, release)
-        warned += _datastore(settings, path, manifest["check"].get("datastore", ""))
-        commands = __salt__["ckan_app.init_commands"](settings)
-        dumped = __salt__["ckan_backup.before"](settings, release, found, pending)
-        migration = {"host": __grains__["id"], **({"backup": dumped} if dumped else {})}
-        if pending or commands:
-            leave = __salt__["ckan_schema.unknown"](settings, found)["leave"]
-            if dumped and settings["migration"]["rehearse"]:
-                migration["rehearsal"] = _rehearse(settings, path, release, leave)
-            try:
-                result = __salt__["ckan_app.migrate"](path, settings, leave)
-            except CommandExecutionError as exc:
-                live = __salt__["ckan_store.current"](paths)
-                runs = f"the live release {live} runs on it" if live else "no release runs on it yet"
-                goes_on = f"; {runs}; mend the migration and deploy again, it goes on from there"
-                if __salt__["ckan_maintenance.status"]()["on"]:
-                    # Visitors wait, and the database is given back before they come in again.
-                    goes_on = "; mend the migration and deploy again"
-                kept = f"; the dump of before is {dumped['file']} on {__grains__['id']}" if dumped else ""
-                raise CommandExecutionError(f"{exc}{goes_on}{kept}") from exc
-            migration.update({name: result[name] for name in ("before", "after", "seconds") if name in result})
-        if commands:
-            migration["commands"] = [" ".join(words) for words in commands]
-        touched = bool(pending or dumped or commands)
-        if touched:
-            __salt__["ckan_store.set_state"](paths, release, "checked", by, migration=migration)
-        return {"migrated": pending, "migration": migration if touched else {}, "warnings": warned}
+        done = __salt__["ckan_migration.run"](settings, release, manifest["check"])
+        warned += done["warnings"]
+        if done["migration"]:
+            __salt__["ckan_store.set_state"](paths, release, "checked", by, migration=done["migration"])
+        return {**done, "warnings": warned}
 
 
 def start(release: str, by: str = "", job: str = "", migration: dict | None = None) -> dict:
@@ -327,7 +304,7 @@ def verify(release: str, by: str = "", job: str = "") -> dict:
         if linked != release:
             raise CommandExecutionError(f"current points to {linked or 'no release'} instead of {release}.")
         manifest = __salt__["ckan_store.read"](settings["paths"], release)
-        why, _ = _index_differs(settings, manifest)
+        why, _ = __salt__["ckan_index.differs"](settings, manifest)
         return {**__salt__["ckan_front.health"](release, settings), "reindex": why, "warnings": warned}
 
 
@@ -365,48 +342,6 @@ def finish(release: str, prune: bool = True, by: str = "", job: str = "", index:
         warned += _follow(settings)
         pruned = _prune(settings, settings["keep"]) if prune else []
         return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
-
-
-def reindex(release: str, force: bool = False, by: str = "", job: str = "") -> dict:
-    """
-    Rebuild the search index where the current release indexes datasets in another way than the one that filled it.
-    The portal stays as it is meanwhile: nothing is emptied.
-
-    release
-        The id of the live release.
-    force
-        Rebuild it all the same.
-    by, job
-        Who asked, and the run of the master that this belongs to.
-
-    Returns ``{"rebuilt": bool, "index": what the index is made of, "why", "datasets", "indexed", "seconds"}``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt web1 ckan_release.reindex 20261125021500Z force=True
-    """
-    settings = _settings()
-    paths = settings["paths"]
-    with __salt__["ckan_stage.running"](settings, "index", release, by, job) as warned:
-        manifest = __salt__["ckan_store.read"](paths, release)
-        wanted = manifest.get("check", {}).get("index", {})
-        differs, made_of = _index_differs(settings, manifest)
-        why = "it was asked for" if force else differs
-        if not why:
-            return {"rebuilt": False, "index": wanted, "why": "nothing has changed", "warnings": warned}
-        if settings["search"]["rebuild"] == "skip" and not force:
-            warned.append(f"{why}: rebuild the search index with: ckan_release.reindex {release} force=True")
-            return {"rebuilt": False, "index": made_of, "why": "ckan:search:rebuild is skip",
-                    "warnings": warned}  # fmt: skip
-        try:
-            done = __salt__["ckan_app.rebuild_index"](__salt__["ckan_store.directory"](paths, release), settings)
-        except CommandExecutionError:
-            # The next release sees that it is still to be done.
-            __salt__["ckan_store.set_state"](paths, release, manifest["state"], by, index=made_of)
-            raise
-        return {"rebuilt": True, "index": wanted, "why": why, **done, "warnings": warned}
 
 
 def end_standby() -> list[str]:
@@ -906,54 +841,10 @@ def _start(settings: dict, release: str) -> dict:
 def _reindex(release: str, by: str, job: str, force: bool = False) -> tuple[dict, list[str]]:
     """Look after the search index on this host alone; what goes wrong is a warning, since the site is served."""
     try:
-        done = reindex(release, force, by, job)
+        done = __salt__["ckan_index.rebuild"](release, force, by, job)
     except SaltException as exc:
         return {}, [f"the search index was not rebuilt: {exc}"]
     return done["index"], done["warnings"]
-
-
-def _index_differs(settings: dict, manifest: dict) -> tuple[str, dict]:
-    """Why the index must be rebuilt for a release, '' where that is not so or not known; and what it is made of now."""
-    wanted = manifest.get("check", {}).get("index") or {}
-    manifests = __salt__["ckan_store.all_manifests"](settings["paths"])
-    before = next((m for m in manifests if m["id"] == manifest.get("came_after")), {})
-    made_of = before.get("index") or before.get("check", {}).get("index") or {}
-    if not made_of or not wanted or made_of == wanted:
-        return "", made_of
-    parts = [name for name in ("ckan", "schema") if made_of[name] != wanted[name]]
-    plugins = {*made_of["plugins"].items()} ^ {*wanted["plugins"].items()}
-    changed = [*parts, *sorted({name for name, _ in plugins})]
-    return f"{', '.join(changed)} changed how datasets are indexed", made_of
-
-
-def _rehearse(settings: dict, path: str, release: str, leave: list[str]) -> dict:
-    """Migrate a copy of the database; returns how long copy and migration took, in seconds."""
-    begun = time.monotonic()
-    with __salt__["ckan_backup.copied"](settings, release) as name:
-        copied = time.monotonic() - begun
-        there = {**settings, "database": {**settings["database"], "name": name}}
-        with __salt__["ckan_ini.lent"](path, there) as ini:
-            try:
-                result = __salt__["ckan_app.migrate"](path, there, leave, ini)
-            except CommandExecutionError as exc:
-                text = f"the rehearsal on a copy failed, the database is untouched: {exc}"
-                raise CommandExecutionError(text) from exc
-    return {"copy_seconds": round(copied, 1), "seconds": result["seconds"]}
-
-
-def _datastore(settings: dict, path: str, lacks: str) -> list[str]:
-    """The datastore gets its permissions, where somebody is named who may give them; else what to type is a warning."""
-    if not lacks:
-        return []
-    if not settings["database"]["admin_user"]:
-        ini = __salt__["ckan_ini.path"](path, settings)
-        return [
-            f"the datastore lacks {lacks}; have an administrator of PostgreSQL run the output of: "
-            f"{path}/bin/ckan -c {ini} datastore set-permissions; or name one in ckan:database:admin_user"
-        ]
-    sql = __salt__["ckan_app.datastore_sql"](path, settings)
-    __salt__["ckan_postgres.admin"](sql, settings, settings["datastore"])
-    return []
 
 
 def _follow(settings: dict, files: bool = True) -> list[str]:

@@ -30,14 +30,14 @@ DEPLOY_STAGES = {
     "migrate": ["ckan_release.migrate"],
     "activate": ["ckan_release.start", "ckan_release.activate"],
     "verify": ["ckan_release.verify"],
-    "index": ["ckan_release.reindex"],
+    "index": ["ckan_index.rebuild"],
     "finish": ["ckan_release.finish"],
 }
 ROLLBACK_STAGES = {
     "downgrade": ["ckan_schema.downgrade"],
     "activate": ["ckan_release.start", "ckan_release.rollback"],
     "verify": ["ckan_release.verify"],
-    "index": ["ckan_release.reindex"],
+    "index": ["ckan_index.rebuild"],
     "finish": ["ckan_release.finish"],
 }
 # One host does it for all: they share the database.
@@ -347,7 +347,7 @@ def _arguments(function: str, ticket: dict, job: str) -> dict:
         accept = {"accept_schema": True} if ticket["accept_schema"] else {}
         how = {"reason": ticket["reason"], "force": ticket["force"], "finish": False, **accept}
         return {"to": ticket["release"], **how, **about}
-    if function == "ckan_release.reindex" and ticket.get("restored"):
+    if function == "ckan_index.rebuild" and ticket.get("restored"):
         return {"release": ticket["release"], "force": True, **about}
     if function == "ckan_schema.downgrade":
         return {"release": ticket["release"], "restore": ticket["restore"], **about}

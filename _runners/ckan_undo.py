@@ -46,6 +46,7 @@ def undo(ticket: dict, reason: str, job: str) -> dict:
     for host, result in results.items():
         if host not in failures:
             serving.setdefault(result["current"] or "no release (as before)", []).append(host)
+    remarks += _what_stays(ticket, results)
     parts = [f"{', '.join(sorted(hosts))} on {release}" for release, hosts in sorted(serving.items())]
     parts += [
         f"{host} could not be taken back ({cause}): when it is up, type: salt {host} {undo_by[host]}"
@@ -78,6 +79,16 @@ def _give_back(ticket: dict, job: str) -> tuple[list[str], bool]:
         f"{','.join(ticket['hosts'])} ckan_maintenance.off"
     )
     return [text], True
+
+
+def _what_stays(ticket: dict, results: dict) -> list[str]:
+    """After a deploy that migrated with an open portal: in what the database differs from what is served again."""
+    host = ticket.get("migrates")
+    if ticket["kind"] != "deploy" or "closed" in ticket or not ticket.get("migration"):
+        return []
+    served = results[host]["current"] if isinstance(results.get(host), dict) else ""
+    answers, failures = _ask([host], "ckan_schema.mismatch", {"release": served})
+    return [f"the database stays migrated: {answers[host]}"] if answers[host] and not failures else []
 
 
 def _bring_forward(ticket: dict, job: str) -> list[str]:

@@ -329,6 +329,18 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_
     repos.commit_revisions(site.mycity, *CHAIN, R7, text="Open again")
 
 
+def test_a_deploy_that_fails_after_its_migration_says_in_what_the_database_differs(site: Site):
+    before = site.current("web1")
+    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="Dies")
+    repos.commit_broken(site.mycity, "not like this", "switch")
+    done = site.deploy()
+    assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
+    assert f"mycity is at r8 in the database, and {before} knows it up to r7" in done["summary"]
+    assert {site.current(host) for host in site.hosts} == {before} and site.get("/")[0] == 200
+    site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r7'")
+    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Lives")
+
+
 def test_commands_that_set_an_extension_up_run_on_one_host_after_the_migrations(site: Site):
     extension = {**site.settings["extensions"]["ckanext-mycity"], "init": ["search-index list-orphans"]}
     site.write_pillar({**site.settings, "extensions": {"ckanext-mycity": extension}})
@@ -501,7 +513,7 @@ def test_a_rebuild_that_fails_is_a_warning_and_is_still_to_be_done_by_the_next_r
     repos.commit_indexing(site.mycity, "With firs", "fir")
     site.write_pillar({**site.settings, "search": {"rebuild": "skip"}})
     done = site.deploy()
-    assert done["code"] == 0 and f"ckan_release.reindex {site.current('web1')} force=True" in done["text"]
+    assert done["code"] == 0 and f"ckan_index.rebuild {site.current('web1')} force=True" in done["text"]
     assert found(site, "fir") == 0
     site.write_pillar(site.settings)
     site.good_deploy(force=True)
