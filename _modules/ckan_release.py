@@ -487,8 +487,10 @@ def rollback(
     if finish or accept_schema:
         found = __salt__["ckan_schema.way_back"](target, accept_schema, downgrade, str(restore))
     undone: dict[str, Any] = {}
-    with __salt__["ckan_lock.held"](settings, "rollback", target, by, job):
-        if found.get("downgrade") or found.get("restore"):
+    taken_back = bool(found.get("downgrade") or found.get("restore"))
+    closed = _closed(by) if taken_back and found["maintenance"] else contextlib.nullcontext()
+    with __salt__["ckan_lock.held"](settings, "rollback", target, by, job), closed:
+        if taken_back:
             undone = __salt__["ckan_schema.downgrade"](target, by, job, found["restore"])
         elif accept_schema:
             for name, state in found["different"].items():
@@ -499,7 +501,7 @@ def rollback(
         except CommandExecutionError as exc:
             if undone:
                 # The release that serves again must find its database.
-                __salt__["ckan_schema.upgrade"](left, by, job)
+                __salt__["ckan_schema.upgrade"](left, by, job, undone.get("kept_as", ""))
             raise CommandExecutionError(str(exc)) from exc
     done["left"] = done.pop("previous")
     return {**done, **({"undone": undone["undone"]} if undone else {})}
@@ -853,6 +855,17 @@ def _follow(settings: dict, files: bool = True) -> list[str]:
         return __salt__["ckan_jobs.follow"](settings, files)["warnings"]
     except (SaltException, OSError) as exc:
         return [str(exc)]
+
+
+@contextlib.contextmanager
+def _closed(by: str):
+    """Visitors get the page of maintenance for a while; one that somebody else has turned on stays."""
+    closed = __salt__["ckan_maintenance.on"]("rollback", by, stop_workers=True)["changed"]
+    try:
+        yield
+    finally:
+        if closed:
+            __salt__["ckan_maintenance.off"](by)
 
 
 class _StageFailed(CommandExecutionError):

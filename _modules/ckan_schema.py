@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 
 from salt.exceptions import CommandExecutionError
 
@@ -63,7 +64,7 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
         What the operator allows: see ``ckan_release.rollback``.
 
     Returns ``{"different": what ``compare`` returns, "downgrade": {"core" or plugin: [heads]}, "restore": a dump or '',
-    "comment"}``. Raises ``CommandExecutionError`` with what differs and what is possible, where no option covers it.
+    "maintenance": whether visitors get the page of maintenance meanwhile, "comment"}``. Raises ``CommandExecutionError`` with what differs and what is possible, where no option covers it.
 
     CLI Example:
 
@@ -74,7 +75,7 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
     settings = __salt__["ckan_settings.get"]()
     paths = settings["paths"]
     current_id = __salt__["ckan_store.current"](paths)
-    nothing = {"different": {}, "downgrade": {}, "restore": "", "comment": ""}
+    nothing = {"different": {}, "downgrade": {}, "restore": "", "maintenance": False, "comment": ""}
     places = [__salt__["ckan_store.directory"](paths, name) if name else "" for name in (release, current_id)]
     try:
         different = compare(settings, *places)
@@ -83,6 +84,7 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
             return {**nothing, "comment": f"the database was not compared: {exc}"}
         raise CommandExecutionError(f"{exc}; or go without a look at it: accept_schema") from exc
     said = problem(different, release)
+    changes = {**nothing, "different": different, "maintenance": closes(settings, release, different)}
     if different and restore:
         held = __salt__["ckan_backup.heads"](restore)
         wrong = [name for name, state in different.items() if held.get(name, []) != state["knows"]]
@@ -91,9 +93,9 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
             raise CommandExecutionError(
                 f"the dump {restore} does not fit release {release} either: it has {has}; name another one"
             )
-        return {**nothing, "different": different, "restore": restore}
+        return {**changes, "restore": restore}
     if downgrade and undoable(different):
-        return {**nothing, "different": different, "downgrade": {n: state["knows"] for n, state in different.items()}}
+        return {**changes, "downgrade": {name: state["knows"] for name, state in different.items()}}
     if said and not accept_schema:
         raise CommandExecutionError(said)
     return {**nothing, "different": different, "comment": said}
@@ -245,28 +247,27 @@ def upgrade(release: str, by: str = "", job: str = "", kept_as: str = "") -> dic
         return {"current": __salt__["ckan_store.current"](paths)}
 
 
-def closes(settings: dict, release: str, pending: dict) -> bool:
+def closes(settings: dict, release: str, changed: Iterable[str]) -> bool:
     """
-    Say whether visitors get the page of maintenance while a release migrates the database, as ``migration:when`` says.
-    Code of one CKAN version cannot be expected to get along with the database of another: CKAN 2.11 answers with errors
-    after the migrations of 2.12.
+    Say whether visitors get the page of maintenance while the database is changed on the way to a release, as
+    ``migration:when`` says. Code of one CKAN version cannot be expected to get along with the database of another: CKAN
+    2.11 answers with errors after the migrations of 2.12.
 
     settings
         The settings.
     release
-        The release that is about to migrate it.
-    pending
-        What is pending: what ``ckan_app.check`` returned.
+        The release to come, newer or older.
+    changed
+        What changes in the database: ``core`` and names of plugins.
 
     CLI Example: not for the command line; ``ckan_release.check`` uses it.
     """
-    when, paths = settings["migration"]["when"], settings["paths"]
+    when, paths, names = settings["migration"]["when"], settings["paths"], list(changed)
     served = __salt__["ckan_store.current"](paths)
-    if when != "auto" or not pending or not served or served == release or settings["web"]["server"] == "none":
-        return bool(pending) and when == "maintenance"
+    if when != "auto" or not served or served == release or settings["web"]["server"] == "none":
+        return bool(names) and when == "maintenance"
     versions = [__salt__["ckan_store.read"](paths, name)["base"]["ckan"] for name in (served, release)]
-    minor = {tuple(version.split(".")[:2]) for version in versions}
-    return "core" in pending and len(minor) > 1
+    return "core" in names and len({tuple(version.split(".")[:2]) for version in versions}) > 1
 
 
 def mismatch(release: str) -> str:

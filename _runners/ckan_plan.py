@@ -222,6 +222,9 @@ def rollback(ticket: dict, to: str) -> dict:
             ticket["changes"].append(f"undone in the database: {', '.join(reversed(state['revisions']))} of {name}")
         else:
             ticket["changes"].append(f"accepted: the database has {' and '.join(state['at'])} of {name}")
+    if ticket["undo"] and (found["maintenance"] or ticket["maintenance"]):
+        ticket["maintenance"] = True
+        ticket["changes"].append("visitors get the page of maintenance meanwhile")
     return {
         "ok": True, "release": ticket["release"], "hosts": names, "extensions": {}, "changes": ticket["changes"],
         "comment": f"{'; '.join(ticket['changes'])} on {', '.join(asked)}",
