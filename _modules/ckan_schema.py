@@ -64,7 +64,8 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
         What the operator allows: see ``ckan_release.rollback``.
 
     Returns ``{"different": what ``compare`` returns, "downgrade": {"core" or plugin: [heads]}, "restore": a dump or '',
-    "maintenance": whether visitors get the page of maintenance meanwhile, "comment"}``. Raises ``CommandExecutionError`` with what differs and what is possible, where no option covers it.
+    "maintenance": whether visitors get the page of maintenance meanwhile, "comment"}``. Raises
+    ``CommandExecutionError`` with what differs and what is possible, where no option covers it.
 
     CLI Example:
 
