@@ -425,6 +425,15 @@ def test_a_rollback_with_restore_puts_the_dump_in_the_place_of_the_database_and_
     site.postgres.sql("postgres", "alter role ckan_default createdb")
     done = site.deploy("rollback", restore="20200101000000Z")
     assert done["code"] == 1 and "no host has a dump 20200101000000Z" in done["summary"]
+    # A host on which the older release does not start: the database of before takes its name again.
+    server = site.root("web2") / f"usr/lib/ckan/releases/{older}/bin/uwsgi"
+    server.rename(f"{server}.away")
+    done = site.deploy("rollback", restore=newer)
+    server.with_name("uwsgi.away").rename(server)
+    assert done["code"] == 1 and "web2 failed at activate" in done["summary"], done["text"][-3000:]
+    assert {site.current(host) for host in site.hosts} == {newer} and site.at()["mycity"] == ["r8"]
+    assert site.postgres.sql("ckan_default", "select count(*) from trees") == "0"
+    assert site.postgres.sql("postgres", "select count(*) from pg_database where datname like '%_dump_%'") == "0"
     done = site.deploy("rollback", restore=newer)
     assert done["code"] == 0, done["text"][-3000:]
     assert site.current("web1") == older and site.at()["mycity"] == at
