@@ -23,9 +23,9 @@ $(VENV)/.done: pyproject.toml
 setup-parts: setup
 	@$(BIN)/python -m parts.system
 
-# Three files at a time: what takes long is to wait for daemons. The longest first, so that none is left over at the end.
+# Two files at a time, more would keep two cores from answering in time. The longest first: none is left over at the end.
 test: setup-parts
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 		test/integration/test_database.py test/daemon test/integration test/functional test/unit
 
 # Unit and functional tests: no daemon, under a minute.

@@ -267,8 +267,8 @@ def closes(settings: dict, release: str, changed: Iterable[str]) -> bool:
     served = __salt__["ckan_store.current"](paths)
     if when != "auto" or not served or served == release or settings["web"]["server"] == "none":
         return bool(names) and when == "maintenance"
-    versions = [__salt__["ckan_store.read"](paths, name)["base"]["ckan"] for name in (served, release)]
-    return "core" in names and len({tuple(version.split(".")[:2]) for version in versions}) > 1
+    bases = [__salt__["ckan_store.read"](paths, name).get("base", {}) for name in (served, release)]
+    return "core" in names and len({tuple(base.get("ckan", "").split(".")[:2]) for base in bases}) > 1
 
 
 def mismatch(release: str) -> str:
