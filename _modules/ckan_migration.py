@@ -19,6 +19,34 @@ def __virtual__() -> str:
     return __virtualname__
 
 
+def foresee(settings: dict, manifest: dict, checked: dict) -> dict:
+    """
+    Say how a release will migrate what its check found pending, and look whether it can be dumped before.
+
+    settings
+        The settings.
+    manifest
+        The manifest of the release.
+    checked
+        What ``ckan_app.check`` returned.
+
+    Returns ``{"maintenance": whether visitors get the page of maintenance meanwhile, "warnings": [sentences]}``. Raises
+    ``CommandExecutionError`` with what is in the way of a dump.
+
+    CLI Example: not for the command line; use ``ckan_release.check``.
+    """
+    live = __salt__["ckan_store.current"](settings["paths"])
+    served = __salt__["ckan_store.read"](settings["paths"], live) if live else {}
+    closes = __salt__["ckan_schema.closes"](settings, served, manifest, checked["pending"])
+    if not any(state["at"] for state in checked["schema"].values()):
+        return {"maintenance": closes, "warnings": []}
+    __salt__["ckan_backup.ready"](settings)
+    warnings = []
+    if closes and (why := __salt__["ckan_backup.obstacle"](settings)):
+        warnings.append(f"after a failure the database would stay migrated: {why}")
+    return {"maintenance": closes, "warnings": warnings}
+
+
 def run(settings: dict, release: str, checked: dict) -> dict:
     """
     Bring the database to the heads of a release, where its check found something pending.

@@ -66,10 +66,10 @@ def make(settings: dict, release: str, resolve: bool, job: str = "") -> dict:
         difference = __salt__["ckan_diff.compare"](before, contents, mirrors)
         planned["contents"] = contents
         planned["extensions"] = __salt__["ckan_diff.brief"](contents["extensions"])
-        planned["changes"] = [
-            *__salt__["ckan_diff.sentences"](difference, contents),
-            *__salt__["ckan_diff.migrations"](before, contents, mirrors),
-        ]
+        migrations = __salt__["ckan_diff.migrations"](before, contents, mirrors)
+        if migrations and __salt__["ckan_schema.closes"](settings, before, contents, ["core"]):
+            migrations.append("visitors get the page of maintenance while the database is migrated")
+        planned["changes"] = [*__salt__["ckan_diff.sentences"](difference, contents), *migrations]
     return planned
 
 

@@ -176,11 +176,8 @@ def check(release: str, by: str = "", job: str = "", served: bool = False) -> di
                 raise CommandExecutionError(newer["problem"])
             result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
             if result["pending"]:
-                result["maintenance"] = __salt__["ckan_schema.closes"](settings, release, result["pending"])
-                if any(state["at"] for state in result["schema"].values()):
-                    __salt__["ckan_backup.ready"](settings)
-                    why = __salt__["ckan_backup.obstacle"](settings) if result["maintenance"] else ""
-                    result["warnings"] += [f"after a failure the database would stay migrated: {why}"] if why else []
+                ahead = __salt__["ckan_migration.foresee"](settings, manifest, result)
+                result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
             __salt__["ckan_store.set_state"](paths, release, "checked", by, check=result)
         warned += result["warnings"]
         return {**result, "warnings": warned}

@@ -85,7 +85,8 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
             return {**nothing, "comment": f"the database was not compared: {exc}"}
         raise CommandExecutionError(f"{exc}; or go without a look at it: accept_schema") from exc
     said = problem(different, release)
-    changes = {**nothing, "different": different, "maintenance": closes(settings, release, different)}
+    manifests = [__salt__["ckan_store.read"](paths, name) if name else {} for name in (current_id, release)]
+    changes = {**nothing, "different": different, "maintenance": closes(settings, *manifests, different)}
     if different and restore:
         held = __salt__["ckan_backup.heads"](restore)
         wrong = [name for name, state in different.items() if held.get(name, []) != state["knows"]]
@@ -248,27 +249,26 @@ def upgrade(release: str, by: str = "", job: str = "", kept_as: str = "") -> dic
         return {"current": __salt__["ckan_store.current"](paths)}
 
 
-def closes(settings: dict, release: str, changed: Iterable[str]) -> bool:
+def closes(settings: dict, old: dict, new: dict, changed: Iterable[str]) -> bool:
     """
-    Say whether visitors get the page of maintenance while the database is changed on the way to a release, as
+    Say whether visitors get the page of maintenance while the database is changed between two releases, as
     ``migration:when`` says. Code of one CKAN version cannot be expected to get along with the database of another: CKAN
     2.11 answers with errors after the migrations of 2.12.
 
     settings
         The settings.
-    release
-        The release to come, newer or older.
+    old, new
+        The manifest of the release that is served, ``{}`` for none, and that of the one to come, newer or older.
     changed
         What changes in the database: ``core`` and names of plugins.
 
     CLI Example: not for the command line; ``ckan_release.check`` uses it.
     """
-    when, paths, names = settings["migration"]["when"], settings["paths"], list(changed)
-    served = __salt__["ckan_store.current"](paths)
-    if when != "auto" or not served or served == release or settings["web"]["server"] == "none":
+    when, names = settings["migration"]["when"], list(changed)
+    if when != "auto" or not old or settings["web"]["server"] == "none":
         return bool(names) and when == "maintenance"
-    bases = [__salt__["ckan_store.read"](paths, name).get("base", {}) for name in (served, release)]
-    return "core" in names and len({tuple(base.get("ckan", "").split(".")[:2]) for base in bases}) > 1
+    versions = {tuple(manifest.get("base", {}).get("ckan", "").split(".")[:2]) for manifest in (old, new)}
+    return "core" in names and len(versions) > 1
 
 
 def mismatch(release: str) -> str:

@@ -530,16 +530,19 @@ def test_a_rebuild_that_fails_is_a_warning_and_is_still_to_be_done_by_the_next_r
 
 
 def test_a_solr_schema_that_ckan_refuses_stops_at_check_and_says_what_to_do(site: Site):
-    schema = next((site.sandbox / "solr").rglob("schema.xml"))
-    before, text = site.current("web1"), schema.read_text()
-    schema.write_text(text.replace('name="ckan-2.12"', 'name="ckan-2.7"'))
+    # Of both cores: they may have changed names.
+    schemas = list((site.sandbox / "solr").rglob("schema.xml"))
+    before, text = site.current("web1"), schemas[0].read_text()
+    for schema in schemas:
+        schema.write_text(text.replace('name="ckan-2.12"', 'name="ckan-2.7"'))
     core = site.solr.url.rpartition("/")
     reload = f"{core[0]}/admin/cores?action=RELOAD&core={core[2]}"
     try:
         urllib.request.urlopen(reload, timeout=30).close()
         done = site.deploy(force=True)
     finally:
-        schema.write_text(text)
+        for schema in schemas:
+            schema.write_text(text)
         urllib.request.urlopen(reload, timeout=30).close()
     assert done["code"] == 1
     assert "failed at check: SearchError: SOLR schema version not supported: 2.7" in done["summary"]

@@ -92,6 +92,9 @@ def test_an_upgrade_of_ckan_that_fails_gives_back_the_database_of_before(site: R
 def test_an_upgrade_of_ckan_is_a_release_that_is_rehearsed_and_closes_the_portal_while_it_migrates(site: RealPortal):
     assert manifest(site)["base"]["ckan"] == OLD
     before = site.call("web1", "ckan_app.heads")[1]["core"]
+    planned = site.deploy(dry_run=True)["text"]
+    assert f"migrations: those of CKAN between {OLD} and {CKAN}" in planned
+    assert "visitors get the page of maintenance while the database is migrated" in planned
     with Visitors(site.front_port, path="/dataset/dataset-7", threads=2) as visitors:
         done = site.deploy()
     assert done["code"] == 0, done["text"][-3000:]
