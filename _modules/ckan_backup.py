@@ -167,7 +167,7 @@ def put_back(settings: dict, name: str) -> dict:
     """
     begun, about = time.monotonic(), settings["database"]
     new = _restored(settings, name, "new")
-    kept = f"{about['name'][:40]}_old_{__salt__['ckan_release.new_id']()}"
+    kept = _new_name(settings, "old")
     try:
         _change_names(settings, new, kept)
     except CommandExecutionError:
@@ -189,7 +189,7 @@ def take_again(settings: dict, kept_as: str) -> None:
 
     CLI Example: not for the command line; ``ckan_schema.upgrade`` uses it.
     """
-    dumped = f"{settings['database']['name'][:40]}_dump_{__salt__['ckan_release.new_id']()}"
+    dumped = _new_name(settings, "dump")
     _change_names(settings, kept_as, dumped)
     # Somebody may be connected again; then it stays, and is in nobody's way.
     with contextlib.suppress(CommandExecutionError):
@@ -240,6 +240,11 @@ def _may_not(settings: dict) -> str:
     )
 
 
+def _new_name(settings: dict, what: str) -> str:
+    # Names of PostgreSQL have at most 63 bytes.
+    return f"{settings['database']['name'][:40]}_{what}_{__salt__['ckan_release.new_id']()}"
+
+
 def _restored(settings: dict, name: str, what: str) -> str:
     """A new database with what a dump has; returns its name."""
     about = settings["database"]
@@ -247,8 +252,7 @@ def _restored(settings: dict, name: str, what: str) -> str:
     _postgres(["pg_restore", "--list", file], settings)
     if problem := _may_not(settings):
         raise CommandExecutionError(f"{problem}.")
-    # Names of PostgreSQL have at most 63 bytes.
-    new = f"{about['name'][:40]}_{what}_{__salt__['ckan_release.new_id']()}"
+    new = _new_name(settings, what)
     _as_admin(f'create database "{new}" owner "{about["user"]}" template template0', settings)
     try:
         _postgres(["pg_restore", "--no-owner", "--no-privileges", "--exit-on-error", "-d", new, file], settings)

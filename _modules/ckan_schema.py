@@ -91,7 +91,7 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
         held = __salt__["ckan_backup.heads"](restore)
         wrong = [name for name, state in different.items() if held.get(name, []) != state["knows"]]
         if wrong:
-            has = "; ".join(f"{name} at {' and '.join(held.get(name, [])) or 'no revision'}" for name in wrong)
+            has = "; ".join(f"{name} at {_listed(held.get(name, []))}" for name in wrong)
             raise CommandExecutionError(
                 f"the dump {restore} does not fit release {release} either: it has {has}; name another one"
             )
@@ -120,7 +120,7 @@ def problem(different: dict, release: str) -> str:
         return ""
     each = []
     for name, state in different.items():
-        at, knows = " and ".join(state["at"]) or "no revision", " and ".join(state["knows"]) or "no revision"
+        at, knows = _listed(state["at"]), _listed(state["knows"])
         if state["lacks"]:
             each.append(f"{name} is at {at}, before {', '.join(state['lacks'])} of that release")
         else:
@@ -174,8 +174,7 @@ def unknown(settings: dict, found: dict, served: bool = False) -> dict:
         accept(name, ",".join(state["heads"]), ",".join(state["at"]), "another host serves it")
     leave = [name for name, state in ahead.items() if accepted(settings, name, state)]
     each = [
-        f"{name} is at {' and '.join(state['at'])}, which this release does not know (it knows "
-        f"{' and '.join(state['heads']) or 'no revision'})"
+        f"{name} is at {_listed(state['at'])}, which this release does not know (it knows {_listed(state['heads'])})"
         for name, state in ahead.items()
         if name not in leave
     ]
@@ -292,8 +291,7 @@ def mismatch(release: str) -> str:
     except CommandExecutionError as exc:
         return str(exc)
     return "; ".join(
-        f"{name} is at {' and '.join(state['at']) or 'no revision'} in the database, and {release} knows it up to "
-        f"{' and '.join(state['knows']) or 'no revision'}"
+        f"{name} is at {_listed(state['at'])} in the database, and {release} knows it up to {_listed(state['knows'])}"
         for name, state in different.items()
     )
 
@@ -309,8 +307,8 @@ def give_back(release: str, by: str = "", job: str = "") -> dict:
     by, job
         Who asked, and the run of the master that this belongs to.
 
-    Returns ``{"given_back": bool, "kept_as": database of between}``. Raises ``CommandExecutionError`` with why it could
-    not be given back.
+    Returns ``{"kept_as": the name that the migrated database has now}``, ``''`` where it was left alone. Raises
+    ``CommandExecutionError`` with why it could not be given back.
 
     CLI Example:
 
@@ -323,11 +321,10 @@ def give_back(release: str, by: str = "", job: str = "") -> dict:
     with __salt__["ckan_stage.running"](settings, "give back", release, by, job):
         current_id = __salt__["ckan_store.current"](paths)
         before = current_id if current_id != release else __salt__["ckan_store.read"](paths, release)["previous"]
-        if not before or not __salt__["ckan_maintenance.status"]()["on"]:
-            return {"given_back": False, "kept_as": ""}
-        if not compare(settings, __salt__["ckan_store.directory"](paths, before), ""):
-            return {"given_back": False, "kept_as": ""}
-        return {"given_back": True, "kept_as": __salt__["ckan_backup.put_back"](settings, release)["kept_as"]}
+        closed = __salt__["ckan_maintenance.status"]()["on"]
+        if not (before and closed and compare(settings, __salt__["ckan_store.directory"](paths, before), "")):
+            return {"kept_as": ""}
+        return {"kept_as": __salt__["ckan_backup.put_back"](settings, release)["kept_as"]}
 
 
 def accept(name: str, knows: str, at: str, by: str = "") -> list[dict]:
@@ -378,6 +375,10 @@ def accepted(settings: dict, name: str, state: dict) -> bool:
     """
     pair = {"name": name, "knows": sorted(state["heads"]), "at": sorted(state["at"])}
     return any(pair.items() <= entry.items() for entry in _accepted(settings))
+
+
+def _listed(revisions: list[str]) -> str:
+    return " and ".join(revisions) or "no revision"
 
 
 def _accepted(settings: dict) -> list[dict]:

@@ -4,9 +4,6 @@ The page of maintenance on all hosts of a run, while it migrates the database or
 
 from __future__ import annotations
 
-# Seconds after which a host is asked whether it is still at it.
-TIMEOUT = 30
-
 
 def close(ticket: dict) -> dict[str, str]:
     """
@@ -21,7 +18,7 @@ def close(ticket: dict) -> dict[str, str]:
     CLI Example: not for the command line; use ``ckan.maintenance``.
     """
     about = {"reason": ticket["kind"], "by": ticket["by"], "stop_workers": True}
-    told = __salt__["ckan_hosts.ask"](ticket["hosts"], "ckan_maintenance.on", about, TIMEOUT)
+    told = __salt__["ckan_hosts.ask"](ticket["hosts"], "ckan_maintenance.on", about)
     answers, failures = told["results"], told["failures"]
     ticket["closed"] = [host for host, answer in answers.items() if host in failures or answer["changed"]]
     for host in [host for host in answers if host not in failures]:
@@ -43,6 +40,6 @@ def open_again(ticket: dict) -> dict[str, str]:
     """
     if not ticket.get("closed"):
         return {}
-    told = __salt__["ckan_hosts.ask"](ticket["closed"], "ckan_maintenance.off", {"by": ticket["by"]}, TIMEOUT)
+    told = __salt__["ckan_hosts.ask"](ticket["closed"], "ckan_maintenance.off", {"by": ticket["by"]})
     ticket["closed"] = sorted(told["failures"])
     return told["failures"]

@@ -19,7 +19,6 @@ from typing import Any
 
 import salt.utils.user
 
-STAGE_TIMEOUT = 30
 # How often the rebuild of the search index is looked at, in seconds.
 LOOK_SECONDS = 10
 
@@ -382,7 +381,7 @@ def _ask_aloud(
     __salt__["ckan_progress.waiting"](name, waiting)
     arguments = _arguments(function, ticket, ticket["job"])
     with _index_watched(ticket, hosts, begun) if name == "index" else contextlib.nullcontext():
-        told = __salt__["ckan_hosts.ask"](hosts, function, arguments, STAGE_TIMEOUT, note)
+        told = __salt__["ckan_hosts.ask"](hosts, function, arguments, told=note)
     return told["results"], told["failures"]
 
 
@@ -409,7 +408,7 @@ def _index_watched(ticket: dict, hosts: list[str], begun: float):
 
 
 def _ask(hosts: list[str], function: str, kwargs: dict) -> tuple[dict, dict]:
-    told = __salt__["ckan_hosts.ask"](hosts, function, kwargs, STAGE_TIMEOUT)
+    told = __salt__["ckan_hosts.ask"](hosts, function, kwargs)
     return told["results"], told["failures"]
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 import re
 import time
 
-# Seconds after which a host is asked whether it is still at it.
-TIMEOUT = 30
 # How long is waited for a host that does not answer at once, or for a master that is being restarted.
 PATIENCE = 60
 # What ``ckan_hosts.ask`` says of a host that may answer a moment later.
@@ -117,7 +115,7 @@ def _ask(hosts: list[str], function: str, kwargs: dict) -> tuple[dict, dict]:
     deadline, silent = time.monotonic() + PATIENCE, hosts
     results, failures = {}, {}
     while True:
-        told = __salt__["ckan_hosts.ask"](silent, function, kwargs, TIMEOUT)
+        told = __salt__["ckan_hosts.ask"](silent, function, kwargs)
         results.update(told["results"])
         failures = {**{host: cause for host, cause in failures.items() if host not in silent}, **told["failures"]}
         silent = [host for host, cause in failures.items() if NO_ANSWER.search(cause)]

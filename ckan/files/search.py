@@ -39,6 +39,8 @@ if "refresh" in options:
 # Seconds that the clock of Solr may differ by, and more.
 CLOCKS = 300
 SOLR_TIMEOUT = 60
+# Who only looks is answered before the whole probe is out of time.
+COUNT_TIMEOUT = 10
 
 
 def index_made_of() -> dict:
@@ -113,14 +115,19 @@ def rebuild_index(ini: str, told: dict, result: dict) -> None:
     result.update(index_counts(ini))
 
 
+def core_of(options: dict) -> str:
+    """The address of the core that CKAN uses."""
+    return options["solr_url"].rstrip("/")
+
+
 def beside(options: dict, name: str) -> str:
     """The address of another core of the same Solr."""
-    return options["solr_url"].rstrip("/").rpartition("/")[0] + "/" + name
+    return core_of(options).rpartition("/")[0] + "/" + name
 
 
 def empty_second_core(options: dict, second: str) -> None:
     """Refused where a core has what another site wrote: it would be lost, or swapped away."""
-    cores = (options["solr_url"].rstrip("/"), beside(options, second))
+    cores = (core_of(options), beside(options, second))
     if cores[0] == cores[1]:
         raise Sentence(f"the second core {second} is the one that CKAN uses; name another one in search:second_core")
     site = options.get("ckan.site_id", "default")
@@ -135,11 +142,11 @@ def swap_cores(options: dict, second: str, begun: float) -> list:
     Have two cores change names; returns the datasets that were changed since a time, which the new index does not know
     in that way: https://solr.apache.org/guide/solr/latest/configuration-guide/coreadmin-api.html (SWAP).
     """
-    first = options["solr_url"].rstrip("/")
+    first, other = core_of(options), beside(options, second)
     solr(options, beside(options, "admin"), "cores", action="SWAP", core=first.rpartition("/")[2], other=second)
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun - CLOCKS))
-    old, new = (ids_in(options, core, "*:*") for core in (beside(options, second), first))
-    touched = ids_in(options, beside(options, second), f"indexed_ts:[{since} TO *]")
+    old, new = (ids_in(options, core, "*:*") for core in (other, first))
+    touched = ids_in(options, other, f"indexed_ts:[{since} TO *]")
     # What was deleted has gone from the old one.
     return sorted(touched | (new - old))
 
@@ -149,7 +156,7 @@ def ids_in(options: dict, core: str, query: str) -> set:
     return {row["id"] for row in rows}
 
 
-def solr(options: dict, core: str, handler: str, told=None, /, **asked) -> dict:
+def solr(options: dict, core: str, handler: str, told=None, /, timeout=SOLR_TIMEOUT, **asked) -> dict:
     """Ask Solr, as the user that CKAN is; what is told goes as JSON."""
     # The user may stand in the address, too, which urllib does not read.
     parts = urllib.parse.urlsplit(core)
@@ -162,7 +169,7 @@ def solr(options: dict, core: str, handler: str, told=None, /, **asked) -> dict:
     if user != ":":
         request.add_header("Authorization", "Basic " + base64.b64encode(user.encode("utf-8")).decode("ascii"))
     try:
-        with urllib.request.urlopen(request, timeout=SOLR_TIMEOUT) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.load(answer)
     except (OSError, ValueError) as exc:
         raise Sentence(f"Solr does not answer as it should at {core}/{handler}: {one_line(exc)}") from exc
@@ -196,7 +203,7 @@ def index_counts(ini: str) -> dict:
     site = options.get("ckan.site_id", "default")
     fq = f'+site_id:"{site}" +entity_type:package -state:deleted'
     try:
-        found = solr(options, options["solr_url"].rstrip("/"), "select", q="*:*", rows=0, fq=fq)
+        found = solr(options, core_of(options), "select", timeout=COUNT_TIMEOUT, q="*:*", rows=0, fq=fq)
         counts["indexed"] = found["response"]["numFound"]
     except (Sentence, KeyError) as exc:
         counts["problem"] = one_line(exc)

@@ -448,8 +448,7 @@ def test_a_rollback_with_restore_puts_the_dump_in_the_place_of_the_database_and_
 
 
 def found(site: Site, word: str) -> int:
-    with urllib.request.urlopen(f"{site.url}/api/3/action/package_search?q={word}&rows=0", timeout=30) as answer:
-        return json.load(answer)["result"]["count"]
+    return site.ask(f"package_search?q={word}&rows=0")["count"]
 
 
 def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_empty(site: Site):

@@ -4,8 +4,6 @@ An upgrade of CKAN as an ordinary release: 2.11 with 200 datasets to 2.12, rehea
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from datetime import datetime
 
 import pytest
@@ -34,17 +32,12 @@ def site():
         yield portal
 
 
-def asked(site: RealPortal, action: str) -> dict:
-    with urllib.request.urlopen(f"{site.url}/api/3/action/{action}", timeout=30) as answer:
-        return json.load(answer)["result"]
-
-
 def assert_all_there(site: RealPortal) -> None:
     """Each dataset is in the database, and found by search."""
-    names = asked(site, "package_list")
-    found = {row["name"] for row in asked(site, f"package_search?q=*:*&rows={2 * DATASETS}")["results"]}
+    names = site.ask("package_list")
+    found = {row["name"] for row in site.ask(f"package_search?q=*:*&rows={2 * DATASETS}")["results"]}
     assert len(names) == DATASETS and found == set(names)
-    assert asked(site, "package_search?q=title:stops")["results"][0]["name"] == "bus-stops"
+    assert site.ask("package_search?q=title:stops")["results"][0]["name"] == "bus-stops"
 
 
 def manifest(site: RealPortal) -> dict:
