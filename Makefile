@@ -34,6 +34,11 @@ test-fast: setup
 
 lint: setup
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/python tools/sizes.py
+	@$(BIN)/python tools/settings_docs.py --check
+	@$(BIN)/mypy
+	@PYTHONPATH=_utils $(BIN)/lint-imports
 
 docs: setup
 	@$(BIN)/python tools/settings_docs.py

@@ -1,25 +1,32 @@
 """
-Which state of the formula this minion has: told by the contents of its modules, so that nobody has to count versions.
+Which state of the formula this minion has: told by the contents of its files, so that nobody has to count versions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 
-__virtualname__ = "ckan_version"
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.system import version
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
 
 
-def __virtual__() -> str:
-    return __virtualname__
+def __virtual__() -> bool | tuple[bool, str]:
+    return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True
 
 
 def modules() -> str:
     """
-    Return a hash of the formula's execution modules as they are on this minion.
+    Return a hash of the formula's execution modules and of its package as they are on this minion.
 
-    The master makes the same of those in its file server (``ckan_hosts.version``): where the two differ, the modules
-    were not synced since the formula was changed.
+    The master makes the same of those in its file server: where the two differ, the modules were not synced since the
+    formula was changed.
 
     CLI Example:
 
@@ -27,9 +34,4 @@ def modules() -> str:
 
         salt web1 ckan_version.modules
     """
-    folder, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
-    for name in sorted(os.listdir(folder)):
-        if name.startswith("ckan_") and name.endswith(".py"):
-            with open(os.path.join(folder, name), "rb") as handle:
-                digest.update(f"{name} {hashlib.sha256(handle.read()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return version.of_folders(os.path.dirname(os.path.abspath(__file__)), os.path.dirname(ckan_deploy.__file__))

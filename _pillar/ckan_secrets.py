@@ -14,20 +14,28 @@ The directory holds one file for each environment (0600): back it up, it takes t
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
-import secrets
-import tempfile
+
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.fleet import made_secrets
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = (
+        f"the formula's package ckan_deploy cannot be imported ({type(exc).__name__}: {exc}); "
+        "type: salt-run saltutil.sync_all"
+    )
+else:
+    PROBLEM = ""
 
 __virtualname__ = "ckan_secrets"
 
-NAMES = ("session", "api_token")
 log = logging.getLogger(__name__)
 
 
 def __virtual__() -> str:
+    # Also where PROBLEM says why not: Salt would log only that this is unavailable.
     return __virtualname__
 
 
@@ -45,35 +53,12 @@ def ext_pillar(minion_id: str, pillar: dict, directory: str) -> dict:
     Returns ``{"ckan": {"secrets": {...}}}``, or an empty dictionary. Nothing is returned, and the log says why, when
     the directory cannot be used: the settings then name what is missing.
     """
-    ckan = pillar.get("ckan")
-    if not isinstance(ckan, dict) or not re.fullmatch(r"[a-z][a-z0-9_-]*", str(ckan.get("env"))):
-        return {}
-    given = ckan.get("secrets") or {}
-    if not isinstance(given, dict) or all(given.get(name) for name in NAMES):
+    if PROBLEM:
+        log.error("the secrets of CKAN for %s cannot be had: %s", minion_id, PROBLEM)
         return {}
     try:
-        made = _made_once(directory, ckan["env"])
+        lacking = made_secrets.lacking(pillar, directory)
     except (OSError, ValueError) as exc:
-        log.error("the secrets of %s for %s cannot be had: %s", ckan["env"], minion_id, exc)
+        log.error("the secrets of %s for %s cannot be had: %s", pillar["ckan"]["env"], minion_id, exc)
         return {}
-    return {"ckan": {"secrets": {name: made[name] for name in NAMES if not given.get(name)}}}
-
-
-def _made_once(directory: str, env: str) -> dict[str, str]:
-    path = os.path.join(directory, f"{env}.json")
-    if not os.path.exists(path):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        fd, draft = tempfile.mkstemp(dir=directory)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as handle:
-                json.dump({name: secrets.token_urlsafe(48) for name in NAMES}, handle)
-                handle.flush()
-                os.fsync(handle.fileno())
-            # Two hosts may ask at once: one of them makes the file, both read the same.
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(draft)
-    with open(path, encoding="utf-8") as handle:
-        return json.load(handle)
+    return {"ckan": {"secrets": lacking}} if lacking else {}

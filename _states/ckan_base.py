@@ -4,16 +4,27 @@ The base virtualenv is there: the one that the official install made, or one mad
 
 from __future__ import annotations
 
-from salt.exceptions import CommandExecutionError
+from typing import Any
 
-__virtualname__ = "ckan_base"
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.build import base
+    from ckan_deploy.errors import FormulaError
+    from ckan_deploy.host import SaltHost
+    from ckan_deploy.releases.site import Site
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
 
 
-def __virtual__() -> str:
-    return __virtualname__
+def __virtual__() -> bool | tuple[bool, str]:
+    return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True
 
 
-def present(name: str) -> dict:
+def present(name: str) -> dict[str, Any]:
     """
     Make sure that there is a virtualenv with CKAN. One that exists is adopted as it is, never changed; with
     ``ckan:base:version`` one is made under ``shared/bases``.
@@ -26,23 +37,23 @@ def present(name: str) -> dict:
         ckan-base:
           ckan_base.present: []
     """
-    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
         # Taken here and not from arguments: an index may have a password, and states' arguments are logged.
-        settings = __salt__["ckan_settings.get"]()
-        found = __salt__["ckan_base.find"](settings)
+        site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        found = base.find(site)
         if found:
-            ret["comment"] = f"{found['path']} holds CKAN {found['ckan']}"
+            ret["comment"] = f"{found.path} holds CKAN {found.ckan}"
             return ret
-        version = settings["base"]["version"]
-        if not __opts__["test"] or not version:
-            found = __salt__["ckan_base.ensure"](settings)
-    except CommandExecutionError as exc:
+        version = site.settings.base.version
+        if not site.host.test or not version:
+            found = base.ensure(site)
+    except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
     ret["changes"] = {"base": {"old": None, "new": f"CKAN {version}"}}
-    if __opts__["test"]:
+    if found is None:
         ret.update(result=None, comment=f"a virtualenv with CKAN {version} would be made")
     else:
-        ret["comment"] = f"made a virtualenv with CKAN {version} in {found['path']}"
+        ret["comment"] = f"made a virtualenv with CKAN {version} in {found.path}"
     return ret

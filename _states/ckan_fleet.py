@@ -51,16 +51,16 @@ def staged(name: str, env: Any, stage: str = "", group: str = "") -> dict:
     return _step(name, "ckan_fleet.stage", env=env, arguments={"name": stage or name, "group": group})
 
 
-def taken_back(name: str, env: Any) -> dict:
+def reverted(name: str, env: Any) -> dict:
     """
-    Undo a run that failed: see ``ckan_fleet.take_back`` of the runners. Always a failure, so that the exit code is 1.
+    Undo a run that failed: see ``ckan_fleet.revert`` of the runners. Always a failure, so that the exit code is 1.
 
     name
         Any name for the step.
     env
         The name of the environment.
     """
-    return _step(name, "ckan_fleet.take_back", env=env)
+    return _step(name, "ckan_fleet.revert", env=env)
 
 
 def closed(name: str, env: Any) -> dict:

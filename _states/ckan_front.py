@@ -1,22 +1,33 @@
 """
-The site's file of nginx or Apache is there, and the server has read it. See the execution module of the same name.
+The site's virtual host of nginx or Apache is there, and the server has read it.
 """
 
 from __future__ import annotations
 
-from salt.exceptions import CommandExecutionError
+from typing import Any
 
-__virtualname__ = "ckan_front"
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.errors import FormulaError
+    from ckan_deploy.host import SaltHost
+    from ckan_deploy.releases.site import Site
+    from ckan_deploy.serve import virtual_host
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
 
 
-def __virtual__() -> str:
-    return __virtualname__
+def __virtual__() -> bool | tuple[bool, str]:
+    return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True
 
 
-def installed(name: str) -> dict:
+def installed(name: str) -> dict[str, Any]:
     """
-    Make sure that the site's file is what the settings say. A file that the server does not take is not left there: the
-    one before is put back, the server goes on with it, and the state fails with the server's own words.
+    Make sure that the virtual host is what the settings say. A file that the server does not take is not left there:
+    the one before is put back, the server goes on with it, and the state fails with the server's own words.
 
     name
         Any name for the state.
@@ -26,16 +37,17 @@ def installed(name: str) -> dict:
         ckan-front:
           ckan_front.installed: []
     """
-    ret = {"name": name, "result": True, "changes": {}, "comment": "the site's file is as it should be"}
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": "the site's file is as it should be"}
     try:
-        # Taken there and not from arguments: the settings hold secrets, and states' arguments are logged.
-        if __opts__["test"]:
-            ret["changes"] = __salt__["ckan_front.changes"]()
+        # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
+        site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        if site.host.test:
+            ret["changes"] = virtual_host.changes(site)
             if ret["changes"]:
                 ret.update(result=None, comment=f"{next(iter(ret['changes']))} would be written")
             return ret
-        done = __salt__["ckan_front.install"]()
-    except CommandExecutionError as exc:
+        done = virtual_host.install(site)
+    except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
     ret["changes"] = done["changes"]

@@ -1,21 +1,32 @@
 """
-Workers and cron are what the settings say, and of the current release. See the execution module of the same name.
+Workers and cron jobs are what the settings say, and of the current release.
 """
 
 from __future__ import annotations
 
-from salt.exceptions import CommandExecutionError
+from typing import Any
 
-__virtualname__ = "ckan_jobs"
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.errors import FormulaError
+    from ckan_deploy.host import SaltHost
+    from ckan_deploy.releases.site import Site
+    from ckan_deploy.serve import services
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
 
 
-def __virtual__() -> str:
-    return __virtualname__
+def __virtual__() -> bool | tuple[bool, str]:
+    return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True
 
 
-def followed(name: str) -> dict:
+def followed(name: str) -> dict[str, Any]:
     """
-    Make sure that the workers run, of the release that is current, and that cron has its lines. What is so already is
+    Make sure that the workers run, of the release that is current, and that cron has its jobs. What is so already is
     left alone. Nothing is done where no release is live.
 
     name
@@ -26,26 +37,27 @@ def followed(name: str) -> dict:
         ckan-jobs:
           ckan_jobs.followed: []
     """
-    ret = {"name": name, "result": True, "changes": {}, "comment": "workers and cron are as they should be"}
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}}
+    ret["comment"] = "workers and cron are as they should be"
     try:
-        # Taken there and not from arguments: the settings hold secrets, and states' arguments are logged.
-        settings = __salt__["ckan_settings.get"]()
-        done = __salt__[f"ckan_jobs.{'pending' if __opts__['test'] else 'follow'}"](settings)
-    except CommandExecutionError as exc:
+        # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
+        site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        done = services.pending(site) if site.host.test else services.follow(site)
+    except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
     ret["changes"] = _changes(done)
-    if ret["changes"] and __opts__["test"]:
+    if ret["changes"] and site.host.test:
         ret.update(result=None, comment=f"would be brought to the release: {_names(done)}")
     elif ret["changes"]:
         ret["comment"] = "; ".join(done["warnings"]) or f"brought to the release: {_names(done)}"
     return ret
 
 
-def _changes(done: dict) -> dict:
+def _changes(done: dict[str, Any]) -> dict[str, str]:
     changes = {f"worker {name}": what for name, what in done["workers"].items()}
     return {**changes, **({"cron": "written"} if done["cron"] else {})}
 
 
-def _names(done: dict) -> str:
+def _names(done: dict[str, Any]) -> str:
     return ", ".join([*(f"worker {name}" for name in done["workers"]), *(["cron"] if done["cron"] else [])])

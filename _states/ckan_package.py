@@ -1,46 +1,71 @@
 """
-The official CKAN package is kept, and then retired, on a host that the formula takes over. See the execution module.
+The official CKAN package is kept, and then retired, on a host that the formula takes over.
 """
 
 from __future__ import annotations
 
-from salt.exceptions import CommandExecutionError
+from collections.abc import Callable, Iterable
+from typing import Any
 
-__virtualname__ = "ckan_package"
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.errors import FormulaError
+    from ckan_deploy.host import SaltHost
+    from ckan_deploy.releases.site import Site
+    from ckan_deploy.serve import official_files, official_package
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
 
 
-def __virtual__() -> str:
-    return __virtualname__
+def __virtual__() -> bool | tuple[bool, str]:
+    return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True
 
 
-def kept(name: str) -> dict:
+def kept(name: str) -> dict[str, Any]:
     """
     Make sure that there is a copy of the package's files before the formula writes over any.
 
     name
         Any name for the state.
+
+    .. code-block:: yaml
+
+        ckan-package-kept:
+          ckan_package.kept: []
     """
-    return _state(name, "kept", "unkept", "keep")
+    return _state(name, "kept", official_files.unkept, official_files.keep)
 
 
-def retired(name: str) -> dict:
+def retired(name: str) -> dict[str, Any]:
     """
     Make sure that the package's app server, worker and nginx site are out of service, once a release serves.
 
     name
         Any name for the state.
+
+    .. code-block:: yaml
+
+        ckan-package-retired:
+          ckan_package.retired: []
     """
-    return _state(name, "taken out of service", "replaced", "retire")
+    return _state(name, "taken out of service", official_files.replaced, official_package.retire)
 
 
-def _state(name: str, what: str, asked: str, done: str) -> dict:
-    """Call a function of the execution module, or the one that says what it would do."""
-    ret = {"name": name, "result": True, "changes": {}, "comment": "nothing of the official package is in the way"}
-    test = __opts__["test"]
+def _state(
+    name: str, what: str, foreseen: Callable[[Site], Iterable[str]], done: Callable[[Site], Iterable[str]]
+) -> dict[str, Any]:
+    """Do something, or with ``test=True`` ask only what it would be done with."""
+    comment = "nothing of the official package is in the way"
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": comment}
     try:
-        settings = __salt__["ckan_settings.get"]()
-        names = list(__salt__[f"ckan_package.{asked if test else done}"](settings))
-    except CommandExecutionError as exc:
+        site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        test = site.host.test
+        names = list(foreseen(site) if test else done(site))
+    except FormulaError as exc:
         return {**ret, "result": False, "comment": str(exc)}
     if not names:
         return ret

@@ -8,18 +8,30 @@ import contextlib
 import datetime
 import os
 import re
+from typing import Any
 
 import salt.payload
-from salt.exceptions import CommandExecutionError, SaltDeserializationError
+from salt.exceptions import SaltDeserializationError
 
-__virtualname__ = "ckan_release"
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.deploy import deploy, plan, stages, status
+    from ckan_deploy.errors import FormulaError
+    from ckan_deploy.host import SaltHost
+    from ckan_deploy.releases.site import Site
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
 
 
-def __virtual__() -> str:
-    return __virtualname__
+def __virtual__() -> bool | tuple[bool, str]:
+    return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True
 
 
-def live(name: str) -> dict:
+def live(name: str) -> dict[str, Any]:
     """
     Make sure that the release of the environment is live: the one that ``orch.deploy`` has brought to all hosts. A host
     that missed it builds that very one. Where the master knows of none, the first release is made, and one that is live
@@ -34,44 +46,47 @@ def live(name: str) -> dict:
         production:
           ckan_release.live: []
     """
-    ret = {"name": name, "result": True, "changes": {}, "comment": ""}
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
-        # First of all: it takes the pillar anew.
-        current = __salt__["ckan_release.status"]()
-        settings, fleet = __salt__["ckan_settings.get"](), __salt__["ckan_settings.fleet"]()
-        missed = __salt__["ckan_plan.missed"](settings)
+        site = Site.of(_host(), fresh=True)
+        current = status.status(site)
+        missed, bad = plan.missed(site)
         serves = bool(current["current"]) and current["answers"] == current["current"]
-        if missed and current["current"] and ("bad" in missed or (serves and fleet["lock"])):
+        if missed and current["current"] and (bad is not None or (serves and site.environment.lock)):
             # Someone has left it here on purpose, or is about to change what the environment is on.
-            why = f"is marked bad here ({missed['bad']})" if "bad" in missed else "is not taken up: deploys are locked"
-            ret["warnings"] = [f"the environment is on {missed['release']}, which {why}"]
-            missed = {}
+            why = f"is marked bad here ({bad})" if bad is not None else "is not taken up: deploys are locked"
+            ret["warnings"] = [f"the environment is on {missed}, which {why}"]
+            missed = ""
         if serves and not missed:
             ret["comment"] = f"release {current['current']} is live"
             return ret
         ret["changes"], would, did = _what(current["current"], missed)
-        if __opts__["test"]:
+        if site.host.test:
             return {**ret, "result": None, "comment": would}
         job = _job()
         if missed:
-            __salt__["ckan_release.catch_up"](by="highstate", job=job)
+            deploy.catch_up(lambda overrides: Site.of(_host(), overrides, fresh=not overrides), "highstate", job)
         elif current["current"]:
-            __salt__["ckan_release.start"](current["current"], by="highstate")
-            __salt__["ckan_release.verify"](current["current"], by="highstate")
+            stages.start(site, current["current"], by="highstate")
+            stages.verify(site, current["current"], by="highstate")
         else:
-            done = __salt__["ckan_release.deploy"](release=_release_of(job), by="highstate", job=job, fresh=False)
+            done = deploy.deploy(lambda: site, _release_of(job), "highstate", job)
             ret["changes"]["release"]["new"] = done["current"]
-    except CommandExecutionError as exc:
+    except FormulaError as exc:
         return {**ret, "result": False, "changes": {}, "comment": str(exc)}
-    return {**ret, "comment": did.format(release=__salt__["ckan_release.status"]()["current"])}
+    return {**ret, "comment": did.format(release=site.releases.current())}
 
 
-def _what(current: str, missed: dict) -> tuple[dict, str, str]:
+def _host() -> SaltHost:
+    return SaltHost(__salt__, __opts__, __pillar__, __context__)
+
+
+def _what(current: str, missed: str) -> tuple[dict[str, Any], str, str]:
     """What is to be done, as changes, and in words before and after."""
     if missed:
         return (
-            {"release": {"old": current or None, "new": missed["release"]}},
-            f"the environment is on {missed['release']}, which would be made live here",
+            {"release": {"old": current or None, "new": missed}},
+            f"the environment is on {missed}, which would be made live here",
             "release {release}, which the environment is on, is live",
         )
     if current:

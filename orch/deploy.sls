@@ -7,7 +7,7 @@
 
     What else the pillar may say: dry_run, force, maintenance, reason, steal (docs/operations.md).
 
-    A stage that fails on any host stops the ones after it, and `way back` returns every host to the release that it
+    A stage that fails on any host stops the ones after it, and `revert` returns every host to the release that it
     served before. A migration runs once, in the first group; what is left of the release before goes when all groups
     serve the new one. -#}
 {%- import tpldir ~ '/stages.jinja' as stages %}
@@ -15,7 +15,7 @@
 {%- set dry_run = pillar.get('dry_run', False) %}
 {%- set groups = pillar.get('groups', []) %}
 {#- The first step decides; these are the names of its groups. #}
-{%- set names = salt['saltutil.runner']('ckan_hosts.steps', kwarg={'env': env, 'groups': groups}) if groups else [''] %}
+{%- set names = salt['saltutil.runner']('ckan_fleet.steps', kwarg={'env': env, 'groups': groups}) if groups else [''] %}
 
 plan:
   ckan_fleet.planned:

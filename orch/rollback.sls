@@ -13,7 +13,7 @@
 {%- set dry_run = pillar.get('dry_run', False) %}
 {%- set groups = pillar.get('groups', []) %}
 {#- The first step decides; these are the names of its groups. #}
-{%- set names = salt['saltutil.runner']('ckan_hosts.steps', kwarg={'env': env, 'groups': groups}) if groups else [''] %}
+{%- set names = salt['saltutil.runner']('ckan_fleet.steps', kwarg={'env': env, 'groups': groups}) if groups else [''] %}
 
 plan:
   ckan_fleet.planned:

@@ -1,20 +1,26 @@
 """
-Write docs/pillar.md from the table of settings in _modules/ckan_settings.py.
+Write docs/pillar.md and docs/pillar.schema.json from the classes of the settings, _utils/ckan_deploy/settings.
 
-Usage: `python tools/settings_docs.py` writes the page; with `--check` it writes nothing and exits 1 when the page on
-disk is not what would be written.
+Usage: `python tools/settings_docs.py` writes both; with `--check` it writes nothing and exits 1 when one of them is not
+what would be written.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-PAGE = REPO / "docs/pillar.md"
-sys.path.insert(0, str(REPO))
+sys.path[:0] = [str(REPO / "_utils"), str(REPO / "tools")]
 
-from _modules.ckan_settings import CRON, EXTENSION, SCHEMA, SOCKET_LIMIT, WORKER, Setting  # noqa: E402
+from settings_schema import schema  # noqa: E402
+
+from ckan_deploy.settings import model  # noqa: E402
+from ckan_deploy.settings.model import Settings  # noqa: E402
+from ckan_deploy.settings.parts import CronJob, Extension, Worker  # noqa: E402
+from ckan_deploy.settings.rules import Rule, groups, rules  # noqa: E402
+from ckan_deploy.settings.together import SOCKET_LIMIT  # noqa: E402
 
 KINDS = {
     "str": "text",
@@ -24,32 +30,15 @@ KINDS = {
     "list": "list of words",
     "lines": "list of text",
     "options": "dictionary",
-    "extensions": "dictionary",
+    "extension": "dictionary",
     "hooks": "list of dictionaries",
-    "workers": "dictionary",
-    "cron": "dictionary",
-    "any": "",
-}
-GROUPS = {
-    "": "Settings outside any group",
-    "paths": "Paths; `{root}`, `{home}` and `{site}` stand for what these settings are",
-    "base": "The base virtualenv that releases are cloned from",
-    "git": "Git servers",
-    "installer": "How packages are installed",
-    "database": "PostgreSQL",
-    "datastore": "The database of the datastore",
-    "migration": "How the database is migrated: [database.md](database.md)",
-    "search": "The search index: [database.md](database.md)",
-    "backup": "Dumps of the database: [database.md](database.md)",
-    "secrets": "Secrets",
-    "web": "The web server, the app servers and the health check",
-    "tls": "https; the certificate is put on the host by others",
-    "manage": "What the highstate may touch of the system",
+    "worker": "dictionary",
+    "cronjob": "dictionary",
 }
 INTRO = f"""\
 # Settings
 
-<!-- Made by tools/settings_docs.py from _modules/ckan_settings.py: change it there, then run `make docs`. -->
+<!-- Made by tools/settings_docs.py from _utils/ckan_deploy/settings: change it there, then run `make docs`. -->
 
 All settings stand in the pillar of a host under the key `ckan`. A tree to copy is in `pillar.example/`. A host needs no
 more than this:
@@ -71,6 +60,19 @@ ckan:
 `salt web1 ckan_settings.validate` names what is wrong with it, a line each; every stage of a deploy does the same
 before it changes anything.
 
+An editor can check a pillar file against [pillar.schema.json](pillar.schema.json) and complete names in it. Those with
+the YAML language server (VS Code, Neovim and others) read the schema's place from a comment; its path is relative to
+the file:
+
+```yaml
+# yaml-language-server: $schema=../docs/pillar.schema.json
+```
+
+This is for plain YAML; a file with Jinja in it is no YAML until Salt has rendered it. In a file that begins with
+`#!yaml|gpg` the comment goes on the second line; a secret may be any string, so a PGP block passes. The schema is that
+of a host's whole pillar: in a file that holds a part of it, the editor reports required settings as missing that other
+files have or the master makes. Only `ckan_settings.validate` checks how settings go together.
+
 ## Rules
 
 - **Quotes.** Put versions, branches, tags, commits and passwords in quotes. Without them YAML makes other things of
@@ -83,7 +85,7 @@ before it changes anything.
   message holds the value of a secret. `show` also masks options of CKAN with a name such as `password`, `secret`,
   `token` or `key`, options with an `@` in their value, and user and password of an address.
 - **Several sites on one machine.** Another `site` has its own home (`/usr/lib/ckan/sites/SITE`), its own base in it,
-  and its own configuration, data and file of the web server; the log directory and supervisor's directory are shared.
+  and its own configuration, data and virtual host; the log directory and supervisor's directory are shared.
   Give it a database, a Solr core, a Redis database and a domain of its own too: these do not follow from `site`.
 - **Paths**, `ckan:web:*_conf`, `ckan:tls:certificate` and `ckan:tls:key` among them, are absolute and without `..`,
   blanks or any of `"'{{}}$;%,`. The path of a release's socket has a limit of {SOCKET_LIMIT} bytes.
@@ -93,7 +95,7 @@ before it changes anything.
 EXTENSIONS = """\
 ## `ckan:extensions:NAME`
 
-One entry an extension; `NAME` is the name of its package, such as `ckanext-harvest`. Each has one origin: git (`url`
+One entry per extension; `NAME` is the name of its package, such as `ckanext-harvest`. Each has one origin: git (`url`
 and `ref`), the package index (`version`), or an archive (`archive` and `hash`). No address has a password in it.
 [extensions.md](extensions.md) says more.
 
@@ -102,75 +104,82 @@ and `ref`), the package index (`version`), or an archive (`archive` and `hash`).
 WORKERS = """\
 ## `ckan:workers:NAME`
 
-One entry a worker, `default: {}` at the least: `ckan jobs worker` of the release that is current, under supervisor.
+One entry per worker, `default: {}` at the least: `ckan jobs worker` of the current release, under supervisor.
 [operations.md](operations.md#workers-and-cron) says more.
 
 """
 CRONS = """\
 ## `ckan:cron:NAME`
 
-One entry a line of cron, which runs in the release that is current. Nothing in it may be secret: it stands in a file
-that all users of the host can read.
+One entry per cron job, which runs in the current release. Nothing in it may be secret: it stands in a file that all
+users of the host can read.
 
 """
 
 
 def page() -> str:
     """Return the whole text of the page."""
-    parts = [INTRO]
-    assert {name.rpartition(":")[0] for name in SCHEMA} == GROUPS.keys()
-    for group, title in GROUPS.items():
-        names = [name for name in SCHEMA if name.rpartition(":")[0] == group]
-        key = f"ckan:{group}" if group else "ckan"
-        parts.append(f"## `{key}`\n\n{title}.\n\n" + _table({name.rpartition(":")[2]: SCHEMA[name] for name in names}))
-        if not group:
-            parts += [EXTENSIONS + _table(EXTENSION), WORKERS + _table(WORKER), CRONS + _table(CRON)]
-    return "\n".join(parts)
+    own = _section("ckan", Settings)
+    parts = [EXTENSIONS + _table(Extension), WORKERS + _table(Worker), CRONS + _table(CronJob)]
+    # In the order of their classes.
+    order = list(vars(model))
+    found = sorted(groups(Settings).items(), key=lambda group: order.index(group[1].__name__))
+    return "\n".join([INTRO, own, *parts, *(_section(f"ckan:{name}", cls) for name, cls in found)])
 
 
-def _table(settings: dict[str, Setting]) -> str:
+def _section(key: str, cls: type) -> str:
+    return f"## `{key}`\n\n{cls.__doc__}\n\n" + _table(cls)
+
+
+def _table(cls: type) -> str:
     lines = ["| setting | type | default | required | what it is |", "|---|---|---|---|---|"]
-    for name, setting in settings.items():
-        required = "yes" if setting.required else ""
-        lines.append(f"| `{name}` | {_kind(setting)} | {_default(setting)} | {required} | {_text(setting)} |")
+    for name, rule in rules(cls).items():
+        required = "yes" if rule.required else ""
+        lines.append(f"| `{name}` | {_kind(rule)} | {_default(rule)} | {required} | {_text(rule)} |")
     return "\n".join(lines) + "\n"
 
 
-def _kind(setting: Setting) -> str:
-    if setting.choices:
-        return " or ".join(f"`{choice}`" for choice in setting.choices)
-    kind = KINDS[setting.kind] + (", secret" if setting.secret else "")
+def _kind(rule: Rule) -> str:
+    if rule.choices:
+        return " or ".join(f"`{choice}`" for choice in rule.choices)
+    kind = KINDS[rule.kind] + (", secret" if rule.secret else "")
     # Seconds, counts and megabytes from 0 or 1 up need no word.
-    return f"{kind}, {setting.least} or more" if setting.least > 1 else kind
+    return f"{kind}, {rule.least} or more" if rule.least > 1 else kind
 
 
-def _default(setting: Setting) -> str:
-    if setting.required:
+def _default(rule: Rule) -> str:
+    if rule.required:
         return ""
-    if setting.default in ("", [], {}):
+    if rule.default in ("", (), {}):
         return "empty"
-    value = str(setting.default).lower() if isinstance(setting.default, bool) else setting.default
-    quoted = f"'{value}'" if setting.kind == "str" and str(value).isdigit() else value
+    if isinstance(rule.default, tuple):
+        return f"`{list(rule.default)}`"
+    value = str(rule.default).lower() if isinstance(rule.default, bool) else rule.default
+    quoted = f"'{value}'" if rule.kind == "str" and str(value).isdigit() else value
     return f"`{quoted}`"
 
 
-def _text(setting: Setting) -> str:
-    return setting.text.replace("|", "\\|")
+def _text(rule: Rule) -> str:
+    return rule.text.replace("|", "\\|")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or check it; returns the exit code."""
+    """Write both files, or check them; returns the exit code."""
     if arguments not in ([], ["--check"]):
         print("usage: settings_docs.py [--check]", file=sys.stderr)
         return 2
-    text = page()
-    if not arguments:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    print("docs/pillar.md is not current; run make docs", file=sys.stderr)
-    return 1
+    made = {
+        REPO / "docs/pillar.md": page(),
+        REPO / "docs/pillar.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
+    }
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if arguments:
+        for path in stale:
+            print(f"{path.relative_to(REPO)} is not current; run make docs", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(made[path], encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import psutil
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from daemon.conftest import Site, make_stub_base  # noqa: E402
-
 from parts.portal import next_second  # noqa: E402
 from stub import repos  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Hooks in an orchestration, and a balancer that takes a host out while it is deployed to (docs/hooks.md)."""
+"""Hooks in an orchestration, and a load balancer that takes a host out while it is deployed to (docs/hooks.md)."""
 
 from __future__ import annotations
 

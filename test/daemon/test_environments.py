@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from daemon.conftest import Site
 from daemon.test_fleet import refused
-
 from parts.keyring import ARMOR, write_secrets
 from parts.portal import next_second
 from stub import repos

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import salt.config
 import salt.utils.event
-from daemon.conftest import eventually
 
+from daemon.conftest import eventually
 from parts.portal import next_second
 from stub import repos
 
@@ -47,7 +47,7 @@ def test_each_stage_is_an_event_and_the_example_of_a_reactor_posts_the_end(site,
     reactor = site.sandbox / "reactor.sls"
     reactor.write_text(example.replace("https://chat.example.org/hooks/ckan", address))
     site.fleet.stop_master()
-    site.fleet.start_master(reactor=[{f"ckan/*/*/{end}": [str(reactor)]} for end in ("done", "way_back")])
+    site.fleet.start_master(reactor=[{f"ckan/*/*/{end}": [str(reactor)]} for end in ("done", "revert")])
     site.fleet.wait_for_minions()
     next_second()
     repos.commit_change(site.repo, "Hello events")

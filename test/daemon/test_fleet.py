@@ -8,8 +8,8 @@ import subprocess
 import time
 
 import pytest
-from daemon.conftest import PASSWORD, SESSION
 
+from daemon.conftest import PASSWORD, SESSION
 from parts.portal import next_second
 from parts.visitors import Visitors
 from stub import repos
@@ -116,7 +116,7 @@ def test_a_failure_on_one_host_at_any_stage_takes_all_hosts_back(site, stage, ho
     assert done["code"] == 1, done["text"]
     assert f"{host} failed at {stage}: " in done["text"]
     assert "web1 failed" not in done["text"]
-    last = done["text"][done["text"].index("ID: way back") :]
+    last = done["text"][done["text"].index("ID: revert") :]
     assert cause in last and f"web1, web2 on {linked[0]}" in last
     assert "Traceback" not in done["text"]
     assert (site.linked(), site.served()) == (linked, served)

@@ -1,8 +1,8 @@
 """
-The front door, by asking it: a real nginx and a real Apache with the site's file, over http and https.
+A host's web server, by asking it: a real nginx and a real Apache with the site's virtual host, over http and https.
 
-Most of it needs no Salt daemons: a host seen through Salt's loaders, and behind its door an application that tells what
-reached it. The last tests are a web host under a master, with Apache before the small stand-in for CKAN.
+Most of it needs no Salt daemons: a host seen through Salt's loaders, and behind its web server an application that
+tells what reached it. The last tests are a web host under a master, with Apache before the small stand-in for CKAN.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon.conftest import Site
-from salt.exceptions import CommandExecutionError
 
+from ckan_deploy.deploy.status import status as host_status
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site as HostSite
+from ckan_deploy.serve import health, virtual_host
+from daemon.conftest import Site
 from functional.conftest import Host, host, session_dir, session_loaders  # noqa: F401
 from parts.apache import Apache
 from parts.nginx import host_nginx
@@ -72,16 +75,16 @@ class Backend(BaseHTTPRequestHandler):
         pass
 
 
-class Door:
+class WebHost:
     """A host, its web server, and a release behind it that echoes."""
 
     def __init__(self, host: Host, server: str, place: Path) -> None:  # noqa: F811
         self.host, self.server, self.place = host, server, place
         self.port, self.tls_port = free_port(), free_port()
-        self.site = host.root / f"sites/ckan-{server}.conf"
-        part = host_nginx(place, self.site.parent) if server == "nginx" else Apache(place, self.site.parent)
+        self.file = host.root / f"sites/ckan-{server}.conf"
+        part = host_nginx(place, self.file.parent) if server == "nginx" else Apache(place, self.file.parent)
         self.part = part
-        host.pillar["paths"] = {**host.pillar["paths"], f"{server}_site": str(self.site)}
+        host.pillar["paths"] = {**host.pillar["paths"], f"{server}_site": str(self.file)}
         host.pillar["web"] = {
             "server": server, "listen": f"127.0.0.1:{self.port}", f"{server}_conf": str(part.conf), "processes": 1,
             "boot_timeout": 10,
@@ -130,14 +133,14 @@ class Door:
         done = self.host.loaders(test=test).states["ckan_front.installed"](name=self.server)
         return {"result": done.result, "comment": done.comment, "changes": done.changes}
 
+    def site(self) -> HostSite:
+        """The site of the pillar as it is now, as the package sees it; without Salt."""
+        return self.host.site()
+
     def install(self) -> dict[str, Any]:
         done = self.state()
         assert done["result"] is True, done["comment"]
         return done
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        modules = self.host.loaders().modules
-        return modules[function](*arguments, modules["ckan_settings.get"]())
 
     def ask(
         self,
@@ -179,10 +182,10 @@ def eventually(say: Callable[[], Any], wanted: Any) -> None:
 
 
 @pytest.fixture(params=["nginx", "apache"])
-def cold_door(request: pytest.FixtureRequest, host: Host) -> Iterator[Door]:  # noqa: F811
+def stopped_web_host(request: pytest.FixtureRequest, host: Host) -> Iterator[WebHost]:  # noqa: F811
     """A host whose web server is not started yet."""
     place = sandbox("ckan-d-")
-    door = Door(host, request.param, place)
+    web_host = WebHost(host, request.param, place)
     backend = None
     if request.param == "nginx":
         path = str(host.home / "releases" / RELEASE / "run/web.sock")
@@ -190,7 +193,7 @@ def cold_door(request: pytest.FixtureRequest, host: Host) -> Iterator[Door]:  # 
         os.chmod(path, 0o666)
         threading.Thread(target=backend.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
-        yield door
+        yield web_host
     finally:
         stop_all(place)
         if backend:
@@ -200,156 +203,159 @@ def cold_door(request: pytest.FixtureRequest, host: Host) -> Iterator[Door]:  # 
 
 
 @pytest.fixture
-def door(cold_door: Door) -> Door:
+def web_host(stopped_web_host: WebHost) -> WebHost:
     """A host whose web server runs, with another site that is the default one."""
+    listen = f"127.0.0.1:{stopped_web_host.port}"
     default = {
-        "nginx": f"server {{ listen 127.0.0.1:{cold_door.port} default_server; return 410; }}\n",
-        "apache": f"<VirtualHost 127.0.0.1:{cold_door.port}>\nServerName other\nRedirect 410 /\n</VirtualHost>\n",
-    }[cold_door.server]
-    (cold_door.site.parent / "000-default.conf").write_text(default)
-    cold_door.part.start()
-    return cold_door
+        "nginx": f"server {{ listen {listen} default_server; return 410; }}\n",
+        "apache": f"<VirtualHost {listen}>\nServerName other\nRedirect 410 /\n</VirtualHost>\n",
+    }[stopped_web_host.server]
+    (stopped_web_host.file.parent / "000-default.conf").write_text(default)
+    stopped_web_host.part.start()
+    return stopped_web_host
 
 
-def test_domain_and_aliases_answer_and_other_names_do_not_get_the_site(door):
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
+def test_domain_and_aliases_answer_and_other_names_do_not_get_the_site(web_host):
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
     for name in (DOMAIN, DOMAIN.upper(), "www.example.org", "a.open.example.org"):
-        status, told, _ = door.ask(name=name)
+        status, told, _ = web_host.ask(name=name)
         assert (status, told["HTTP_HOST"].lower()) == (200, name.lower())
     for name in ("open.example.org", "example.org", "127.0.0.1"):
-        status, told, _ = door.ask(name=name)
+        status, told, _ = web_host.ask(name=name)
         assert (status, "HTTP_HOST" in told) == (410, False)
 
 
-def test_the_state_predicts_writes_and_then_changes_nothing(door):
-    foreseen = door.state(test=True)
-    assert (foreseen["result"], foreseen["changes"]) == (None, {str(door.site): "new file"})
-    assert not door.site.exists()
-    done = door.install()
-    assert done["changes"] == {str(door.site): "new file"} and "the server was reloaded" in done["comment"]
-    for again in (door.state(), door.state(test=True)):
+def test_the_state_predicts_writes_and_then_changes_nothing(web_host):
+    foreseen = web_host.state(test=True)
+    assert (foreseen["result"], foreseen["changes"]) == (None, {str(web_host.file): "new file"})
+    assert not web_host.file.exists()
+    done = web_host.install()
+    assert done["changes"] == {str(web_host.file): "new file"} and "the server was reloaded" in done["comment"]
+    for again in (web_host.state(), web_host.state(test=True)):
         assert (again["result"], again["changes"]) == (True, {})
-    door.host.pillar["aliases"] = []
-    assert "www.example.org" in door.state(test=True)["changes"][str(door.site)]
-    assert "www.example.org" not in door.call("ckan_front.render")
+    web_host.host.pillar["aliases"] = []
+    assert "www.example.org" in web_host.state(test=True)["changes"][str(web_host.file)]
+    assert "www.example.org" not in virtual_host.render(web_host.site())
 
 
-def test_an_upload_above_the_limit_is_refused_and_one_below_is_not(door):
-    door.host.pillar["web"]["upload_limit_mb"] = 1
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    assert door.ask(size=1024 * 1024)[0] == 200
-    assert door.ask(size=1024 * 1024 + 1)[0] == 413
+def test_an_upload_above_the_limit_is_refused_and_one_below_is_not(web_host):
+    web_host.host.pillar["web"]["upload_limit_mb"] = 1
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    assert web_host.ask(size=1024 * 1024)[0] == 200
+    assert web_host.ask(size=1024 * 1024 + 1)[0] == 413
 
 
-def test_plain_http_is_sent_to_https_with_path_and_query(door):
-    door.with_tls()
-    door.host.pillar["site_url"] = f"https://{DOMAIN}"
-    door.install()
-    eventually(lambda: (door.ask()[0], door.ask(secure=True)[0]), (301, 200))
+def test_plain_http_is_sent_to_https_with_path_and_query(web_host):
+    web_host.with_tls()
+    web_host.host.pillar["site_url"] = f"https://{DOMAIN}"
+    web_host.install()
+    eventually(lambda: (web_host.ask()[0], web_host.ask(secure=True)[0]), (301, 200))
     for name in (DOMAIN, "www.example.org"):
-        status, _, headers = door.ask("/dataset/a%20b?q=x%26y&page=2", name)
+        status, _, headers = web_host.ask("/dataset/a%20b?q=x%26y&page=2", name)
         assert (status, headers["Location"]) == (301, f"https://{DOMAIN}/dataset/a%20b?q=x%26y&page=2")
-    assert door.ask("/x", secure=True)[1]["HTTP_X_FORWARDED_PROTO"] == "https"
+    assert web_host.ask("/x", secure=True)[1]["HTTP_X_FORWARDED_PROTO"] == "https"
     # The health check goes the same way as visitors who followed: it is no use to learn that there is a redirect.
-    assert door.call("ckan_front.health", RELEASE)["release"] == RELEASE
-    assert door.host.status()["answers"] == RELEASE
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+    assert host_status(web_host.site())["answers"] == RELEASE
 
 
-def test_a_redirect_names_the_port_of_the_site_s_address(door):
-    door.with_tls()
-    door.host.pillar["site_url"] = f"https://{DOMAIN}:8443"
-    door.install()
-    eventually(lambda: door.ask("/x")[2].get("Location"), f"https://{DOMAIN}:8443/x")
+def test_a_redirect_names_the_port_of_the_site_s_address(web_host):
+    web_host.with_tls()
+    web_host.host.pillar["site_url"] = f"https://{DOMAIN}:8443"
+    web_host.install()
+    eventually(lambda: web_host.ask("/x")[2].get("Location"), f"https://{DOMAIN}:8443/x")
 
 
-def test_without_the_redirect_both_ports_serve_the_site(door):
-    door.with_tls(redirect=False)
-    door.install()
-    eventually(lambda: (door.ask()[0], door.ask(secure=True)[0]), (200, 200))
-    told = [door.ask(secure=secure)[1]["HTTP_X_FORWARDED_PROTO"] for secure in (True, False)]
+def test_without_the_redirect_both_ports_serve_the_site(web_host):
+    web_host.with_tls(redirect=False)
+    web_host.install()
+    eventually(lambda: (web_host.ask()[0], web_host.ask(secure=True)[0]), (200, 200))
+    told = [web_host.ask(secure=secure)[1]["HTTP_X_FORWARDED_PROTO"] for secure in (True, False)]
     assert told == ["https", "http"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_scheme_of_visitors_is_that_of_the_site_s_address_where_others_end_tls(door, scheme):
-    door.host.pillar["site_url"] = f"{scheme}://{DOMAIN}"
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    told = door.ask(**{"X-Forwarded-Proto": "gopher"})[1]
+def test_the_scheme_of_visitors_is_that_of_the_site_s_address_where_others_end_tls(web_host, scheme):
+    web_host.host.pillar["site_url"] = f"{scheme}://{DOMAIN}"
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    told = web_host.ask(**{"X-Forwarded-Proto": "gopher"})[1]
     assert told["HTTP_X_FORWARDED_PROTO"] == scheme
     # uWSGI makes it from the header, mod_wsgi has it from us.
     assert told.get("wsgi.url_scheme", scheme) == scheme
 
 
-def test_credentials_reach_ckan_and_the_release_is_told_to_this_machine_only(door):
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    _, told, headers = door.ask(Authorization="token-of-a-user")
+def test_credentials_reach_ckan_and_the_release_is_told_to_this_machine_only(web_host):
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    _, told, headers = web_host.ask(Authorization="token-of-a-user")
     assert told["HTTP_AUTHORIZATION"] == "token-of-a-user"
     assert headers["X-CKAN-Release"] == RELEASE
-    status, _, headers = door.ask(source="127.0.0.2")
+    status, _, headers = web_host.ask(source="127.0.0.2")
     assert (status, headers.get("X-CKAN-Release", "")) == (200, "")
 
 
-def test_extra_lines_take_effect_and_wrong_ones_leave_everything_as_it_was(door):
-    good = {"nginx": 'add_header X-Extra "{x}";', "apache": 'Header set X-Extra "{x}"'}[door.server]
-    door.with_extra(f"# two lines\n{good}\n")
-    door.install()
-    eventually(lambda: door.ask("/nothing")[2].get("X-Extra"), "{x}")
-    before = door.site.read_text()
-    door.with_extra(f"{good}\nno_such_directive on;\n")
+def test_extra_lines_take_effect_and_wrong_ones_leave_everything_as_it_was(web_host):
+    good = {"nginx": 'add_header X-Extra "{x}";', "apache": 'Header set X-Extra "{x}"'}[web_host.server]
+    web_host.with_extra(f"# two lines\n{good}\n")
+    web_host.install()
+    eventually(lambda: web_host.ask("/nothing")[2].get("X-Extra"), "{x}")
+    before = web_host.file.read_text()
+    web_host.with_extra(f"{good}\nno_such_directive on;\n")
     for test, result in ((True, None), (False, False)):
-        done = door.state(test=test)
+        done = web_host.state(test=test)
         assert done["result"] is result
-    words = {"nginx": 'directive "no_such_directive', "apache": "Invalid command 'no_such_directive'"}[door.server]
-    assert words in done["comment"] and str(door.site) in done["comment"]
-    assert f"{door.server} finds its configuration not valid" in done["comment"] and done["changes"] == {}
-    assert door.site.read_text() == before
-    assert sorted(path.name for path in door.site.parent.iterdir()) == ["000-default.conf", door.site.name]
-    assert door.ask()[2].get("X-Extra") == "{x}"
+    words = {"nginx": 'directive "no_such_directive', "apache": "Invalid command 'no_such_directive'"}[web_host.server]
+    assert words in done["comment"] and str(web_host.file) in done["comment"]
+    assert f"{web_host.server} finds its configuration not valid" in done["comment"] and done["changes"] == {}
+    assert web_host.file.read_text() == before
+    assert sorted(path.name for path in web_host.file.parent.iterdir()) == ["000-default.conf", web_host.file.name]
+    assert web_host.ask()[2].get("X-Extra") == "{x}"
 
 
-def test_a_first_file_that_is_wrong_is_not_left_there(door):
-    door.with_extra("no_such_directive on\n")
-    assert door.state()["result"] is False
-    assert not door.site.exists()
+def test_a_first_file_that_is_wrong_is_not_left_there(web_host):
+    web_host.with_extra("no_such_directive on\n")
+    assert web_host.state()["result"] is False
+    assert not web_host.file.exists()
 
 
-def test_a_certificate_that_is_not_there_is_said_in_the_server_s_words(door):
-    door.with_tls()
-    (door.place / "cert.pem").unlink()
-    done = door.state()
-    assert done["result"] is False and str(door.place / "cert.pem") in done["comment"], done["comment"]
+def test_a_certificate_that_is_not_there_is_said_in_the_server_s_words(web_host):
+    web_host.with_tls()
+    (web_host.place / "cert.pem").unlink()
+    done = web_host.state()
+    assert done["result"] is False and str(web_host.place / "cert.pem") in done["comment"], done["comment"]
 
 
-def test_a_server_that_is_down_reads_the_file_when_it_starts(cold_door):
-    door = cold_door
-    door.host.pillar["web"]["boot_timeout"] = 1
-    problem = door.call("ckan_front.front_problem")
-    assert problem.startswith(f"{door.server} does not listen on 127.0.0.1:{door.port} (Connection refused); start it")
-    done = door.install()
+def test_a_server_that_is_down_reads_the_file_when_it_starts(stopped_web_host):
+    web_host = stopped_web_host
+    web_host.host.pillar["web"]["boot_timeout"] = 1
+    problem = health.front_problem(web_host.site())
+    assert problem.startswith(
+        f"{web_host.server} does not listen on 127.0.0.1:{web_host.port} (Connection refused); start it"
+    )
+    done = web_host.install()
     assert "reads it when it starts" in done["comment"]
-    with pytest.raises(CommandExecutionError, match="does not answer .*Connection refused"):
-        door.call("ckan_front.health", RELEASE)
-    door.part.start()
-    assert door.call("ckan_front.front_problem") == ""
-    eventually(lambda: door.ask()[0], 200)
+    with pytest.raises(FormulaError, match="does not answer .*Connection refused"):
+        health.health(web_host.site(), RELEASE)
+    web_host.part.start()
+    assert health.front_problem(web_host.site()) == ""
+    eventually(lambda: web_host.ask()[0], 200)
 
 
-def test_health_names_the_release_that_answers_instead(door):
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    door.host.pillar["web"]["boot_timeout"] = 1
-    with pytest.raises(CommandExecutionError, match=f"is answered by release {RELEASE} instead of 20260101000001Z"):
-        door.call("ckan_front.health", "20260101000001Z")
+def test_health_names_the_release_that_answers_instead(web_host):
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    web_host.host.pillar["web"]["boot_timeout"] = 1
+    with pytest.raises(FormulaError, match=f"is answered by release {RELEASE} instead of 20260101000001Z"):
+        health.health(web_host.site(), "20260101000001Z")
 
 
-def test_a_large_upload_limit_is_taken(door):
-    door.host.pillar["web"]["upload_limit_mb"] = 50000
-    door.install()
-    eventually(lambda: door.ask(size=10)[0], 200)
+def test_a_large_upload_limit_is_taken(web_host):
+    web_host.host.pillar["web"]["upload_limit_mb"] = 50000
+    web_host.install()
+    eventually(lambda: web_host.ask(size=10)[0], 200)
 
 
 def test_a_process_of_mod_wsgi_never_imports_from_two_releases(host, tmp_path):  # noqa: F811

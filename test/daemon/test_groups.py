@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from daemon.conftest import Site, eventually
 from daemon.test_fleet import refused
-
 from parts.portal import next_second
 from parts.visitors import Visitors
 from stub import repos

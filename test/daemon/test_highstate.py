@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site
 
+from daemon.conftest import Site
 from stub import repos
 
 pytestmark = pytest.mark.daemon

@@ -1,4 +1,4 @@
-"""Workers under supervisor and lines of cron, with a real Redis and a real cron. Only CKAN is a small stand-in."""
+"""Workers under supervisor and cron jobs, with a real Redis and a real cron. Only CKAN is a small stand-in."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site, eventually
 
+from daemon.conftest import Site, eventually
 from parts.portal import next_second
 from parts.process import Service
 from parts.redis import Redis
@@ -48,7 +48,7 @@ class WorkSite(Site):
         return next((release for job, release in rows if job == name), "")
 
     def begin_line(self, name: str) -> subprocess.Popen:
-        """Run what a line of cron on web1 says, as cron would; for a line that is due @daily."""
+        """Run a cron job of web1 as cron would, by its line in the crontab; for one that is due @daily."""
         tab = (self.root("web1") / "etc/cron.d/ckan-default").read_text()
         line = next(line for line in tab.splitlines() if line.startswith("@daily www-data ") and f" {name} " in line)
         command = line.removeprefix("@daily www-data ").replace(r"\%", "%")
@@ -148,7 +148,7 @@ def test_a_failed_deploy_leaves_the_workers_alone_but_one_that_was_started_after
     assert all(before)
     next_second()
     repos.commit_broken(work.repo, "gone", "switch")
-    # Its settings are of a deploy that is taken back.
+    # Its settings are of a deploy that is reverted.
     work.write_pillar({**work.settings, "workers": {"default": {"timeout": 7}, "more": {}}})
     done = work.deploy()
     assert done["code"] == 1 and work.linked() == linked

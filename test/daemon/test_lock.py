@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
 from daemon.conftest import PASSWORD, eventually
 from daemon.test_fleet import refused
-
 from parts.portal import next_second
 from stub import repos
 
@@ -173,13 +173,16 @@ def test_a_plan_names_all_that_a_deploy_would_do(site):
 
 def test_old_modules_are_seen_and_it_is_said_what_to_type(site):
     before = site.disk()
-    cached = next(site.sandbox.glob("salt/web2/**/extmods/modules/ckan_store.py"))
-    kept = cached.read_text()
-    cached.write_text(f"{kept}# as of yesterday\n")
-    try:
-        refused(site, before, site.deploy(), "web2 failed at plan: has other modules", "salt web2 saltutil.sync_all")
-    finally:
-        cached.write_text(kept)
+    for name in ("modules/ckan_release.py", "utils/ckan_deploy/releases/store.py"):
+        cached = next(site.sandbox.glob(f"salt/web2/**/extmods/{name}"))
+        kept = cached.read_text()
+        cached.write_text(f"{kept}# as of yesterday\n")
+        try:
+            refused(
+                site, before, site.deploy(), "web2 failed at plan: has other modules", "salt web2 saltutil.sync_all"
+            )
+        finally:
+            cached.write_text(kept)
 
 
 def test_two_hosts_in_one_directory_are_refused(site):

@@ -6,10 +6,11 @@ import json
 import threading
 
 import pytest
-from daemon.conftest import Site
-from daemon.test_front import Door, cold_door, door, eventually  # noqa: F401
-from salt.exceptions import CommandExecutionError
 
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.serve import health, maintenance
+from daemon.conftest import Site
+from daemon.test_front import WebHost, eventually, stopped_web_host, web_host  # noqa: F401
 from functional.conftest import host, session_dir, session_loaders  # noqa: F401
 from parts.portal import next_second
 from stub import repos
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.daemon
 HEALTH = "/api/3/action/status_show"
 
 
-def test_visitors_get_a_page_the_api_gets_json_and_the_health_check_passes(door: Door):  # noqa: F811
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    modules = door.host.loaders().modules
+def test_visitors_get_a_page_the_api_gets_json_and_the_health_check_passes(web_host: WebHost):  # noqa: F811
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    modules = web_host.host.loaders().modules
     assert modules["ckan_maintenance.status"]() == {"on": False}
     told = modules["ckan_maintenance.on"](reason="the database moves", by="eve")
     assert (told["on"], told["changed"], told["reason"]) == (True, True, "the database moves")
@@ -30,47 +31,47 @@ def test_visitors_get_a_page_the_api_gets_json_and_the_health_check_passes(door:
     assert modules["ckan_maintenance.status"]()["by"] == "eve"
     # No reload was needed.
     for options in ({}, {"path": "/dataset/x"}, {"size": 10}):
-        status, page, headers = door.ask(**options)
+        status, page, headers = web_host.ask(**options)
         assert (status, "We will be back soon" in page, headers["Retry-After"]) == (503, True, "300"), options
         assert headers["Content-Type"].startswith("text/html") and headers["Cache-Control"] == "no-store"
     for path in ("/api/3/action/package_search?q=x", "/api"):
-        status, answer, headers = door.ask(path)
+        status, answer, headers = web_host.ask(path)
         assert (status, answer["success"], headers["Content-Type"]) == (503, False, "application/json"), path
         assert answer["error"]["__type"] == "Service Unavailable" and headers["Retry-After"] == "300"
-    assert door.ask(HEALTH)[0] == 200
-    assert door.ask(HEALTH, source="127.0.0.2")[0] == 503
-    modules["ckan_front.health"]("20260101000000Z", modules["ckan_settings.get"]())
+    assert web_host.ask(HEALTH)[0] == 200
+    assert web_host.ask(HEALTH, source="127.0.0.2")[0] == 503
+    health.health(web_host.site(), "20260101000000Z")
     for path in ("/ckan-maintenance/page.html", "/ckan-maintenance/on", "/ckan-maintenance/"):
-        assert "the database moves" not in str(door.ask(path)[1])
+        assert "the database moves" not in str(web_host.ask(path)[1])
     assert modules["ckan_maintenance.off"]() == {"on": False, "changed": True}
     assert modules["ckan_maintenance.off"]() == {"on": False, "changed": False}
-    assert door.ask()[0] == 200
-    stages = [entry["stage"] for entry in modules["ckan_release.history"]()]
+    assert web_host.ask()[0] == 200
+    stages = [entry["stage"] for entry in web_host.site().log.read()]
     assert stages[:2] == ["maintenance off", "maintenance on"]
 
 
-def test_a_page_of_your_own_and_a_balancer_that_may_ask(door: Door, tmp_path):  # noqa: F811
+def test_a_page_of_your_own_and_a_balancer_that_may_ask(web_host: WebHost, tmp_path):  # noqa: F811
     page = tmp_path / "closed.html"
     page.write_text("<h1>Geschlossen – bis später</h1>", encoding="utf-8")
-    door.host.pillar["web"] |= {
+    web_host.host.pillar["web"] |= {
         "maintenance_page": str(page), "maintenance_retry": 60, "maintenance_health": True,
     }  # fmt: skip
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    door.host.loaders().modules["ckan_maintenance.on"]()
-    status, text, headers = door.ask()
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    maintenance.on(web_host.site())
+    status, text, headers = web_host.ask()
     assert (status, text, headers["Retry-After"]) == (503, "<h1>Geschlossen – bis später</h1>", "60")
-    assert door.ask(HEALTH, source="127.0.0.2")[0] == 200
-    door.host.loaders().modules["ckan_maintenance.off"]()
+    assert web_host.ask(HEALTH, source="127.0.0.2")[0] == 200
+    maintenance.off(web_host.site())
 
 
-def test_a_page_that_is_not_there_is_refused_and_visitors_stay_in(door: Door):  # noqa: F811
-    door.host.pillar["web"]["maintenance_page"] = "/no/such/page.html"
-    door.install()
-    eventually(lambda: door.ask()[0], 200)
-    with pytest.raises(CommandExecutionError, match="there is no page /no/such/page.html"):
-        door.host.loaders().modules["ckan_maintenance.on"]()
-    assert door.ask()[0] == 200
+def test_a_page_that_is_not_there_is_refused_and_visitors_stay_in(web_host: WebHost):  # noqa: F811
+    web_host.host.pillar["web"]["maintenance_page"] = "/no/such/page.html"
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    with pytest.raises(FormulaError, match="there is no page /no/such/page.html"):
+        maintenance.on(web_host.site())
+    assert web_host.ask()[0] == 200
 
 
 class Watch:
@@ -108,7 +109,7 @@ def test_a_deploy_in_maintenance_lets_visitors_in_again_when_it_is_over_or_faile
     assert statuses(watch) == [200, 503, 200]
     assert {health for _, health in watch.seen} == {200}
     assert site.served() == ["Hello maintained"] * 2
-    # One that fails after the doors are closed.
+    # One that fails after visitors get the page.
     next_second()
     repos.commit_change(site.repo, "Hello never")
     site.write_host("web2", web={**site.settings["web"], "health_url": "http://127.0.0.1:1"})

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site, eventually
 
+from daemon.conftest import Site, eventually
 from parts.portal import next_second
 from parts.ports import answers, free_port
 from parts.visitors import Visitors

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon.conftest import Site, eventually
 
+from daemon.conftest import Site, eventually
 from parts.portal import next_second
 from parts.supervisor import Supervisor
 from parts.visitors import Visitors

@@ -20,6 +20,8 @@ import salt.config
 import salt.loader
 from saltfactories.utils.functional import Loaders
 
+from ckan_deploy.releases.site import Site
+from fakes import FakeHost
 from functional.steps import extension, later_id
 from parts.base import uv_path
 from stub import repos
@@ -77,7 +79,8 @@ def session_loaders(session_dir: Path) -> HostLoaders:
     opts.update(
         id="web1", root_dir=str(salt_dir), cachedir=str(salt_dir / "cache"), file_client="local",
         file_roots={"base": [str(REPO)]}, pillar_roots={"base": []}, module_dirs=[str(REPO / "_modules")],
-        states_dirs=[str(REPO / "_states")], pki_dir=str(salt_dir / "pki"), sock_dir=str(salt_dir / "s"),
+        states_dirs=[str(REPO / "_states")], utils_dirs=[str(REPO / "_utils")],
+        pki_dir=str(salt_dir / "pki"), sock_dir=str(salt_dir / "s"),
         extension_modules=str(salt_dir / "ext"), log_file=str(salt_dir / "log"), test=False,
         fileserver_ignoresymlinks=False, grains={}, pillar={},
     )  # fmt: skip
@@ -125,6 +128,10 @@ class Host:
             }
         )
         return self._loaders
+
+    def site(self, **changes: Any) -> Site:
+        """The site of this pillar, with changes, as the package sees it; without Salt."""
+        return Site.of(FakeHost({"ckan": {**self.pillar, **changes}}, tuple(map(Path, self.file_roots))))
 
     def deploy(self, **options) -> dict[str, Any]:
         """Deploy as a deploy a second later would: two of a test may fall into one second."""

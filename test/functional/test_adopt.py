@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
+from ckan_deploy.build import virtualenv
 from functional.steps import deployed
 
 INI = """\
@@ -30,7 +31,7 @@ def old(host, stub_base):
     def make(name: str = "20190412093000", ini: str = "production.ini") -> Path:
         path = host.home / "releases" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        host.loaders().modules["ckan_venv.clone"](str(stub_base), str(path), link="copy")
+        virtualenv.clone(str(stub_base), str(path), link="copy")
         if ini:
             (path / ini).write_text(INI)
         return path

@@ -1,4 +1,4 @@
-"""What outlives a release belongs to the user that runs CKAN, all the way down, and to nobody else's harm."""
+"""What outlives a release belongs to the user that runs CKAN after each stage that needs it: see test_shared_files."""
 
 from __future__ import annotations
 
@@ -24,24 +24,6 @@ def writable(folder: Path) -> bool:
     return done.returncode == 0
 
 
-def test_a20_what_root_left_below_the_storage_is_ckans_before_the_switch_and_links_are_not_followed(host, tmp_path):
-    deployed(host)
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "file").write_text("root's")
-    made = [storage(host) / "uploads/group", storage(host) / "resources/1a/2b", storage(host).parent / "sessions/a"]
-    for folder in made:
-        folder.mkdir(parents=True)
-        (folder / "file").write_text("x")
-    (made[0] / "out").symlink_to(outside)
-    os.link(outside / "file", made[0] / "second-name")
-    assert not any(writable(folder) for folder in made)
-    deployed(host)
-    assert all(writable(folder) and (folder / "file").owner() == "www-data" for folder in made)
-    assert (outside.owner(), (outside / "file").owner()) == ("root", "root")
-    assert (made[0] / "out").lstat().st_uid == made[0].stat().st_uid
-
-
 def test_a20_what_a_set_up_command_made_as_root_is_put_right_by_a_rollback_too(host):
     first, _ = deployed(host), deployed(host)
     folder = storage(host) / "storage/uploads"
@@ -62,17 +44,6 @@ def test_a20_uploads_outlive_deploys_rollback_and_prune(host):
     assert len(host.releases()) < 6
     assert upload.read_text() == "a photo"
     assert upload.owner() == "www-data"
-
-
-def test_a_storage_on_another_disk_is_followed_once_and_an_option_of_ckan_counts(host, tmp_path):
-    disk = tmp_path / "disk"
-    (disk / "resources").mkdir(parents=True)
-    tmp_path.chmod(0o755)
-    link = host.root / "srv-storage"
-    link.symlink_to(disk)
-    host.pillar["config"] = {"ckan.storage_path": str(link), "stub.database": str(storage(host) / "stub.json")}
-    deployed(host)
-    assert ((disk / "resources").owner(), disk.owner()) == ("www-data", "www-data")
 
 
 def test_an_owner_that_cannot_be_changed_is_named(host):

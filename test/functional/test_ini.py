@@ -14,6 +14,7 @@ import pytest
 from salt.exceptions import CommandExecutionError
 from salt.utils import yaml
 
+from ckan_deploy.build import ini as ini_of_release
 from functional.steps import deployed
 
 REPO = Path(__file__).resolve().parents[2]
@@ -82,10 +83,9 @@ def test_a09_the_ini_gives_back_the_secrets_of_the_pillar_and_here_still_resolve
     ],
 )
 def test_every_kind_of_value_comes_back_from_the_ini(host, value: Any, wanted: str):
-    settings = {**host.loaders().modules["ckan_settings.get"](), "config": {"ckanext.x.option": value}}
     place = host.root / "place"
     place.mkdir()
-    host.loaders().modules["ckan_ini.write"](str(place), settings)
+    ini_of_release.write(host.site(config={"ckanext.x.option": value}), str(place))
     assert read(place / "production.ini")["ckanext.x.option"] == wanted
 
 
@@ -139,7 +139,7 @@ def test_a10_a_deploy_without_a_locale_writes_the_same_bytes(host, tmp_path):
             {
                 "id": "web1", "file_client": "local", "root_dir": str(tmp_path), "log_level_logfile": "quiet",
                 "file_roots": {"base": [str(REPO)]}, "pillar_roots": {"base": [str(tmp_path / "pillar")]},
-                "module_dirs": [str(REPO / "_modules")],
+                "module_dirs": [str(REPO / "_modules")], "utils_dirs": [str(REPO / "_utils")],
             }
         )
     )  # fmt: skip

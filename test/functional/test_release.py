@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError
 
+from ckan_deploy.build import virtualenv
 from functional.steps import deployed, extension, later_id
 from stub import repos
 
@@ -228,9 +229,8 @@ def test_rollback_to_a_name_and_refused_ones_change_nothing(host, mycity):
 def test_a16_a_deploy_that_was_killed_is_no_target_and_is_pruned_by_the_next(host, mycity):
     first = deployed(host)
     killed = later_id(host)
-    loaders = host.loaders()
-    loaders.modules["ckan_store.create"](loaders.modules["ckan_settings.get"]()["paths"], killed)
-    loaders.modules["ckan_venv.clone"](host.pillar["paths"]["base"], str(host.home / "releases" / killed))
+    host.site().releases.create(killed)
+    virtualenv.clone(host.pillar["paths"]["base"], str(host.home / "releases" / killed))
     third = deployed(host)
     assert host.releases() == [first, third]
     assert host.rollback()["current"] == first
@@ -347,13 +347,12 @@ def test_a13_current_is_renamed_and_never_unlinked(host, mycity, tmp_path):
     trace = tmp_path / "trace"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from _modules import ckan_store\n"
-        "paths = {'releases': sys.argv[2] + '/releases', 'current': sys.argv[2] + '/current'}\n"
-        "ckan_store.point(paths, sys.argv[3])"
+        "from ckan_deploy.releases.store import Releases\n"
+        "Releases(sys.argv[2] + '/releases', sys.argv[2] + '/current').point(sys.argv[3])"
     )
     subprocess.run(
         ["strace", "-f", "-e", "trace=unlink,unlinkat,rename,renameat,renameat2,symlink,symlinkat", "-o", trace,
-         sys.executable, "-c", code, REPO, host.home, releases[0]], check=True,
+         sys.executable, "-c", code, REPO / "_utils", host.home, releases[0]], check=True,
     )  # fmt: skip
     text = trace.read_text()
     assert host.current() == releases[0]

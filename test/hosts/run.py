@@ -26,7 +26,6 @@ import yaml
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from daemon.conftest import make_stub_base  # noqa: E402
-
 from parts.base import CACHE, alone, uv_path  # noqa: E402
 from parts.fleet import FORMULA  # noqa: E402
 from parts.process import run, sandbox  # noqa: E402

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from daemon.conftest import eventually
 
+from daemon.conftest import eventually
 from parts.process import sandbox
 from parts.real import PASSWORD, RealPortal
 from parts.visitors import Visitors

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-import salt.config
-import salt.loader
-from salt.exceptions import CommandExecutionError
 
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.sources import repositories
+from ckan_deploy.sources.git import Origin
 from parts.git_server import HttpGitServer, SshGitServer, fingerprint, make_key
 from parts.process import sandbox
 from stub import repos
@@ -32,16 +32,9 @@ def place():
 
 
 @pytest.fixture(scope="module")
-def source(place: Path):
-    """The functions of ckan_source, through Salt's loader."""
-    opts = salt.config.minion_config(None)
-    opts.update(
-        file_client="local", module_dirs=[str(REPO / "_modules")], cachedir=str(place / "salt"),
-        extension_modules=str(place / "ext"),
-    )  # fmt: skip
-    opts["grains"] = salt.loader.grains(opts)
-    functions = salt.loader.minion_mods(opts)
-    return lambda name, *arguments: functions[f"ckan_source.{name}"](*arguments)
+def source():
+    """The functions of the package that ask git servers."""
+    return lambda name, about, *arguments: getattr(repositories, name)(Origin(**about), *arguments)
 
 
 @pytest.fixture
@@ -91,7 +84,7 @@ def origin(server: SshGitServer, name: str, key: str = "", **more) -> dict:
 def test_a06_each_repository_is_asked_with_its_own_key_only(source, private, agent, shared, order):
     before = len(private.offered())
     for name in order:
-        commit = source("resolve", origin(private, name), str(shared / "mirrors"))["commit"]
+        commit = source("resolve", origin(private, name), str(shared / "mirrors")).commit
         assert commit == repos.git(private.repositories[name], "rev-parse", "main")
         source("checkout", origin(private, name), commit, str(shared / name), str(shared / "mirrors"))
         assert repos.git(shared / name, "rev-parse", "HEAD") == commit
@@ -103,12 +96,12 @@ def test_a06_each_repository_is_asked_with_its_own_key_only(source, private, age
 
 
 def test_a06_a_wrong_key_fails_by_name_and_shows_nothing_of_it(source, private, agent, shared):
-    with pytest.raises(CommandExecutionError) as failure:
+    with pytest.raises(FormulaError) as failure:
         source("resolve", origin(private, "one", key="two"), str(shared / "mirrors"))
     assert str(private.repositories["one"]) in str(failure.value)
     assert "Repository not found" in str(failure.value)
     unknown = make_key(shared, "unknown").read_text()
-    with pytest.raises(CommandExecutionError, match="127.0.0.1 does not accept the key; correct deploy_key") as failure:
+    with pytest.raises(FormulaError, match="127.0.0.1 does not accept the key; correct deploy_key") as failure:
         source("resolve", origin(private, "one", deploy_key=unknown), str(shared / "mirrors"))
     for line in unknown.splitlines()[1:-1]:
         assert line not in str(failure.value)
@@ -124,21 +117,21 @@ def no_known_hosts(tmp_path: Path, monkeypatch):
 
 
 def test_a07_a_host_key_of_the_pillar_is_enough(source, private, shared, no_known_hosts):
-    assert source("resolve", origin(private, "one"), str(shared / "mirrors"))["kind"] == "branch"
+    assert source("resolve", origin(private, "one"), str(shared / "mirrors")).kind == "branch"
 
 
 def test_a07_an_unknown_and_a_different_host_key_fail_at_once_and_name_the_host(
     source, private, place, shared, no_known_hosts
 ):
     begun = time.monotonic()
-    with pytest.raises(CommandExecutionError, match="host key of 127.0.0.1 is not known; set host_keys"):
+    with pytest.raises(FormulaError, match="host key of 127.0.0.1 is not known; set host_keys"):
         source("resolve", origin(private, "one", host_keys=[]), str(shared / "mirrors"))
     other = make_key(shared, "other").with_suffix(".pub").read_text().split()
     wrong = f"[127.0.0.1]:{private.port} {other[0]} {other[1]}"
-    with pytest.raises(CommandExecutionError, match="127.0.0.1 shows another host key than the one that is known"):
+    with pytest.raises(FormulaError, match="127.0.0.1 shows another host key than the one that is known"):
         source("resolve", origin(private, "one", host_keys=[wrong]), str(shared / "mirrors"))
     assert time.monotonic() - begun < 30
-    text = "".join(path.read_text() for path in (REPO / "_modules").glob("*.py"))
+    text = "".join(path.read_text() for path in (REPO / "_utils").rglob("*.py"))
     assert "StrictHostKeyChecking=no" not in text and "StrictHostKeyChecking=accept-new" not in text
 
 
@@ -147,17 +140,13 @@ def test_a06_a_key_that_a_killed_run_left_is_gone_after_the_next(source, private
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"ssh://root@127.0.0.1:{silent.getsockname()[1]}/x"
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1])\n"
-            "import salt.config, salt.loader, json\n"
-            "opts = salt.config.minion_config(None)\n"
-            "opts.update(file_client='local', module_dirs=[sys.argv[1] + '/_modules'], cachedir=sys.argv[2],\n"
-            "            extension_modules=sys.argv[2] + '/ext')\n"
-            "opts['grains'] = {}\n"
-            "functions = salt.loader.minion_mods(opts)\n"
-            "functions['ckan_source.resolve'](json.load(sys.stdin), sys.argv[2] + '/mirrors')\n"
+            "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+            "from ckan_deploy.sources import repositories\n"
+            "from ckan_deploy.sources.git import Origin\n"
+            "repositories.resolve(Origin(**json.load(sys.stdin)), sys.argv[2] + '/mirrors')\n"
         )
         run = subprocess.Popen(
-            [sys.executable, "-c", code, str(REPO), str(shared)], stdin=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code, str(REPO / "_utils"), str(shared)], stdin=subprocess.PIPE, text=True,
             start_new_session=True, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         import json
@@ -180,7 +169,7 @@ def test_a06_a_key_that_a_killed_run_left_is_gone_after_the_next(source, private
 def test_a_server_that_accepts_and_says_nothing_is_given_up_within_half_a_minute(source, private, shared):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begun = time.monotonic()
-        with pytest.raises(CommandExecutionError, match="127.0.0.1"):
+        with pytest.raises(FormulaError, match="127.0.0.1"):
             url = f"ssh://root@127.0.0.1:{silent.getsockname()[1]}/x"
             source("resolve", origin(private, "one", url=url), str(shared / "mirrors"))
         assert time.monotonic() - begun < 32
@@ -218,13 +207,13 @@ def arguments_seen(work) -> str:
 def test_a_token_opens_the_origin_and_is_in_no_argument_and_no_file(source, private, web, shared):
     repository = private.repositories["one"]
     asked = {"url": web.url(repository), "ref": "main", "token": "a-token-of-git", "token_user": "robot"}
-    commit = source("resolve", asked, str(shared / "mirrors"))["commit"]
+    commit = source("resolve", asked, str(shared / "mirrors")).commit
     seen = arguments_seen(lambda: source("checkout", asked, commit, str(shared / "one"), str(shared / "mirrors")))
     assert "http-backend" in seen or "git" in seen
     assert "a-token-of-git" not in seen
     done = subprocess.run(["grep", "-rl", "a-token-of-git", shared], capture_output=True, text=True, check=False)
     assert done.stdout == ""
-    with pytest.raises(CommandExecutionError, match="cannot be read") as failure:
+    with pytest.raises(FormulaError, match="cannot be read") as failure:
         source("resolve", {**asked, "token": "another-token"}, str(shared / "mirrors"))
     assert "another-token" not in str(failure.value)
 
@@ -235,7 +224,7 @@ def test_a_redirect_to_another_server_does_not_get_the_token(source, place, priv
         web.redirect = f"http://127.0.0.1:{elsewhere.port}"
         asked = {"url": web.url(private.repositories["one"]), "ref": "main", "token": "a-token-of-git",
                  "token_user": "robot"}  # fmt: skip
-        with pytest.raises(CommandExecutionError):
+        with pytest.raises(FormulaError):
             source("resolve", asked, str(shared / "mirrors"))
         assert elsewhere.asked and set(elsewhere.asked) == {""}
     finally:
@@ -253,7 +242,7 @@ def test_a_private_submodule_comes_with_the_same_credentials(source, place, priv
         repos.git(outer, "update-index", "--add", "--cacheinfo", f"160000,{commit},one")
         repos.git(outer, "commit", "-qm", "with a submodule")
     asked = {"url": web.url(outer), "ref": "main", "token": "a-token-of-git", "token_user": "robot"}
-    commit = source("resolve", asked, str(shared / "mirrors"))["commit"]
+    commit = source("resolve", asked, str(shared / "mirrors")).commit
     source("checkout", asked, commit, str(shared / "outer"), str(shared / "mirrors"))
     assert (shared / "outer/one/pyproject.toml").exists()
 
@@ -263,12 +252,12 @@ def test_an_origin_given_as_a_path_may_belong_to_another_user(source, place, sha
     subprocess.run(["chown", "-R", "nobody", repo], check=True)
     for url in (str(repo), f"file://{repo}"):
         asked = {"url": url, "ref": "main"}
-        commit = source("resolve", asked, str(shared / "mirrors"))["commit"]
+        commit = source("resolve", asked, str(shared / "mirrors")).commit
         source("checkout", asked, commit, str(shared / f"out-{len(url)}"), str(shared / "mirrors"))
 
 
 @pytest.mark.parametrize("url", ["ext::sh -c touch% /tmp/ckan-evil", "fd::3", "-oProxyCommand=touch /tmp/ckan-evil"])
 def test_addresses_that_run_programs_are_refused(source, shared, url):
-    with pytest.raises(CommandExecutionError):
+    with pytest.raises(FormulaError):
         source("resolve", {"url": url, "ref": "main"}, str(shared / "mirrors"))
     assert not os.path.exists("/tmp/ckan-evil")

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from parts.process import PartError, Service
 
 REPO = Path(__file__).resolve().parents[2]
 # What a user's file_roots hold of the formula.
-FORMULA = ("ckan", "_modules", "_pillar", "_states", "_runners", "orch")
+FORMULA = ("ckan", "_modules", "_pillar", "_states", "_runners", "_utils", "orch")
 
 
 def salt_program(name: str) -> str:
@@ -40,13 +40,18 @@ class Fleet:
         Their ids.
     trace
         Log everything, and record every program that a minion starts (`programs`).
+    options
+        Further configuration: {"master" or minion id: {option: value}}.
 
     `file_roots` and `pillar_roots` are directories that may be written to; `pillar_roots/top.sls` is the caller's. What
     `overlay/MINION.yaml` says wins over the pillar of a minion.
     """
 
-    def __init__(self, sandbox: Path, minions: Sequence[str], trace: bool = False) -> None:
-        self.sandbox, self.trace = Path(sandbox), trace
+    def __init__(
+        self, sandbox: Path, minions: Sequence[str], trace: bool = False,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
+        self.sandbox, self.trace, self.options = Path(sandbox), trace, options or {}
         self.minions = list(minions)
         self.keyring = KeyRing(self.sandbox / "salt/k")
         self.secrets = self.sandbox / "salt/ckan-secrets"
@@ -81,6 +86,7 @@ class Fleet:
                 "ext_pillar": [
                     {"cmd_yaml": f"cat {self.overlay}/%s.yaml"}, {"ckan_secrets": str(self.secrets)},
                 ],
+                **self.options.get("master", {}),
             },
         )  # fmt: skip
         self.start_master()
@@ -92,7 +98,7 @@ class Fleet:
                     "root_dir": str(self.sandbox / f"salt/{minion}"), "sock_dir": str(self.sandbox / f"salt/s{index}"),
                     "log_level": "warning", "acceptance_wait_time": 2, "random_reauth_delay": 1,
                     "grains_cache": False, "enable_fqdns_grains": False,
-                    **self._logging(),
+                    **self._logging(), **self.options.get(minion, {}),
                 },
             )  # fmt: skip
             self.start_minion(minion)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from _modules.ckan_entry_points import LIMIT, of_archive, of_checkout, of_virtualenv
+from ckan_deploy.build.entry_points import LIMIT, of_archive, of_checkout, of_virtualenv
 from stub import wheels
 
 SETUPTOOLS = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'

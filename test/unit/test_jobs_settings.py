@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from salt.exceptions import CommandExecutionError
 
-from _modules import ckan_settings
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.parts import Worker
+from ckan_deploy.settings.resolve import resolve
 
 PILLAR = {
     "env": "production",
@@ -15,21 +17,21 @@ PILLAR = {
 }
 
 
-def settings(**more) -> dict:
-    return ckan_settings._resolve({**PILLAR, **more})
+def settings(**more) -> Settings:
+    return resolve({**PILLAR, **more})
 
 
 def refused(**more) -> str:
-    with pytest.raises(CommandExecutionError) as info:
+    with pytest.raises(FormulaError) as info:
         settings(**more)
     return str(info.value)
 
 
 def test_a_worker_with_nothing_said_takes_the_default_queue():
-    assert settings(workers={"default": None})["workers"] == {
-        "default": {"queues": ["default"], "processes": 1, "timeout": 180}
+    assert settings(workers={"default": None}).workers == {
+        "default": Worker(queues=("default",), processes=1, timeout=180)
     }
-    assert settings()["workers"] == settings(workers=None)["workers"] == {}
+    assert settings().workers == settings(workers=None).workers == {}
 
 
 def test_an_environment_leaves_out_what_the_shared_part_has():
@@ -37,15 +39,18 @@ def test_an_environment_leaves_out_what_the_shared_part_has():
         workers={"default": {}, "harvest": {"queues": ["harvest"], "remove": True}},
         cron={"nightly": {"schedule": "@daily", "command": "x", "remove": True}},
     )
-    assert (list(got["workers"]), got["cron"]) == (["default"], {})
+    assert (list(got.workers), got.cron) == (["default"], {})
 
 
 @pytest.mark.parametrize(
     "schedule",
-    ["0 3 * * *", "*/5 * * * *", "0,30 8-18/2 1 JAN-mar mon-fri", "0 0 31 12 7", "@hourly", "59 23 * * sun"],
-)
+    [
+        "0 3 * * *", "*/5 * * * *", "0,30 8-18/2 1 JAN-mar mon-fri", "0 0 31 12 7", "@hourly", "59 23 * * sun",
+        "00 05 * * *", "*/999 * * * *", "0 0 29 2 *", "0 0 30 2 *", "* * * * 5-7", "1-1 * * * *", "@reboot",
+    ],
+)  # fmt: skip
 def test_schedules_that_cron_takes(schedule):
-    assert settings(cron={"a": {"schedule": schedule, "command": "b"}})["cron"]["a"]["schedule"] == schedule
+    assert settings(cron={"a": {"schedule": schedule, "command": "b"}}).cron["a"].schedule == schedule
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,18 @@ def test_schedules_that_cron_takes(schedule):
         ("0 3 * * * root", "must have five fields"),
         ("0 3 *\t* 1", "control characters"),
         ("@never", "must have five fields"),
+        ("007 * * * *", "'007' for the minute"),
+        ("R * * * *", "'R' for the minute"),
+        ("h * * * *", "'h' for the minute"),
+        ("*/1000 * * * *", "'*/1000' for the minute"),
+        ("* * 0-0 * *", "'0-0' for the day of month"),
+        ("* * L * *", "'L' for the day of month"),
+        ("* * 1W * *", "'1W' for the day of month"),
+        ("* * * jan/2 *", "'jan/2' for the month"),
+        ("* * * sun *", "'sun' for the month"),
+        ("* * * * sat-sun", "'sat-sun' for the day of week"),
+        ("* * * * fri#1", "'fri#1' for the day of week"),
+        ("\u0663 * * * *", "'\u0663' for the minute"),
     ],
 )
 def test_one_wrong_line_would_keep_cron_from_all_of_them_and_is_refused(schedule, why):

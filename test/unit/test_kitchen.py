@@ -11,7 +11,7 @@ import pytest
 import yaml
 from unit.test_pillar import compiled
 
-from _modules import ckan_settings
+from ckan_deploy.settings.resolve import resolve
 
 REPO = Path(__file__).resolve().parents[2]
 ERB = re.compile(r"<%=\s*\[File\.read\('([^']+)'\)\]\.pack\('m0'\)\s*%>")
@@ -71,13 +71,13 @@ def test_the_pillar_of_a_suite_renders_without_a_key_and_is_valid(kitchen, tmp_p
     tree = placed(provisioner, tmp_path / "pillar")
     pillar = compiled(provisioner["salt_minion_id"], tmp_path / "salt", tree)
     assert "_errors" not in pillar and "BEGIN PGP" not in str(pillar)
-    settings = ckan_settings._resolve(pillar["ckan"])
-    assert settings["web"]["server"] == suite
-    assert (settings["env"], settings["domain"]) == ("production", "data.example.org")
-    assert settings["config"]["ckan.site_title"] == "My City's Data"
+    settings = resolve(pillar["ckan"])
+    assert settings.web.server == suite
+    assert (settings.env, settings.domain) == ("production", "data.example.org")
+    assert settings.config["ckan.site_title"] == "My City's Data"
     # Nothing of it is asked of another machine.
-    assert (settings["database"]["host"], settings["extensions"], settings["plugins"]) == ("localhost", {}, [])
-    assert all("127.0.0.1" in settings[name] for name in ("redis_url", "solr_url"))
+    assert (settings.database.host, settings.extensions, settings.plugins) == ("localhost", {}, ())
+    assert all("127.0.0.1" in address for address in (settings.redis_url, settings.solr_url))
 
 
 def test_the_verifier_is_a_shell_script_that_asserts(kitchen):

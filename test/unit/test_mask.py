@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from _modules import ckan_mask, ckan_settings
+from ckan_deploy.settings import mask
+from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.resolve import resolve
 
 PASSWORD = "p@ss:for/ckan%#"
 
 
 @pytest.fixture
-def settings(monkeypatch) -> dict:
-    calls = {"ckan_settings.secret_values": ckan_settings.secret_values}
-    monkeypatch.setattr(ckan_mask, "__salt__", calls, raising=False)
-    return ckan_settings._resolve(
+def settings() -> Settings:
+    return resolve(
         {
             "env": "production",
             "site_url": "https://data.example.org",
@@ -46,22 +47,22 @@ def settings(monkeypatch) -> dict:
         "an address nobody knows: ftp://me:unknown@example.org/",
     ],
 )
-def test_no_spelling_of_a_secret_is_left_in_a_message(settings: dict, said: str) -> None:
-    shown = ckan_mask.text(said, settings)
-    assert ckan_mask.MASK in shown
+def test_no_spelling_of_a_secret_is_left_in_a_message(settings: Settings, said: str) -> None:
+    shown = mask.text(said, settings)
+    assert mask.MASK in shown
     left = ("p@ss", "p%40", "p%%40", "ses", "mail", "red is", "in-config", "git-token", "unknown@", "for/ckan")
     assert [piece for piece in left if piece in shown] == []
 
 
-def test_a_message_without_secrets_stays_as_it_is_but_one_line(settings: dict) -> None:
-    assert ckan_mask.text("KeyError:\n  no Open data", settings) == "KeyError: no Open data"
+def test_a_message_without_secrets_stays_as_it_is_but_one_line(settings: Settings) -> None:
+    assert mask.text("KeyError:\n  no Open data", settings) == "KeyError: no Open data"
 
 
-def test_a_long_message_is_cut_after_its_secrets_are_masked(settings: dict) -> None:
-    shown = ckan_mask.text("x" * 294 + PASSWORD, settings)
+def test_a_long_message_is_cut_after_its_secrets_are_masked(settings: Settings) -> None:
+    shown = mask.text("x" * 294 + PASSWORD, settings)
     assert shown == "x" * 294 + "***..."
 
 
-def test_short_secrets_would_be_found_everywhere(settings: dict) -> None:
-    settings["database"]["password"] = "abc"
-    assert ckan_mask.text("abcdef", settings) == "abcdef"
+def test_short_secrets_would_be_found_everywhere(settings: Settings) -> None:
+    changed = attrs.evolve(settings, database=attrs.evolve(settings.database, password="abc"))
+    assert mask.text("abcdef", changed) == "abcdef"

@@ -6,12 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
+import attrs
 import pytest
 import salt.config
 import salt.pillar
 
-from _modules import ckan_settings
 from _pillar import ckan_secrets
+from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.resolve import resolve
 
 REPO = Path(__file__).resolve().parents[2]
 TREE = REPO / "pillar.example"
@@ -39,47 +41,45 @@ def filled(tree: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> tuple[dict, dict]:
+def both(tmp_path_factory) -> tuple[Settings, Settings]:
     """The settings of a host of production and of one of staging, with the secrets that the master makes."""
     tree, made = filled(tmp_path_factory.mktemp("tree") / "pillar"), tmp_path_factory.mktemp("made")
     pillars = [compiled(minion, tmp_path_factory.mktemp("pillar"), tree) for minion in ("web1", "staging-web1")]
     for pillar in pillars:
         pillar["ckan"].update(ckan_secrets.ext_pillar("web1", pillar, str(made))["ckan"])
     assert [pillar.get("_errors") for pillar in pillars] == [None, None]
-    production, staging = (ckan_settings._resolve(pillar["ckan"]) for pillar in pillars)
+    production, staging = (resolve(pillar["ckan"]) for pillar in pillars)
     return production, staging
 
 
 def test_each_environment_has_its_own_name_domain_and_services(both):
     production, staging = both
-    assert (production["env"], staging["env"]) == ("production", "staging")
-    assert (production["domain"], staging["domain"]) == ("data.example.org", "data-staging.example.org")
+    assert (production.env, staging.env) == ("production", "staging")
+    assert (production.domain, staging.domain) == ("data.example.org", "data-staging.example.org")
     for name in ("solr_url", "redis_url", "site_url"):
-        assert production[name] != staging[name]
-    assert production["database"]["host"] != staging["database"]["host"]
+        assert getattr(production, name) != getattr(staging, name)
+    assert production.database.host != staging.database.host
 
 
 def test_no_secret_is_shared_by_the_environments(both):
-    secrets = [{s["database"]["password"], s["secrets"]["session"], s["secrets"]["api_token"]} for s in both]
+    secrets = [{s.database.password, s.secrets.session, s.secrets.api_token} for s in both]
     assert [len(found) for found in secrets] == [3, 3]
     assert not secrets[0] & secrets[1]
 
 
 def test_the_environments_share_extensions_plugins_and_options(both):
     production, staging = both
-    assert list(production["extensions"]) == list(staging["extensions"]) == ["ckanext-mycity", "ckanext-harvest"]
-    assert production["plugins"] == staging["plugins"]
-    assert production["config"] == staging["config"]
-    assert production["config"]["ckan.site_title"] == "My City's Data"
+    assert list(production.extensions) == list(staging.extensions) == ["ckanext-mycity", "ckanext-harvest"]
+    assert production.plugins == staging.plugins
+    assert production.config == staging.config
+    assert production.config["ckan.site_title"] == "My City's Data"
 
 
 def test_an_environment_wins_over_what_is_shared(both):
     production, staging = both
-    assert (production["keep"], staging["keep"]) == (5, 2)
-    assert production["extensions"]["ckanext-mycity"]["ref"] == "main"
-    assert staging["extensions"]["ckanext-mycity"] == {
-        **production["extensions"]["ckanext-mycity"], "ref": "develop"
-    }  # fmt: skip
+    assert (production.keep, staging.keep) == (5, 2)
+    assert production.extensions["ckanext-mycity"].ref == "main"
+    assert staging.extensions["ckanext-mycity"] == attrs.evolve(production.extensions["ckanext-mycity"], ref="develop")
 
 
 def test_a_host_of_no_environment_is_given_nothing(tmp_path):
@@ -107,7 +107,7 @@ def test_an_environment_can_leave_out_an_extension(tmp_path):
     staging.write_text(f"{staging.read_text()}    ckanext-harvest: {{remove: true}}\n  plugins: [mycity]\n")
     pillar = compiled("staging-web1", tmp_path, tree)
     pillar["ckan"].update(ckan_secrets.ext_pillar("staging-web1", pillar, str(tmp_path / "made"))["ckan"])
-    assert list(ckan_settings._resolve(pillar["ckan"])["extensions"]) == ["ckanext-mycity"]
+    assert list(resolve(pillar["ckan"]).extensions) == ["ckanext-mycity"]
 
 
 def test_an_extension_that_is_named_twice_does_not_render(tmp_path):

@@ -6,32 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-from _modules import ckan_packages, ckan_process, ckan_relocate, ckan_venv
-
-
-def run_all(command, **kwargs):
-    """Stand in for Salt's function of that name with a real process."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=kwargs.get("cwd"))
-    return {
-        "retcode": done.returncode,
-        "stdout": done.stdout.rstrip("\n"),
-        "stderr": done.stderr.rstrip("\n"),
-    }
-
-
-@pytest.fixture(autouse=True)
-def salt_functions(monkeypatch):
-    functions = {
-        "cmd.run_all": run_all,
-        "ckan_process.run": ckan_process.run,
-        "ckan_process.tail": ckan_process.tail,
-        "ckan_relocate.copy": ckan_relocate.copy,
-        "ckan_relocate.problems": ckan_relocate.problems,
-    }
-    monkeypatch.setattr(ckan_venv, "__salt__", functions, raising=False)
-    monkeypatch.setattr(ckan_process, "__salt__", functions, raising=False)
+from ckan_deploy.build import prefixes, relocate
+from ckan_deploy.build.packages import freeze
+from ckan_deploy.build.virtualenv import clone, compile_, interpreter, verify
+from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.system.processes import Done, tail
 
 
 @pytest.fixture
@@ -52,9 +32,8 @@ def site(path: Path) -> Path:
     return next(path.glob("lib/python*/site-packages"))
 
 
-def relocated(text: str, prefixes=("/srv/default",), target="/srv/new", is_script=False) -> str:
-    pattern = ckan_relocate._prefix_pattern(prefixes)
-    return ckan_relocate._relocate(text.encode(), pattern, target, is_script).decode()
+def relocated(text: str, old=("/srv/default",), target="/srv/new", is_script=False) -> str:
+    return prefixes.replaced(text.encode(), prefixes.pattern(old), target, is_script).decode()
 
 
 @pytest.mark.parametrize(
@@ -109,13 +88,13 @@ def test_a_shebang_that_the_kernel_would_cut_goes_through_the_shell():
 
 def test_a_system_python_is_no_prefix(source):
     script(source / "bin/helper", "#!/usr/bin/python3.1\n")
-    assert "/usr" not in ckan_relocate._old_prefixes(str(source))
+    assert "/usr" not in prefixes.own(str(source))
 
 
 def test_a_clone_runs_and_shares_files(source, tmp_path):
     (site(source) / "mod.py").write_text("x = 1\n")
     target = tmp_path / "target"
-    result = ckan_venv.clone(str(source), str(target))
+    result = clone(str(source), str(target))
     assert result["files"] == result["linked"] + result["copied"] + result["rewritten"]
     assert subprocess.check_output([target / "bin/tool"], text=True) == "tool\n"
     assert os.path.samefile(site(source) / "mod.py", site(target) / "mod.py")
@@ -126,7 +105,7 @@ def test_a_clone_runs_and_shares_files(source, tmp_path):
 
 def test_link_copy_shares_nothing(source, tmp_path):
     (site(source) / "mod.py").write_text("x = 1\n")
-    result = ckan_venv.clone(str(source), str(tmp_path / "target"), link="copy")
+    result = clone(str(source), str(tmp_path / "target"), link="copy")
     assert result["linked"] == 0
     copied = site(tmp_path / "target") / "mod.py"
     assert not os.path.samefile(site(source) / "mod.py", copied)
@@ -141,7 +120,7 @@ def test_another_file_system_gets_copies(source):
     target = Path(f"/dev/shm/ckan-venv-test-{os.getpid()}")
     (site(source) / "mod.py").write_text("x = 1\n")
     try:
-        result = ckan_venv.clone(str(source), str(target))
+        result = clone(str(source), str(target))
         assert result["linked"] == 0 and result["copied"] > 0
         assert subprocess.check_output([target / "bin/tool"], text=True) == "tool\n"
     finally:
@@ -156,7 +135,7 @@ def test_checkouts_are_copied_and_the_sources_own_things_left_out(source, tmp_pa
     for name in ("production.ini", "release.json", ".lock"):
         (source / name).write_text("{}")
     target = tmp_path / "target"
-    ckan_venv.clone(str(source), str(target))
+    clone(str(source), str(target))
     assert not os.path.samefile(source / "src/ext/run/a.py", target / "src/ext/run/a.py")
     assert (target / "src/ext/test.ini").exists()
     assert not {"run", "production.ini", "release.json", ".lock"} & set(os.listdir(target))
@@ -168,7 +147,7 @@ def test_symlinks_into_the_source_point_into_the_target(source, tmp_path):
     (source / "rel").symlink_to("bin")
     (source / "out").symlink_to("../elsewhere")
     target = tmp_path / "deeper" / "target"
-    ckan_venv.clone(str(source), str(target))
+    clone(str(source), str(target))
     assert os.readlink(target / "abs") == f"{target}/bin"
     assert os.readlink(target / "rel") == "bin"
     assert (target / "out").resolve() == tmp_path / "elsewhere"
@@ -181,7 +160,7 @@ def test_stale_bytecode_of_a_rewritten_module_is_dropped(source, tmp_path):
     (site(source) / "kept.py").write_text("x = 1\n")
     subprocess.run([source / "bin/python", "-m", "compileall", "-q", site(source)], check=True)
     target = tmp_path / "target"
-    result = ckan_venv.clone(str(source), str(target))
+    result = clone(str(source), str(target))
     names = {name.split(".")[0] for name in os.listdir(site(target) / "__pycache__")}
     assert names == {"kept"}
     assert result["files"] == sum(len(files) for _, _, files in os.walk(target) if files) - sum(
@@ -192,16 +171,15 @@ def test_stale_bytecode_of_a_rewritten_module_is_dropped(source, tmp_path):
 def test_directories_keep_their_modes(source, tmp_path):
     (source / "share").mkdir(mode=0o750)
     (source / "share").chmod(0o750)
-    ckan_venv.clone(str(source), str(tmp_path / "target"))
+    clone(str(source), str(tmp_path / "target"))
     assert (tmp_path / "target/share").stat().st_mode & 0o777 == 0o750
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_the_owner_gets_new_files_and_linked_ones_stay(source, tmp_path):
     (site(source) / "mod.py").write_text("x = 1\n")
-    copier = ckan_relocate.copy
     (tmp_path / "target").mkdir()
-    copier(str(source), str(tmp_path / "target"), ids=(65534, 65534))
+    relocate.copy(str(source), str(tmp_path / "target"), ids=(65534, 65534))
     assert (tmp_path / "target/bin").stat().st_uid == 65534
     assert (tmp_path / "target/bin/tool").stat().st_uid == 65534
     assert (site(source) / "mod.py").stat().st_uid == 0
@@ -210,42 +188,42 @@ def test_the_owner_gets_new_files_and_linked_ones_stay(source, tmp_path):
 def test_an_existing_target_is_refused_and_stays(source, tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "target/mine").write_text("x")
-    with pytest.raises(CommandExecutionError, match="exists"):
-        ckan_venv.clone(str(source), str(tmp_path / "target"))
+    with pytest.raises(FormulaError, match="exists"):
+        clone(str(source), str(tmp_path / "target"))
     assert (tmp_path / "target/mine").read_text() == "x"
 
 
 def test_a_source_that_is_no_virtualenv_is_refused(tmp_path):
     (tmp_path / "source/bin").mkdir(parents=True)
-    with pytest.raises(CommandExecutionError, match="not a virtualenv"):
-        ckan_venv.clone(str(tmp_path / "source"), str(tmp_path / "target"))
+    with pytest.raises(FormulaError, match="not a virtualenv"):
+        clone(str(tmp_path / "source"), str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
 
 
 @pytest.mark.parametrize("target", ["relative", "/srv/it's", "/srv/$HOME", ""])
 def test_paths_that_cannot_be_written_into_scripts_are_refused(source, target):
-    with pytest.raises(SaltInvocationError, match="absolute path"):
-        ckan_venv.clone(str(source), target)
+    with pytest.raises(InvalidArgument, match="absolute path"):
+        clone(str(source), target)
 
 
 def test_a_target_inside_the_source_is_refused(source):
-    with pytest.raises(SaltInvocationError, match="inside"):
-        ckan_venv.clone(str(source), f"{source}/releases/1")
+    with pytest.raises(InvalidArgument, match="inside"):
+        clone(str(source), f"{source}/releases/1")
     assert not (source / "releases").exists()
 
 
 def test_an_unknown_link_mode_and_owner_are_refused(source, tmp_path):
-    with pytest.raises(SaltInvocationError, match="hard"):
-        ckan_venv.clone(str(source), str(tmp_path / "target"), link="soft")
-    with pytest.raises(CommandExecutionError, match="no user"):
-        ckan_venv.clone(str(source), str(tmp_path / "target"), owner="nobody-here")
+    with pytest.raises(InvalidArgument, match="hard"):
+        clone(str(source), str(tmp_path / "target"), link="soft")
+    with pytest.raises(FormulaError, match="no user"):
+        clone(str(source), str(tmp_path / "target"), owner="nobody-here")
     assert not (tmp_path / "target").exists()
 
 
 def test_a_problem_removes_the_target(source, tmp_path):
     (site(source) / "gone.pth").write_text("/nowhere/at/all\n")
-    with pytest.raises(CommandExecutionError, match="gone.pth names /nowhere/at/all"):
-        ckan_venv.clone(str(source), str(tmp_path / "target"))
+    with pytest.raises(FormulaError, match="gone.pth names /nowhere/at/all"):
+        clone(str(source), str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
 
 
@@ -253,9 +231,9 @@ def test_an_error_half_way_removes_the_target(source, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ckan_relocate.os, "symlink", full)
-    with pytest.raises(CommandExecutionError, match="No space left"):
-        ckan_venv.clone(str(source), str(tmp_path / "target"))
+    monkeypatch.setattr(relocate.os, "symlink", full)
+    with pytest.raises(FormulaError, match="No space left"):
+        clone(str(source), str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
 
 
@@ -264,7 +242,7 @@ def test_verify_names_each_kind_of_problem(source):
     script(source / "bin/shell", "#!/bin/sh\n")
     (site(source) / "a.pth").write_text("/srv/other/src\n")
     (site(source) / "b.pth").write_text("/srv/other2\n")
-    found = ckan_venv.verify(str(source), forbidden=["/srv/other"])
+    found = verify(str(source), forbidden=["/srv/other"])
     assert any("bin/strange starts /usr/bin/python3" in item for item in found)
     assert sum("names /srv/other" in item and "does not exist" not in item for item in found) == 1
     assert sum("does not exist" in item for item in found) == 2
@@ -273,14 +251,14 @@ def test_verify_names_each_kind_of_problem(source):
 
 def test_verify_sees_an_interpreter_that_belongs_elsewhere(source, tmp_path):
     (source / "pyvenv.cfg").unlink()
-    assert "belongs to" in ckan_venv.verify(str(source))[-1]
+    assert "belongs to" in verify(str(source))[-1]
 
 
 def test_interpreter_reads_both_kinds_of_pyvenv_cfg(tmp_path):
     (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.11.2\n")
-    assert ckan_venv.interpreter(str(tmp_path)) == {"version": "3.11.2", "home": "/usr/bin"}
+    assert interpreter(str(tmp_path)) == {"version": "3.11.2", "home": "/usr/bin"}
     (tmp_path / "pyvenv.cfg").write_text("home = /opt/bin\nversion_info = 3.12.1.final.0\n")
-    assert ckan_venv.interpreter(str(tmp_path)) == {"version": "3.12.1", "home": "/opt/bin"}
+    assert interpreter(str(tmp_path)) == {"version": "3.12.1", "home": "/opt/bin"}
 
 
 def test_freeze_reads_metadata_with_normal_names(source, tmp_path):
@@ -291,30 +269,30 @@ def test_freeze_reads_metadata_with_normal_names(source, tmp_path):
         info.parent.mkdir()
         info.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (site(source) / "old.egg-link").write_text(f"{tmp_path}/checkout\n.")
-    assert ckan_packages.freeze(str(source)) == {"my-pkg": "1.0", "old-style": "1.0"}
+    assert freeze(str(source)) == {"my-pkg": "1.0", "old-style": "1.0"}
 
 
 def test_what_a_program_says_is_told_without_passwords_progress_and_tracebacks():
-    said = {"stderr": "failed: https://me:secret@host/simple\n\n", "stdout": ""}
-    assert ckan_process.tail(said) == "failed: https://host/simple"
-    said = {"stderr": 'Resolved 3\nerror: no pass-word\nTraceback (most recent call last):\n  File "x"\nKeyError: 1\n'}
-    assert ckan_process.tail(said, hide=["pass-word", ""]) == "error: no **** KeyError: 1"
+    said = Done(1, "", "failed: https://me:secret@host/simple\n\n")
+    assert tail(said) == "failed: https://host/simple"
+    said = Done(1, "", 'Resolved 3\nerror: no pass-word\nTraceback (most recent call last):\n  File "x"\nKeyError: 1\n')
+    assert tail(said, hide=["pass-word", ""]) == "error: no **** KeyError: 1"
 
 
 def test_compile_replaces_linked_bytecode(source, tmp_path):
     (site(source) / "mod.py").write_text("x = 1\n")
-    assert ckan_venv.compile_(str(source))["compiled"] == 1
+    assert compile_(str(source))["compiled"] == 1
     cached = next((site(source) / "__pycache__").glob("mod.*.pyc"))
     before = cached.read_bytes()
     assert str(source).encode() not in before
     target = tmp_path / "target"
-    ckan_venv.clone(str(source), str(target))
-    assert ckan_venv.compile_(str(target))["compiled"] == 0
+    clone(str(source), str(target))
+    assert compile_(str(target))["compiled"] == 0
     (site(target) / "mod.py").unlink()
     (site(target) / "mod.py").write_text("x = 22\n")
     os.utime(site(target) / "mod.py", (1, 1))
     (site(target) / "broken.py").write_text("{{ template }} !\n")
-    result = ckan_venv.compile_(str(target))
+    result = compile_(str(target))
     assert result["compiled"] == 1
     assert result["failed"] == [f"{site(target)}/broken.py"]
     assert cached.read_bytes() == before

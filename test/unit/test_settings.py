@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import copy
 import datetime
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
-from salt.exceptions import CommandExecutionError, SaltInvocationError
 from salt.utils import yaml
 from salt.utils.secret import MaskedDict, MaskedList
 
-from _modules import ckan_mask, ckan_settings
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.settings import mask
+from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.resolve import resolve
+from ckan_deploy.settings.rules import table
+from ckan_deploy.settings.together import SOCKET_LIMIT
+from fakes import FakeHost
 
 REPO = Path(__file__).resolve().parents[2]
 PGP = "-----BEGIN PGP MESSAGE-----\n\nhQEMA5x\n-----END PGP MESSAGE-----\n"
@@ -40,45 +48,29 @@ def extension(**changes: Any) -> dict:
 
 
 def refused(given: Any, overrides: Any = None) -> str:
-    with pytest.raises(CommandExecutionError) as failure:
-        ckan_settings._resolve(given, overrides)
+    with pytest.raises(FormulaError) as failure:
+        resolve(given, overrides)
     return str(failure.value)
 
 
-@pytest.fixture
-def minion(monkeypatch):
-    """Put a pillar before the module, as Salt's loader would."""
-
-    def put(ckan: Any = None, **more: Any) -> None:
-        content = {**({} if ckan is None else {"ckan": ckan}), **more}
-        monkeypatch.setattr(ckan_settings, "__pillar__", content, raising=False)
-
-    calls = {
-        f"{module.__virtualname__}.{name}": getattr(module, name)
-        for module, name in (
-            (ckan_settings, "secret_values"),
-            (ckan_mask, "options"),
-            (ckan_mask, "address"),
-        )
-    }
-    for module in (ckan_settings, ckan_mask):
-        monkeypatch.setattr(module, "__salt__", calls, raising=False)
-    return put
+def site(ckan: Any = None, **more: Any) -> Site:
+    """The site of a host with this pillar."""
+    return Site.of(FakeHost({**({} if ckan is None else {"ckan": ckan}), **more}))
 
 
 # Defaults, and what follows from other settings.
 
 
 def test_the_least_pillar_gets_every_default():
-    settings = ckan_settings._resolve(pillar())
-    for name, setting in ckan_settings.SCHEMA.items():
+    settings = resolve(pillar())
+    for name, rule in table(Settings):
         group, _, leaf = name.rpartition(":")
-        assert leaf in (settings[group] if group else settings)
-        assert setting.text
-    assert settings["keep"] == 5
-    assert settings["domain"] == "data.example.org"
-    assert settings["extensions"]["ckanext-mycity"]["requirements"] == "auto"
-    assert settings["paths"] == {
+        assert hasattr(getattr(settings, group) if group else settings, leaf)
+        assert rule.text
+    assert settings.keep == 5
+    assert settings.domain == "data.example.org"
+    assert settings.extensions["ckanext-mycity"].requirements == "auto"
+    assert attrs.asdict(settings.paths) == {
         "home": "/usr/lib/ckan",
         "base": "/usr/lib/ckan/default",
         "releases": "/usr/lib/ckan/releases",
@@ -93,48 +85,47 @@ def test_the_least_pillar_gets_every_default():
         "supervisor_programs": "/etc/supervisor/conf.d",
         "cron": "/etc/cron.d/ckan-default",
     }
-    assert settings["installer"]["uv"] == "/usr/lib/ckan/shared/tools/bin/uv"
+    assert settings.installer.uv == "/usr/lib/ckan/shared/tools/bin/uv"
 
 
 def test_a_root_stands_before_every_default_path_and_before_none_that_is_given():
-    settings = ckan_settings._resolve(pillar(root="/srv/x", paths={"log": "/var/log/portal"}))
-    log = settings["paths"].pop("log")
-    assert log == "/var/log/portal"
-    assert all(path.startswith("/srv/x/") for path in settings["paths"].values())
-    assert settings["installer"]["uv"].startswith("/srv/x/")
+    settings = resolve(pillar(root="/srv/x", paths={"log": "/var/log/portal"}))
+    paths = attrs.asdict(settings.paths)
+    assert paths.pop("log") == "/var/log/portal"
+    assert all(path.startswith("/srv/x/") for path in paths.values())
+    assert settings.installer.uv.startswith("/srv/x/")
 
 
 def test_a_second_site_has_paths_of_its_own():
-    first, second = (ckan_settings._resolve(pillar(site=site))["paths"] for site in ("default", "museum"))
+    first, second = (attrs.asdict(resolve(pillar(site=name)).paths) for name in ("default", "museum"))
     assert second["releases"] == "/usr/lib/ckan/sites/museum/releases"
     same = {name for name in first if first[name] == second[name]}
     assert same == {"log", "supervisor_programs"}
 
 
 def test_a_home_that_is_given_carries_the_paths_below_it():
-    paths = ckan_settings._resolve(pillar(root="/srv/x", paths={"home": "/opt/portal"}))["paths"]
-    assert (paths["home"], paths["current"]) == ("/opt/portal", "/opt/portal/current")
-    assert paths["config"] == "/srv/x/etc/ckan/default"
+    paths = resolve(pillar(root="/srv/x", paths={"home": "/opt/portal"})).paths
+    assert (paths.home, paths.current) == ("/opt/portal", "/opt/portal/current")
+    assert paths.config == "/srv/x/etc/ckan/default"
 
 
 def test_a_program_uv_that_is_given_is_taken_as_it_is():
     for given in ("/opt/uv", "uv", "{shared}/{x}"):
-        assert ckan_settings._resolve(pillar(installer__uv=given))["installer"]["uv"] == given
+        assert resolve(pillar(installer__uv=given)).installer.uv == given
 
 
 def test_a_key_with_nothing_behind_it_has_its_default():
     given = yaml.safe_load("keep:\nweb:\npaths: {home: }\nextensions:\nplugins:\nconfig:\n")
-    settings = ckan_settings._resolve({**pillar(), **given})
-    assert (settings["keep"], settings["web"]["listen"], settings["extensions"]) == (5, "80", {})
-    assert settings["paths"]["releases"] == "/usr/lib/ckan/releases"
+    settings = resolve({**pillar(), **given})
+    assert (settings.keep, settings.web.listen, settings.extensions) == (5, "80", {})
+    assert settings.paths.releases == "/usr/lib/ckan/releases"
 
 
 def test_two_results_share_no_default():
-    first = ckan_settings._resolve(pillar())
-    first["plugins"].append("x")
-    first["config"]["x"] = "y"
-    second = ckan_settings._resolve(pillar())
-    assert (second["plugins"], second["config"]) == ([], {})
+    first = resolve(pillar())
+    first.config["x"] = "y"
+    second = resolve(pillar())
+    assert (first.plugins, second.plugins, second.config) == ((), (), {})
 
 
 # Unknown names.
@@ -157,7 +148,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(given, message):
 
 def test_options_of_ckan_are_free():
     config = {"ckan.site_title": "Catálogo – données", "a.b": 1, "c": True, "d": 1.5, "e": ["x", "y"], "f": "a\nb"}
-    assert ckan_settings._resolve(pillar(config=config))["config"] == config
+    assert resolve(pillar(config=config)).config == config
 
 
 # Quotes.
@@ -183,7 +174,7 @@ def test_a12_a_version_or_ref_without_quotes_is_refused_by_key(text, key, seen):
 @pytest.mark.parametrize("ref", ["'2.10'", "'0012345'", "'1234567'", "'off'", "12345e10", "2026-01-02", "v2.10"])
 def test_a12_a_ref_that_yaml_leaves_as_text_is_taken_as_it_stands(ref):
     given = yaml.safe_load(f"extensions: {{a: {{url: /a, ref: {ref}}}}}")
-    assert ckan_settings._resolve({**pillar(), **given})["extensions"]["a"]["ref"] == ref.strip("'")
+    assert resolve({**pillar(), **given}).extensions["a"].ref == ref.strip("'")
 
 
 def test_a_list_of_plugins_with_a_number_or_yes_no_word_is_refused():
@@ -223,7 +214,7 @@ def test_an_extension_has_one_origin_of_one_kind():
     archive = {"archive": "https://files.example.org/a-1.0.whl", "hash": "sha256=" + "a" * 64}
     for content, kind in ((git, "git"), ({"version": "1.2"}, "index"), ({"version": ">=1,<2"}, "index"),
                           (archive, "archive")):  # fmt: skip
-        assert ckan_settings._resolve(pillar(extensions={"a": content}))["extensions"]["a"]["kind"] == kind
+        assert resolve(pillar(extensions={"a": content})).extensions["a"].kind == kind
     for content, message in (
         ({**git, "version": "1.2"}, "a has url and version: name one origin"),
         ({"version": "1.2", "ref": "main"}, "a:ref means nothing for an extension from index"),
@@ -242,7 +233,7 @@ def test_an_extension_has_one_origin_of_one_kind():
         if message:
             assert message in refused(pillar(extensions={"a": content}))
         else:
-            ckan_settings._resolve(pillar(extensions={"a": content}))
+            resolve(pillar(extensions={"a": content}))
 
 
 def test_two_spellings_of_one_package_are_refused():
@@ -251,14 +242,14 @@ def test_two_spellings_of_one_package_are_refused():
     assert "ckan:extensions:ckanext_a and ckan:extensions:ckanext-a are the same package" in message
 
 
-def test_keys_and_tokens_are_masked_and_never_quoted(minion):
+def test_keys_and_tokens_are_masked_and_never_quoted():
     key = "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n-----END OPENSSH PRIVATE KEY-----"
     git = {"url": "https://git.example.org/a.git", "ref": "main", "token": "a-token-of-git", "deploy_key": key}
-    minion(pillar(extensions={"a": git}, git={"host_keys": ["git.example.org ssh-x AAAA"]}))
-    shown = ckan_settings.show()
-    got = ckan_settings.get()
-    assert got["extensions"]["a"]["deploy_key"] == key
-    assert got["extensions"]["a"]["host_keys"] == ["git.example.org ssh-x AAAA"]
+    got = site(pillar(extensions={"a": git}, git={"host_keys": ["git.example.org ssh-x AAAA"]})).settings
+    shown = mask.shown(got)
+    assert got.extensions["a"].deploy_key == key
+    assert got.extensions["a"].host_keys == ("git.example.org ssh-x AAAA",)
+    assert shown["extensions"]["a"]["host_keys"] == ["git.example.org ssh-x AAAA"]
     assert "a-token-of-git" not in repr(shown) and "c2VjcmV0" not in repr(shown)
     message = refused(pillar(extensions={"a": {**git, "token": 12345678, "deploy_key": [key]}}))
     assert "12345678" not in message and "c2VjcmV0" not in message
@@ -267,8 +258,8 @@ def test_keys_and_tokens_are_masked_and_never_quoted(minion):
 def test_another_origin_for_one_deploy_takes_the_place_of_the_one_in_the_pillar():
     known = pillar(extensions={"a": {"version": "1.2", "override": ["libx==1"]}})
     override = {"extensions": {"a": {"url": "/srv/a.git", "ref": "fix"}}}
-    got = ckan_settings._resolve(known, override)["extensions"]["a"]
-    assert (got["kind"], got["ref"], got["version"], got["override"]) == ("git", "fix", "", ["libx==1"])
+    got = resolve(known, override).extensions["a"]
+    assert (got.kind, got.ref, got.version, got.override) == ("git", "fix", "", ("libx==1",))
 
 
 @pytest.mark.parametrize(
@@ -366,7 +357,7 @@ def test_an_origin_that_could_run_a_program_or_hold_a_password_is_refused(url, w
     "url", ["https://h/a.git", "ssh://git@h/a.git", "git@h:team/a.git", "/srv/git/a.git", "file:///srv/a"]
 )
 def test_usual_origins_are_accepted(url):
-    assert ckan_settings._resolve(extension(url=url))["extensions"]["ckanext-a"]["url"] == url
+    assert resolve(extension(url=url)).extensions["ckanext-a"].url == url
 
 
 @pytest.mark.parametrize(
@@ -379,7 +370,7 @@ def test_a_ref_that_no_branch_tag_or_commit_can_have_is_refused(ref):
 
 @pytest.mark.parametrize("ref", ["main", "feature/a-b", "v1.2.3", "0012345", "ckan-2.10", "b9ab0d1"])
 def test_usual_refs_are_accepted(ref):
-    assert ckan_settings._resolve(extension(ref=ref))["extensions"]["ckanext-a"]["ref"] == ref
+    assert resolve(extension(ref=ref)).extensions["ckanext-a"].ref == ref
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.txt", "a/../../x.txt", "-r"])
@@ -389,8 +380,8 @@ def test_a_requirements_file_outside_the_repository_is_refused(path):
 
 @pytest.mark.parametrize("path", ["auto", "none", "requirements-py3.txt", "req/a.txt", "a..b.txt"])
 def test_a_requirements_file_inside_the_repository_is_accepted(path):
-    settings = ckan_settings._resolve(extension(requirements=path))
-    assert settings["extensions"]["ckanext-a"]["requirements"] == path
+    settings = resolve(extension(requirements=path))
+    assert settings.extensions["ckanext-a"].requirements == path
 
 
 # Paths and addresses.
@@ -410,7 +401,7 @@ def test_a_path_that_a_configuration_file_would_read_otherwise_is_refused(path):
 
 @pytest.mark.parametrize("name", ["nginx_conf", "apache_conf", "supervisor_conf"])
 def test_a_configuration_of_an_own_server_is_an_absolute_path(name):
-    assert ckan_settings._resolve(pillar(web={name: "/srv/own.conf"}))["web"][name] == "/srv/own.conf"
+    assert getattr(resolve(pillar(web={name: "/srv/own.conf"})).web, name) == "/srv/own.conf"
     for path in ("own.conf", "../own.conf", "-x"):
         assert refused(pillar(web={name: path})).startswith(f"ckan:web:{name} ({path}) must be an absolute path")
     assert refused(pillar(web={name: "/srv/a;b"})).startswith(f"ckan:web:{name} (/srv/a;b) has blanks or one of ")
@@ -422,17 +413,17 @@ def test_a_root_that_winds_is_refused():
 
 def test_a_path_too_long_for_a_socket_is_refused_where_there_is_a_socket():
     # /releases/YYYYMMDDhhmmssZ/run/web.sock: 38 bytes
-    longest = "/" + "x" * (ckan_settings.SOCKET_LIMIT - 39)
-    ckan_settings._resolve(pillar(paths={"home": longest}))
+    longest = "/" + "x" * (SOCKET_LIMIT - 39)
+    resolve(pillar(paths={"home": longest}))
     message = refused(pillar(paths={"home": longest + "x"}))
     assert "longer than the 107 bytes" in message and message.endswith("choose a shorter ckan:paths:home")
     for web in ({"server": "apache"}, {"server": "none", "app": "none"}):
-        ckan_settings._resolve(pillar(paths={"home": longest + "x"}, web=web))
+        resolve(pillar(paths={"home": longest + "x"}, web=web))
 
 
 def test_nginx_without_an_app_server_is_refused_and_apache_needs_none():
     assert "ckan:web:app is none, but nginx asks an app server" in refused(pillar(web__app="none"))
-    assert ckan_settings._resolve(pillar(web__server="apache"))["web"]["app"] == "none"
+    assert resolve(pillar(web__server="apache")).web.app == "none"
 
 
 @pytest.mark.parametrize(
@@ -459,11 +450,11 @@ def test_a_site_url_that_is_more_or_less_than_scheme_host_and_port_is_refused(ur
     ],
 )
 def test_the_domain_is_the_host_of_the_site_url(url, domain):
-    assert ckan_settings._resolve(pillar(site_url=url))["domain"] == domain
+    assert resolve(pillar(site_url=url)).domain == domain
 
 
 def test_a_domain_that_is_given_wins():
-    assert ckan_settings._resolve(pillar(domain="inside.example.org"))["domain"] == "inside.example.org"
+    assert resolve(pillar(domain="inside.example.org")).domain == "inside.example.org"
 
 
 NO_NAMES = ["a..b", ".a", "a.", "-a.org", "a-.org", "a_b.org", "a;b", "a.org/", "é.org", "a." * 127 + "ab", "x" * 64]
@@ -481,8 +472,8 @@ def test_a_domain_or_alias_that_is_no_host_name_is_refused_by_its_key(name):
 
 @pytest.mark.parametrize("name", ["a", "a.b", "1.org", "xn--9ca.org", "a-b.example.org", "x" * 63, "a." * 126 + "a"])
 def test_usual_host_names_are_accepted(name):
-    settings = ckan_settings._resolve(pillar(domain=name, aliases=[f"www.{name}"[:253], f"*.{name}"]))
-    assert settings["domain"] == name
+    settings = resolve(pillar(domain=name, aliases=[f"www.{name}"[:253], f"*.{name}"]))
+    assert settings.domain == name
 
 
 @pytest.mark.parametrize("alias", ["*", "*.", "a.*", "*a.org", "**.a.org", "*.*.a.org"])
@@ -509,12 +500,12 @@ def test_a_port_that_does_not_exist_is_refused_by_its_key(port):
 
 @pytest.mark.parametrize("listen", ["80", "127.0.0.1:8080", "[::]:80", "localhost:65535"])
 def test_usual_places_to_listen_are_accepted(listen):
-    assert ckan_settings._resolve(pillar(web__listen=listen))["web"]["listen"] == listen
+    assert resolve(pillar(web__listen=listen)).web.listen == listen
 
 
 def test_a_certificate_has_a_key_and_both_are_absolute_paths():
     both = {"certificate": "/etc/ssl/c.pem", "key": "/etc/ssl/k.pem"}
-    assert ckan_settings._resolve(pillar(tls=both))["tls"] == {**both, "listen": "443", "redirect": True}
+    assert attrs.asdict(resolve(pillar(tls=both)).tls) == {**both, "listen": "443", "redirect": True}
     for there, missing in (("certificate", "key"), ("key", "certificate")):
         assert refused(pillar(tls={there: both[there]})) == (
             f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none"
@@ -526,7 +517,7 @@ def test_a_certificate_has_a_key_and_both_are_absolute_paths():
 
 def test_extra_lines_for_the_web_server_are_text_of_several_lines():
     lines = "location /x {\n\treturn 204;\n}\n"
-    assert ckan_settings._resolve(pillar(web__extra=lines))["web"]["extra"] == lines
+    assert resolve(pillar(web__extra=lines)).web.extra == lines
     assert refused(pillar(web__extra=["a"])) == "ckan:web:extra is a list; put the value in quotes in the pillar"
     assert refused(pillar(web__extra="a\x00")) == "ckan:web:extra has control characters in it; remove them"
 
@@ -570,19 +561,20 @@ def test_no_message_holds_a_secret_that_stands_one_level_too_high(group, value):
 
 def test_a_secret_with_odd_characters_is_taken_as_it_is():
     for odd in ("pa%ss", "100%(x)s", "a b", "ä@/:#'\"", "{x}"):
-        assert ckan_settings._resolve(pillar(database__password=odd))["database"]["password"] == odd
+        assert resolve(pillar(database__password=odd)).database.password == odd
 
 
-def test_get_refuses_a_call_whose_answer_would_travel(minion):
-    minion(pillar())
-    with pytest.raises(SaltInvocationError, match="type ckan_settings.show") as failure:
-        ckan_settings.get(__pub_fun="ckan_settings.get", __pub_jid="1")
-    assert "secret" not in str(failure.value).replace("send secrets", "")
-    assert ckan_settings.get()["secrets"]["session"] == "session-secret"
+def test_settings_that_are_printed_hold_no_secret():
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nhunter2"
+    git = {"url": "https://git.example.org/a.git", "ref": "main", "token": "hunter2", "deploy_key": key}
+    settings = site(pillar(extensions={"a": git}, secrets__config={"smtp.password": "hunter2"})).settings
+    for secret in ("hunter2", "database-secret", "session-secret", "token-secret"):
+        assert secret not in repr(settings) and secret not in str(settings)
+    assert settings.secrets.session == "session-secret"
 
 
-def test_show_masks_secrets_and_tells_all_else(minion):
-    minion(
+def test_show_masks_secrets_and_tells_all_else():
+    given = site(
         pillar(
             redis_url="redis://me:hunter2/@x@redis.example.org:6379/0",
             solr_url="http://me:hunter2@solr.example.org/solr/ckan",
@@ -595,20 +587,19 @@ def test_show_masks_secrets_and_tells_all_else(minion):
             },
         )
     )  # fmt: skip
-    shown = ckan_settings.show()
+    shown = mask.shown(given.settings)
     text = repr(shown)
     for secret in ("hunter2", "database-secret", "session-secret", "token-secret"):
         assert secret not in text
-    assert shown["database"] == {**shown["database"], "password": ckan_settings.MASK, "host": "localhost"}
-    assert shown["redis_url"] == f"redis://{ckan_settings.MASK}@redis.example.org:6379/0"
-    assert shown["installer"]["index_url"] == f"https://{ckan_settings.MASK}@index.example.org/simple"
+    assert shown["database"] == {**shown["database"], "password": mask.MASK, "host": "localhost"}
+    assert shown["redis_url"] == f"redis://{mask.MASK}@redis.example.org:6379/0"
+    assert shown["installer"]["index_url"] == f"https://{mask.MASK}@index.example.org/simple"
     assert (shown["config"]["ckan.site_title"], shown["config"]["ckan.max_size"]) == ("Data", 5)
     assert shown["extensions"]["ckanext-mycity"]["url"] == "https://git.example.org/ckanext-mycity.git"
 
 
-def test_show_tells_addresses_without_credentials_as_they_are(minion):
-    minion(pillar())
-    shown = ckan_settings.show()
+def test_show_tells_addresses_without_credentials_as_they_are():
+    shown = mask.shown(site(pillar()).settings)
     assert (shown["redis_url"], shown["solr_url"]) == ("redis://127.0.0.1:6379/0", "http://127.0.0.1:8983/solr/ckan")
 
 
@@ -617,9 +608,9 @@ def test_show_tells_addresses_without_credentials_as_they_are(minion):
 
 def test_an_override_changes_the_ref_for_this_call_only():
     given = pillar()
-    settings = ckan_settings._resolve(given, {"extensions": {"ckanext-mycity": {"ref": "fix-42"}}})
-    assert settings["extensions"]["ckanext-mycity"]["ref"] == "fix-42"
-    assert settings["extensions"]["ckanext-mycity"]["url"] == "https://git.example.org/ckanext-mycity.git"
+    settings = resolve(given, {"extensions": {"ckanext-mycity": {"ref": "fix-42"}}})
+    assert settings.extensions["ckanext-mycity"].ref == "fix-42"
+    assert settings.extensions["ckanext-mycity"].url == "https://git.example.org/ckanext-mycity.git"
     assert given == pillar()
 
 
@@ -640,14 +631,14 @@ def test_an_override_that_is_still_encrypted_is_refused_by_key_only():
 
 def test_an_override_of_nothing_changes_nothing():
     for nothing in (None, {}, {"extensions": None}, {"extensions": {}}):
-        assert ckan_settings._resolve(pillar(), nothing) == ckan_settings._resolve(pillar())
+        assert resolve(pillar(), nothing) == resolve(pillar())
 
 
 def test_an_override_may_add_an_extension_with_url_and_ref():
     override = {"extensions": {"ckanext-new": {"url": "/srv/new.git", "ref": "main"}}}
-    assert list(ckan_settings._resolve(pillar(), override)["extensions"]) == ["ckanext-mycity", "ckanext-new"]
+    assert list(resolve(pillar(), override).extensions) == ["ckanext-mycity", "ckanext-new"]
     for none in ({"extensions": None}, {"extensions": {}}):
-        assert list(ckan_settings._resolve(pillar(**none), override)["extensions"]) == ["ckanext-new"]
+        assert list(resolve(pillar(**none), override).extensions) == ["ckanext-new"]
     assert refused(pillar(), {"extensions": {"ckanext-new": {"url": "/srv/new.git"}}}) == (
         "ckan:extensions:ckanext-new:ref is missing; set it in the pillar"
     )
@@ -688,53 +679,56 @@ def test_an_override_on_a_broken_pillar_is_refused_by_the_pillar_s_key(broken):
 # The pillar as Salt hands it over.
 
 
-def test_a_host_without_pillar_is_told_so(minion):
+def test_a_host_without_pillar_is_told_so():
     for content in ({}, {"ckan": None}):
-        minion(**content)
-        with pytest.raises(CommandExecutionError, match="the pillar has no key ckan for this minion; see"):
-            ckan_settings.get()
+        with pytest.raises(FormulaError, match="the pillar has no key ckan for this minion; see"):
+            site(**content)
 
 
-def test_a_pillar_that_failed_to_render_is_not_used(minion):
-    minion(pillar(), _errors=["Rendering SLS 'ckan.secrets' failed"])
-    for function in (ckan_settings.get, ckan_settings.show, ckan_settings.validate):
-        with pytest.raises(CommandExecutionError, match="failed to render: Rendering SLS 'ckan.secrets' failed"):
-            function()
+def test_a_pillar_that_failed_to_render_is_not_used():
+    with pytest.raises(FormulaError, match="failed to render: Rendering SLS 'ckan.secrets' failed"):
+        site(pillar(), _errors=["Rendering SLS 'ckan.secrets' failed"])
 
 
-def test_the_pillar_is_never_changed(minion):
+def test_the_pillar_is_never_changed():
     given = pillar(plugins=["a"], config={"x": ["y"]}, web=None, paths={"home": None}, extensions=None)
     before = copy.deepcopy(given)
-    minion(given)
-    settings = ckan_settings.get({"extensions": {"n": {"url": "/n", "ref": "main"}}})
-    settings["plugins"].append("b")
-    settings["config"]["x"].append("z")
-    settings["secrets"]["session"] = "other"
+    host = FakeHost({"ckan": given})
+    settings = Site.of(host, {"extensions": {"n": {"url": "/n", "ref": "main"}}}).settings
+    settings.config["x"].append("z")
     assert given == before
-    ckan_settings.show()
-    assert given == before
+    mask.shown(settings)["plugins"].append("b")
+    assert given == before and settings.plugins == ("a",)
 
 
-def test_salt_s_masked_pillar_becomes_plain(minion):
-    minion(MaskedDict(pillar(plugins=["a"], config={"x": ["y"]})))
-
+def test_salt_s_masked_pillar_becomes_plain():
     def masked(value: Any) -> bool:
         if isinstance(value, dict):
             return isinstance(value, MaskedDict) or any(map(masked, value.values()))
         return isinstance(value, MaskedList)
 
-    settings = ckan_settings.get()
-    assert not masked(settings)
-    assert settings["database"]["password"] == "database-secret"
-    assert settings["config"] == {"x": ["y"]} and type(settings["config"]["x"]) is list
+    settings = site(MaskedDict(pillar(plugins=["a"], config={"x": ["y"]}))).settings
+    assert not masked(attrs.asdict(settings))
+    assert settings.database.password == "database-secret"
+    assert settings.config == {"x": ["y"]} and type(settings.config["x"]) is list
 
 
-def test_validate_says_true_or_names_the_problems(minion):
-    minion(pillar())
-    assert ckan_settings.validate() is True
-    minion(pillar(keep="x"))
-    with pytest.raises(CommandExecutionError, match="ckan:keep must be"):
-        ckan_settings.validate()
+def test_validate_says_true_or_names_the_problems():
+    assert site(pillar()).settings.keep == 5
+    with pytest.raises(FormulaError, match="ckan:keep must be"):
+        site(pillar(keep="x"))
+
+
+def test_a_pillar_that_the_minion_remembers_is_taken_anew_where_it_is_refused():
+    host = FakeHost({"ckan": pillar(keep="x")})
+    host.stays, host.rendered = True, {"ckan": pillar(keep=7)}
+    assert Site.of(host).settings.keep == 7
+    host.rendered = {"ckan": pillar(keep=8)}
+    assert Site.of(host).settings.keep == 7
+    assert Site.of(host, fresh=True).settings.keep == 8
+    host.rendered = {"ckan": pillar(keep="y")}
+    with pytest.raises(FormulaError, match="ckan:keep must be"):
+        Site.of(host, fresh=True)
 
 
 # The page of the settings.
@@ -747,14 +741,18 @@ def test_the_page_of_the_settings_is_current():
 
 
 def test_a_stale_page_of_the_settings_is_reported(tmp_path):
-    for name in ("tools/settings_docs.py", "_modules/ckan_settings.py"):
-        copied = tmp_path / name
-        copied.parent.mkdir()
-        copied.write_text((REPO / name).read_text())
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("tools", "_utils/ckan_deploy"):
+        shutil.copytree(REPO / name, tmp_path / name, ignore=ignored)
     (tmp_path / "docs").mkdir()
     program = [sys.executable, str(tmp_path / "tools/settings_docs.py")]
     stale = subprocess.run([*program, "--check"], capture_output=True, text=True)
     assert stale.returncode == 1 and "run make docs" in stale.stderr
     assert subprocess.run(program).returncode == 0
     assert subprocess.run([*program, "--check"]).returncode == 0
-    assert (tmp_path / "docs/pillar.md").read_text() == (REPO / "docs/pillar.md").read_text()
+    for name in ("docs/pillar.md", "docs/pillar.schema.json"):
+        assert (tmp_path / name).read_text() == (REPO / name).read_text()
+        (tmp_path / name).write_text("another")
+        stale = subprocess.run([*program, "--check"], capture_output=True, text=True)
+        assert (stale.returncode, stale.stderr) == (1, f"{name} is not current; run make docs\n")
+        assert subprocess.run(program).returncode == 0

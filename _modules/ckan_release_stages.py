@@ -1,0 +1,287 @@
+"""
+The stages of a deploy on one host, as further functions of ``ckan_release``: what orchestrations call, a stage at a
+time on all hosts. What they do is in the package ``ckan_deploy.deploy``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import ckan_deploy
+
+    ckan_deploy.fresh(__file__)
+    from ckan_deploy.deploy import plan as planning
+    from ckan_deploy.deploy import stages
+    from ckan_deploy.deploy import status as standing
+    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.releases.ids import check_id, new_id
+    from ckan_deploy.releases.manifest import Resolution
+    from ckan_deploy.releases.site import Site
+    from ckan_deploy.system.arguments import mapping
+except Exception as exc:  # half a sync, another Python
+    PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
+else:
+    PROBLEM = ""
+
+# Salt puts the functions of both files under one name, as it does for apache and deb_apache.
+__virtualname__ = "ckan_release"
+
+
+def __virtual__() -> str | tuple[bool, str]:
+    if PROBLEM:
+        return False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all"
+    return __virtualname__
+
+
+def _site(extensions: dict[str, Any] | None = None, fresh: bool = False) -> Site:
+    overrides = {"extensions": extensions} if extensions else None
+    return Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__), overrides, fresh)
+
+
+def plan(
+    release: str = "", extensions: dict[str, Any] | None = None, resolve: bool = True, fresh: bool = True, job: str = ""
+) -> dict[str, Any]:
+    """
+    Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
+
+    release
+        The id of the release to make; by default a stamp of now.
+    extensions
+        What differs from the pillar for this deploy, such as ``{ckanext-mycity: {ref: fix-42}}``.
+    resolve
+        Ask the origins and resolve the packages; False where another host has been asked already.
+    fresh
+        Take the pillar anew from the master; False where it was a moment ago.
+    job
+        The run of the master that this belongs to.
+
+    Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
+    "own_changes": [sentences], "host": {...}}``; ``contents`` is what the resolution, ``changes``
+    compares it with the current release, ``own_changes`` says what this host's pillar changes, ``host`` is what
+    the fleet must know of this host. Raises ``CommandExecutionError`` with all that is in the way.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.plan
+    """
+    with salt_errors():
+        site = _site(extensions, fresh)
+        return planning.make(site, check_id(release or new_id()), resolve, job).to_json()
+
+
+def build(
+    release: str,
+    contents: dict[str, Any] | None = None,
+    extensions: dict[str, Any] | None = None,
+    by: str = "",
+    job: str = "",
+) -> dict[str, Any]:
+    """
+    Build a release: clone the base, check out and install the extensions, render the ini, write the manifest.
+
+    release
+        The id of the release to make.
+    contents
+        What ``plan`` decided, here or on another host; decided here where it is missing.
+    extensions
+        What differs from the pillar for this deploy.
+    by, job
+        Who asked, and the id of the job.
+
+    Returns the manifest, in state ``built``. Raises ``CommandExecutionError``; the release is then ``failed``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.build 20261125021500Z
+    """
+    with salt_errors():
+        planned = Resolution.of(contents) if contents else None
+        return stages.build(_site(extensions), release, planned, by, job).to_json()
+
+
+def check(release: str, by: str = "", job: str = "", served: bool = False) -> dict[str, Any]:
+    """
+    Boot CKAN once inside a built release and record what it says.
+
+    release
+        The id of a release in state ``built`` or ``checked``.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+    served
+        Another host serves this release already, so it gets along with the database.
+
+    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
+    ``CommandExecutionError`` with one line that names the plugin and its exception; the release is then ``failed``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.check 20261125021500Z
+    """
+    with salt_errors():
+        return stages.check(_site(), release, by, job, served)
+
+
+def migrate(release: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Bring the database to the heads of a checked release, if its check found migrations pending; with a dump of it
+    before, as ``backup:when`` says.
+
+    release
+        The id of a release in state ``checked``.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"migrated": bool, "migration": what ``start`` takes}``. Raises ``CommandExecutionError`` that names what
+    failed, says what the database holds, and that the live release runs on it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.migrate 20261125021500Z
+    """
+    with salt_errors():
+        return stages.migrate(_site(), release, by, job)
+
+
+def start(release: str, by: str = "", job: str = "", migration: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Start the app server of a complete release on its own socket, and wait until it answers. Visitors see nothing of it.
+
+    release
+        The id of a release that is ``checked`` or was live.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+    migration
+        What the stage migrate told on the host that ran it; stands in the manifest of the release on all.
+
+    Returns ``{"started": bool, "seconds": ...}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.start 20261125021500Z
+    """
+    with salt_errors():
+        return stages.start(_site(), release, by, job, mapping("migration", migration))
+
+
+def activate(release: str, force: bool = False, by: str = "", reason: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Make a complete release current: its app server answers first, then ``current`` is renamed.
+
+    release
+        The id of a release that is ``checked`` or was live.
+    force
+        Take one that is marked bad, too.
+    by, reason, job
+        Who asked, why, and the run of the master that this belongs to.
+
+    Returns ``{"current": id, "previous": id}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.activate 20261125021500Z
+    """
+    with salt_errors():
+        return stages.activate(_site(), release, force, by, reason, job)
+
+
+def verify(release: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Ask the site through its web server and compare the release that answers.
+
+    release
+        The id of the release that must answer.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"status", "release", "seconds", "reindex": why the search index must be rebuilt, or ''}``. Raises
+    ``CommandExecutionError`` when another answers, or none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.verify 20261125021500Z
+    """
+    with salt_errors():
+        return stages.verify(_site(), release, by, job)
+
+
+def finish(
+    release: str, prune: bool = True, by: str = "", job: str = "", index: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    End a deploy: the old app servers finish their requests and stop, workers take up the release, old releases are
+    pruned. With ``web:standby`` the app server of the release before stays for so long.
+
+    release
+        The id of the live release.
+    prune
+        Prune as well; False after a rollback.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+    index
+        What the search index is made of now, on whichever host that was seen to; stands in the manifest.
+
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.finish 20261125021500Z
+    """
+    with salt_errors():
+        return stages.finish(_site(), release, prune, by, job, mapping("index", index))
+
+
+def abort(release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Take a deploy back on this host: the release served before is current again, the candidate is removed.
+
+    Safe to call at any stage, more than once, and where the candidate never was.
+
+    release
+        The id of the candidate.
+    reason, by, job
+        Why, who asked, and the run of the master that this belongs to.
+
+    Returns ``{"current": id, "removed": bool}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.abort 20261125021500Z reason='verify failed on web2'
+    """
+    with salt_errors():
+        return stages.abort(_site(), release, reason, by, job)
+
+
+def contents(release: str = "") -> dict[str, Any]:
+    """
+    Return what a release holds, as ``plan`` decided it: another host can build the same from it.
+
+    release
+        The id; by default the current one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.contents
+    """
+    with salt_errors():
+        return standing.contents(_site(), release)

@@ -1,0 +1,1 @@
+"""Base, virtualenv clone, resolution, installer, ini, and the assembly of a release."""

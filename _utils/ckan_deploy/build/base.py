@@ -1,0 +1,142 @@
+"""
+The base virtualenv that releases are clones of: the one that the official install made, or one made from a version.
+
+A base that is found is adopted as it is and never changed. One that is made stands under ``shared/bases``, named after
+all that it is made from, so that another CKAN version is another base and the releases of the old one keep theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+
+from attrs import evolve
+
+from ckan_deploy.build import packages, virtualenv
+from ckan_deploy.build.installer import Installer
+from ckan_deploy.build.packages import Wanted
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.manifest import Base
+from ckan_deploy.releases.site import Site
+from ckan_deploy.system import files, processes
+
+# Written last, so that a base without it was never finished.
+DONE = ".ckan-base.json"
+
+
+def path(site: Site) -> str:
+    """
+    Return where the base of the settings stands, or will stand.
+
+    site
+        The site.
+
+    Raises ``FormulaError`` when ``ckan:base:python`` does not run.
+    """
+    version = site.settings.base.version
+    if not version:
+        return site.paths.base
+    python = _python_version(site)
+    made_from = json.dumps([_requirements(site), python])
+    key = hashlib.sha256(made_from.encode("utf-8")).hexdigest()[:8]
+    return os.path.join(site.paths.shared, "bases", f"ckan-{version}-py{python}-{key}")
+
+
+def find(site: Site) -> Base | None:
+    """
+    Return the base if it is there.
+
+    site
+        The site.
+
+    Raises ``FormulaError`` when there is a virtualenv without CKAN.
+    """
+    place = path(site)
+    if not os.path.exists(os.path.join(place, "bin", "python")):
+        return None
+    if site.settings.base.version and not os.path.exists(os.path.join(place, DONE)):
+        return None
+    found = describe(place)
+    if not found:
+        raise FormulaError(
+            f"{place} is a virtualenv without CKAN; install CKAN into it, or set ckan:base:version to have one made."
+        )
+    return found
+
+
+def describe(place: str) -> Base | None:
+    """
+    Say what a virtualenv has, None without CKAN.
+
+    place
+        The virtualenv.
+    """
+    found = packages.freeze(place).get("ckan")
+    if not found:
+        return None
+    version = virtualenv.interpreter(place)["version"]
+    return Base(found, ".".join(version.split(".")[:2]), place)
+
+
+def ensure(site: Site) -> Base:
+    """
+    Return the base, after making it where ``ckan:base:version`` says so.
+
+    site
+        The site.
+
+    Raises ``FormulaError`` when there is none and none can be made.
+    """
+    found = find(site)
+    if found:
+        return found
+    place = path(site)
+    if not site.settings.base.version:
+        raise FormulaError(
+            f"there is no virtualenv in {place}; install CKAN there, or set ckan:base:version to have one made."
+        )
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    with files.locked(f"{place}.lock"):
+        # Another deploy may have made it while this one waited.
+        return find(site) or _make(place, site)
+
+
+def _make(place: str, site: Site) -> Base:
+    installer = Installer.of(site.settings)
+    shutil.rmtree(place, ignore_errors=True)  # what a killed run left
+    try:
+        virtualenv.create(place, python=site.settings.base.python)
+        if installer.user:
+            files.give(place, installer.user)
+        wanted = [Wanted("base", requirement=item) for item in _requirements(site)]
+        # Copied, not linked: the cache belongs to the build user, who must not be able to change a base.
+        packages.install(place, wanted, None, evolve(installer, link="copy"))
+        virtualenv.compile_(place, user=installer.user)
+        if installer.user:
+            files.give(place, "root")
+        with open(os.path.join(place, DONE), "x", encoding="utf-8") as handle:
+            json.dump({"requirements": _requirements(site), "python": _python_version(site)}, handle)
+        made = find(site)
+        assert made
+        return made
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _requirements(site: Site) -> list[str]:
+    about = site.settings.base
+    server = ["uwsgi"] if site.settings.web.app == "uwsgi" else []
+    return [f"ckan[requirements]=={about.version}", *server, *sorted(about.packages)]
+
+
+def _python_version(site: Site) -> str:
+    python = site.settings.base.python
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    if shutil.which(python):
+        done = processes.run([python, "-I", "-c", code])
+        if done.retcode == 0:
+            return done.stdout.strip()
+    raise FormulaError(f"{python} does not run; correct ckan:base:python.")

@@ -1,0 +1,99 @@
+"""
+The plugins that a release will have, known before anything is installed: none may be listed that nothing brings.
+
+What an extension brings cannot always be told from its files (see ``entry_points``). Then nothing is refused;
+whether all plugins load is asked again by the boot of the stage ``check``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Iterable, Mapping
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from ckan_deploy.build import entry_points
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.sources.origins import Prepared
+
+
+def check(
+    plugins: Iterable[str], base: str, prepared: Mapping[str, Prepared], new: Mapping[str, str], find_links: str = ""
+) -> bool:
+    """
+    Refuse plugins that neither CKAN nor an extension brings.
+
+    plugins
+        The names in ``ckan:plugins``.
+    base
+        The base virtualenv.
+    prepared
+        What each extension is installed from, by its name.
+    new
+        ``{name: version}`` of the packages that the base does not have, or has in another version.
+    find_links
+        A folder with wheels, where those of the index may be found.
+
+    Returns True when all are brought, False when that cannot be told. Raises ``FormulaError`` that names the
+    unknown plugins, each with the nearest one that is known.
+    """
+    brought = _brought(prepared, new, find_links)
+    parts = [entry_points.of_virtualenv(base, without={*brought, *new}), *brought.values()]
+    known: set[str] = set()
+    for part in parts:
+        if part is None:
+            return False
+        known.update(part)
+    unknown = [plugin for plugin in plugins if plugin not in known]
+    if unknown:
+        raise FormulaError(_told(unknown, known))
+    return True
+
+
+def _brought(prepared: Mapping[str, Prepared], new: Mapping[str, str], find_links: str) -> dict[str, list[str] | None]:
+    """The plugins of each package that is not the base's, None where they cannot be told."""
+    brought: dict[str, list[str] | None] = {}
+    for name, item in prepared.items():
+        archive = item.requirement.partition(" @ file://")[2]
+        if item.editable:
+            brought[canonicalize_name(name)] = entry_points.of_checkout(item.editable)
+        elif archive:
+            brought[canonicalize_name(name)] = entry_points.of_archive(archive)
+    asked = {canonicalize_name(name) for name in prepared}
+    for name, version in new.items():
+        # Extensions from the index, and those that others require.
+        if name not in brought and (name in asked or name.startswith("ckanext")):
+            brought[name] = _of_wheel(name, version, find_links)
+    return brought
+
+
+def _told(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Say which plugins nothing brings, each with the nearest one that is known."""
+    named = []
+    for plugin in unknown:
+        close = difflib.get_close_matches(plugin, sorted(known), n=1)
+        named.append((plugin, f" (did you mean {close[0]}?)" if close else ""))
+    if len(named) == 1:
+        plugin, hint = named[0]
+        return (
+            f"plugin {plugin} is in ckan:plugins, but neither CKAN nor an extension brings it{hint}; correct it or add "
+            "its extension."
+        )
+    return (
+        f"plugins {', '.join(plugin + hint for plugin, hint in named)} are in ckan:plugins, but neither CKAN nor an "
+        "extension brings them; correct them or add their extensions."
+    )
+
+
+def _of_wheel(name: str, version: str, folder: str) -> list[str] | None:
+    """What the package brings, if its wheel is in the folder."""
+    for file in sorted(glob.glob(f"{glob.escape(folder)}/*.whl")) if folder else []:
+        try:
+            found = parse_wheel_filename(os.path.basename(file))
+        except InvalidWheelFilename:
+            continue
+        if (found[0], str(found[1])) == (name, version):
+            return entry_points.of_archive(file)
+    return None

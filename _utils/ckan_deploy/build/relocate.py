@@ -1,0 +1,310 @@
+"""
+Relocation: copy a virtualenv to another place so that the copy names its own place only, and find what does not.
+
+The copy shares the contents of its files with its source through hard links, so nothing here ever writes into an
+existing file: a file that must differ is written as a new one. This is the lower half of ``virtualenv``, whose
+``clone`` and ``verify`` check their arguments, ask the interpreter too and clean up.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import glob
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
+
+from attrs import frozen
+
+from ckan_deploy.build import prefixes
+
+log = logging.getLogger(__name__)
+
+# What belongs to the source alone: its sockets, its configuration, its manifest, its lock.
+SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
+METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
+
+
+@frozen
+class Copied:
+    """How many files were linked, copied and written anew, and the places that the source named as its own."""
+
+    linked: int
+    copied: int
+    rewritten: int
+    prefixes: tuple[str, ...]
+
+
+def copy(source: str, target: str, link: str = "hard", ids: tuple[int, int] | None = None) -> Copied:
+    """
+    Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
+
+    source
+        Absolute path of the virtualenv to copy, in its normal form.
+    target
+        Absolute path of an empty directory, in its normal form.
+    link
+        ``hard`` shares file contents by hard links where that is possible, ``copy`` copies every file.
+    ids
+        Numbers of the user and the group that get the new directories and files. Default: whoever runs this.
+
+    Raises ``OSError`` when a file cannot be read or written.
+    """
+    copier = _Cloner(source, target, link == "hard", ids)
+    copier.directory(source, target, "top")
+    copier.drop_stale_bytecode()
+    return Copied(**copier.counts, prefixes=tuple(copier.prefixes))
+
+
+def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
+    """
+    Say which files of the virtualenv at ``path`` name a place that they must not; an empty list means none.
+
+    path
+        Absolute path of the virtualenv, in its normal form.
+    forbidden
+        Absolute paths that it must not name: where it was cloned from, other releases.
+
+    Returns a list of sentences without full stop.
+    """
+    found: list[str] = []
+    own = prefixes.pattern([path])
+    foreign = prefixes.pattern([item for item in forbidden if item.rstrip("/") != path])
+    for name in _telling_files(path):
+        shown = os.path.relpath(name, path)
+        try:
+            with open(name, "rb") as handle:
+                data = handle.read()
+        except OSError as exc:
+            found.append(f"{shown} cannot be read ({exc.strerror})")
+            continue
+        if os.path.dirname(name) == f"{path}/bin":
+            head = prefixes.shebang(data)
+            if head and prefixes.is_python(head.interpreter) and not prefixes.inside(head.interpreter, path):
+                found.append(f"{shown} starts {head.interpreter}, which is outside {path}")
+        # The own path goes first: it may lie below a forbidden one.
+        named = None if prefixes.is_binary(data) else foreign.search(own.sub(b"", data))
+        if named:
+            found.append(f"{shown} names {os.fsdecode(named['prefix'])}")
+        found += [f"{shown} names {editable}, which does not exist" for editable in _lost_paths(name, data)]
+    return found
+
+
+def rename(path: str, places: Mapping[str, str]) -> int:
+    """
+    Let a virtualenv's files name other places: a checkout that it was installed from stands elsewhere in the end.
+
+    path
+        Absolute path of the virtualenv, in its normal form.
+    places
+        ``{old absolute path: new absolute path}``.
+
+    Returns how many files were written anew. Raises ``OSError``.
+    """
+    # The longest first: one may lie inside another.
+    pairs = [(prefixes.pattern([old]), places[old]) for old in sorted(places, key=len, reverse=True)]
+    count = 0
+    for name in _telling_files(path):
+        with open(name, "rb") as handle:
+            data = handle.read()
+        changed = data
+        if not prefixes.is_binary(data):
+            for old, new in pairs:
+                changed = prefixes.replaced(changed, old, new, os.path.dirname(name) == f"{path}/bin")
+        if changed == data:
+            continue
+        _replace(name, changed)
+        for bytecode in _bytecode(name):
+            os.unlink(bytecode)
+        count += 1
+    return count
+
+
+class _Cloner:
+    """One pass over a virtualenv that makes another one of it."""
+
+    def __init__(self, source: str, target: str, link: bool, ids: tuple[int, int] | None) -> None:
+        self.source = source
+        self.target = target
+        self.link = link
+        self.ids = ids
+        self.prefixes = prefixes.own(source)
+        self.pattern = prefixes.pattern(self.prefixes)
+        self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
+        self.rewritten: list[str] = []
+
+    def directory(self, source: str, target: str, kind: str) -> None:
+        """Fill the directory ``target``, which exists, from ``source``; ``kind`` says what its files may be."""
+        with os.scandir(source) as entries:
+            for entry in entries:
+                name = entry.name
+                if kind == "top" and SKIP.match(name):
+                    continue
+                new = f"{target}/{name}"
+                if entry.is_symlink():
+                    self.symlink(entry.path, new)
+                elif entry.is_dir():
+                    os.mkdir(new)
+                    self.directory(entry.path, new, _kind(kind, name))
+                elif entry.is_file():
+                    self.file(entry, new, kind)
+        # Last, since the mode may forbid writing.
+        os.chmod(target, stat.S_IMODE(os.stat(source).st_mode))
+        self.own(target)
+
+    def file(self, entry: os.DirEntry[str], new: str, kind: str) -> None:
+        """Rewrite, link or copy one file."""
+        if _may_name_prefix(kind, entry.name) and self.rewrite(entry, new, kind):
+            return
+        if self.link and kind != "src":
+            try:
+                os.link(entry.path, new)
+                self.counts["linked"] += 1
+                return
+            except OSError as exc:
+                if exc.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                    raise
+                # Another file system stays another one; the other two may concern this file alone.
+                self.link = exc.errno != errno.EXDEV
+        shutil.copy2(entry.path, new)
+        self.own(new)
+        self.counts["copied"] += 1
+
+    def rewrite(self, entry: os.DirEntry[str], new: str, kind: str) -> bool:
+        """Write a file anew that names a place of the source; False for one that names none."""
+        with open(entry.path, "rb") as handle:
+            data = handle.read()
+        if prefixes.is_binary(data):
+            return False
+        changed = prefixes.replaced(data, self.pattern, self.target, kind == "bin")
+        if changed == data:
+            return False
+        with open(new, "xb") as handle:
+            handle.write(changed)
+        os.chmod(new, stat.S_IMODE(entry.stat().st_mode))
+        self.own(new)
+        self.counts["rewritten"] += 1
+        self.rewritten.append(new)
+        return True
+
+    def symlink(self, old: str, new: str) -> None:
+        """Keep a symlink's meaning: what lay inside the source lies inside the target."""
+        value = os.readlink(old)
+        if os.path.isabs(value):
+            for prefix in self.prefixes:
+                if prefixes.inside(value, prefix):
+                    value = self.target + value[len(prefix) :]
+                    break
+        else:
+            place = os.path.normpath(os.path.join(os.path.dirname(old), value))
+            value = value if prefixes.inside(place, self.source) else place
+        os.symlink(value, new)
+        self.own(new)
+
+    def own(self, path: str) -> None:
+        """Give a path that was made here to the owner asked for; a linked file would change its source."""
+        if self.ids:
+            os.chown(path, *self.ids, follow_symlinks=False)
+
+    def drop_stale_bytecode(self) -> None:
+        """Remove the bytecode of rewritten modules: with an equal size and time it would pass as fresh."""
+        for name in self.rewritten:
+            for old in _bytecode(name):
+                self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
+                os.unlink(old)
+
+
+def _kind(parent: str, name: str) -> str:
+    """Say what the files in directory ``name`` may be: plain, or of a kind that names the virtualenv's place."""
+    if parent == "top":
+        return name if name in ("bin", "src") else "plain"
+    if parent == "src":
+        return "src"
+    if name == "site-packages":
+        return "site"
+    return "meta" if parent == "site" and name.endswith((".dist-info", ".egg-info")) else "plain"
+
+
+def _may_name_prefix(kind: str, name: str) -> bool:
+    """Say whether a file is one of those that installers write the virtualenv's place into."""
+    if kind == "top":
+        return name == "pyvenv.cfg" or name.endswith(".pth")
+    if kind == "site":
+        # Build backends name their editable finders freely, so each single-file module is looked at.
+        return name.endswith((".pth", ".egg-link", ".py"))
+    if kind == "meta":
+        return name in METADATA
+    # A submodule or worktree names its repository in a file called .git.
+    return kind == "bin" or (kind == "src" and name == ".git")
+
+
+def _telling_files(path: str) -> list[str]:
+    """List the files of a virtualenv that may name its place (checkouts aside)."""
+    folders = [(path, "top"), (f"{path}/bin", "bin")]
+    for site in sorted(glob.glob(f"{glob.escape(path)}/lib/*/site-packages")):
+        folders.append((site, "site"))
+        folders += [(entry.path, "meta") for entry in os.scandir(site) if _kind("site", entry.name) == "meta"]
+    found = []
+    for folder, kind in folders:
+        if os.path.isdir(folder):
+            found += [
+                entry.path
+                for entry in os.scandir(folder)
+                if _may_name_prefix(kind, entry.name) and entry.is_file() and not entry.is_symlink()
+            ]
+    return sorted(found)
+
+
+def _lost_paths(name: str, data: bytes) -> Iterator[str]:
+    """The directories that a file puts on the module path, and that do not exist."""
+    for editable in _editable_paths(name, data):
+        if not os.path.exists(editable) and not os.path.exists(f"{editable}.py"):
+            yield editable
+
+
+def _editable_paths(name: str, data: bytes) -> list[str]:
+    """List the directories that a file puts on the module path."""
+    base = os.path.basename(name)
+    text = data.decode("utf-8", "replace")
+    if base.endswith(".pth"):
+        return [line.strip() for line in text.splitlines() if line.startswith("/")]
+    if base.endswith(".egg-link"):
+        return [line.strip() for line in text.splitlines()[:1]]
+    try:
+        if base.startswith("__editable__"):
+            found = re.search(r"^MAPPING\b[^=\n]*= (\{.*\})$", text, re.MULTILINE)
+            return list(ast.literal_eval(found[1]).values()) if found else []
+        if base == "direct_url.json":
+            content = json.loads(text)
+            url = urllib.parse.urlsplit(content.get("url", ""))
+            editable = content.get("dir_info", {}).get("editable")
+            return [urllib.parse.unquote(url.path)] if editable and url.scheme == "file" else []
+    except (ValueError, SyntaxError):
+        log.warning("%s cannot be read as what its name says", name)
+    return []
+
+
+def _replace(name: str, content: bytes) -> None:
+    """Put a new file of the same mode in the place of one that others may share."""
+    mode = stat.S_IMODE(os.stat(name).st_mode)
+    draft = f"{name}.new"
+    if os.path.lexists(draft):
+        os.unlink(draft)
+    with open(draft, "xb") as handle:
+        handle.write(content)
+    os.chmod(draft, mode)
+    os.rename(draft, name)
+
+
+def _bytecode(name: str) -> list[str]:
+    """List the files with the bytecode of a module, none for a file that is no module."""
+    folder, module = os.path.split(name)
+    if not module.endswith(".py"):
+        return []
+    return glob.glob(f"{glob.escape(folder)}/__pycache__/{glob.escape(module[:-3])}.*.pyc")

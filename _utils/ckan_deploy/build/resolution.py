@@ -1,0 +1,136 @@
+"""
+What a release will hold: refs become commits, requirements become versions, all resolved together at plan. The outcome
+is the same for all hosts of a fleet. Nothing is installed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from packaging.utils import canonicalize_name
+
+from ckan_deploy.build import base, packages, plugins
+from ckan_deploy.build.installer import Installer
+from ckan_deploy.build.packages import Wanted
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.manifest import Base, Resolution
+from ckan_deploy.releases.site import Site
+from ckan_deploy.settings.parts import Extension
+from ckan_deploy.sources import origins, patches, repositories
+from ckan_deploy.sources.git import Origin
+from ckan_deploy.sources.origins import Prepared
+from ckan_deploy.sources.pins import Patch, Pin
+
+T = TypeVar("T")
+AT_ONCE = 8
+
+
+def resolve(site: Site) -> Resolution:
+    """
+    Decide what a release will hold.
+
+    What is fetched for it (mirrors, checkouts, a base that is to be made) stays under ``shared``.
+
+    site
+        The site.
+
+    Raises ``FormulaError`` that names what cannot be had, what does not go together, or a plugin that nothing brings.
+    """
+    settings, shared = site.settings, site.paths.shared
+    found = base.ensure(site)
+    core = patches.read(site.host, settings.patches)
+    pins = _at_once(
+        settings.extensions, lambda name: origins.resolve(site.host, name, settings.extensions[name], shared)
+    )
+    installer = Installer.of(settings)
+    prepared = prepare(site, pins)
+    had = packages.freeze(found.path)
+    overrides = {name: extension.override for name, extension in settings.extensions.items() if extension.override}
+    locked = packages.lock(found.path, wanted(site, prepared), had, overrides, installer)
+    if "ckan.plugins" not in settings.config:  # which wins over ckan:plugins
+        new = {name: version for name, version in locked.packages.items() if had.get(name) != version}
+        plugins.check(settings.plugins, found.path, prepared, new, installer.find_links)
+    return Resolution(
+        base=Base(found.ckan, found.python),
+        extensions={name: _completed(site, name, pin, prepared[name], locked.packages) for name, pin in pins.items()},
+        patches=tuple(Patch(patch.patch, patch.sha256) for patch in core),
+        packages=locked.packages,
+        overridden=locked.overridden,
+    )
+
+
+def prepare(site: Site, pins: Mapping[str, Pin]) -> dict[str, Prepared]:
+    """
+    Bring all that pins name onto this host, several at once.
+
+    site
+        The site.
+    pins
+        The pin of each extension.
+
+    Returns what each is installed from. Raises ``FormulaError`` with all that failed.
+    """
+    settings, user = site.settings, Installer.of(site.settings).user
+    return _at_once(
+        pins,
+        lambda name: origins.prepare(site.host, name, settings.extensions[name], pins[name], site.paths.shared, user),
+    )
+
+
+def wanted(site: Site, prepared: Mapping[str, Prepared], places: Mapping[str, str] | None = None) -> list[Wanted]:
+    """
+    Return what is installed into a release: the extensions, and uWSGI, which a base that was adopted may not have.
+
+    site
+        The site.
+    prepared
+        What ``prepare`` returned.
+    places
+        Where checkouts will stand in the end.
+    """
+    found = [
+        Wanted(name, item.editable, (places or {}).get(name, ""), item.requirement, item.files)
+        for name, item in sorted(prepared.items())
+    ]
+    return found + ([Wanted("uwsgi", requirement="uwsgi")] if site.settings.web.app == "uwsgi" else [])
+
+
+def noted(pin: Pin, item: Prepared) -> Pin:
+    """
+    Return a pin with what is known of its checkout: the subject of its commit, and what became of its patches.
+
+    pin
+        The pin.
+    item
+        What it is installed from.
+    """
+    return pin.with_(subject=item.subject, patches=item.patches) if pin.kind == "git" else pin
+
+
+def _completed(site: Site, name: str, pin: Pin, item: Prepared, versions: Mapping[str, str]) -> Pin:
+    extension = site.settings.extensions[name]
+    if pin.kind != "git":
+        return pin.with_(version=versions.get(canonicalize_name(name), ""))
+    upstream = _upstream(extension, pin.commit, site.paths.shared) if extension.upstream else None
+    return noted(pin, item).with_(upstream=upstream)
+
+
+def _upstream(extension: Extension, commit: str, shared: str) -> dict[str, object]:
+    """How far a fork is from its upstream. That one is only for comparison: a failure is noted, no more."""
+    try:
+        return repositories.compare_upstream(Origin.of(extension), commit, os.path.join(shared, "mirrors"))
+    except FormulaError as exc:
+        return {"url": extension.upstream, "problem": str(exc)}
+
+
+def _at_once(names: Mapping[str, object], run: Callable[[str], T]) -> dict[str, T]:
+    """Do something for each extension, several at once; all the failures in one error."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = {name: pool.submit(run, name) for name in sorted(names)}
+    failures = [str(job.exception()) for job in jobs.values() if isinstance(job.exception(), FormulaError)]
+    if failures:
+        raise FormulaError("; ".join(failures))
+    return {name: job.result() for name, job in jobs.items()}

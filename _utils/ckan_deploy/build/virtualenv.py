@@ -1,0 +1,227 @@
+"""
+Virtualenvs: clone, create and verify them, and compile what is in them.
+
+A clone shares the contents of its files with its source through hard links, so nothing here ever writes into an
+existing file: a file that must differ is written as a new one. Everything comes as arguments; nothing here knows of
+CKAN or of releases, and no pillar is read.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ckan_deploy.build import relocate
+from ckan_deploy.build.prefixes import inside
+from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.system import processes
+
+
+def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict[str, float]:
+    """
+    Make ``target`` a complete virtualenv of its own from the virtualenv ``source``.
+
+    Files that name the place of the source, or a place where the source was before, are written anew for the target.
+    Everything under ``src`` is copied, since people edit checkouts. Left out at the top: ``run``, ``*.ini``,
+    ``release.json`` and ``.lock``. The result is checked as ``verify`` does. After any failure there is no
+    target.
+
+    source
+        Absolute path of the virtualenv to clone.
+    target
+        Absolute path of the virtualenv to make; must not exist, or hold nothing but a ``release.json``.
+    link
+        ``hard`` (default) shares file contents by hard links, with a copy wherever a link is impossible; ``copy``
+        copies every file.
+    owner
+        User, or ``user:group``, who gets the new directories and the new files. Files shared with the source keep
+        the owner that they have. Default: whoever runs this.
+
+    Returns ``{"files": n, "linked": n, "copied": n, "rewritten": n, "seconds": x}``.
+
+    Raises ``InvalidArgument`` for wrong arguments, ``FormulaError`` when the clone fails.
+    """
+    started = time.monotonic()
+    if link not in ("hard", "copy"):
+        raise InvalidArgument(f"link is {link!r}; use 'hard' or 'copy'.")
+    source, target = _absolute("source", source), _absolute("target", target)
+    if not os.path.isfile(f"{source}/pyvenv.cfg") or not os.path.exists(f"{source}/bin/python"):
+        raise FormulaError(
+            f"{source} is not a virtualenv (no pyvenv.cfg or no bin/python); name an existing one as the source."
+        )
+    if inside(os.path.realpath(target), os.path.realpath(source)):
+        raise InvalidArgument(f"{target} lies inside the source {source}; choose a target outside of it.")
+    user, ids = _owner(owner)
+    _make_target(target)
+    try:
+        copied = relocate.copy(source, target, link=link, ids=ids)
+        problems = verify(target, forbidden=copied.prefixes, user=user)
+        if problems:
+            raise FormulaError(
+                f"{source} does not clone to a sound virtualenv: {problems[0]}; repair {source} and try again."
+            )
+    except BaseException as exc:
+        _empty(target)
+        if isinstance(exc, OSError):
+            raise FormulaError(f"Cloning {source} to {target} failed: {exc}; correct that and try again.") from exc
+        raise
+    counts = {"linked": copied.linked, "copied": copied.copied, "rewritten": copied.rewritten}
+    return {"files": sum(counts.values()), **counts, "seconds": round(time.monotonic() - started, 3)}
+
+
+def verify(path: str, forbidden: Iterable[str] = (), user: str = "") -> list[str]:
+    """
+    Say what is wrong with the virtualenv at ``path``; an empty list means that it stands on its own.
+
+    path
+        Absolute path of the virtualenv.
+    forbidden
+        Absolute paths that it must not name: where it was cloned from, other releases.
+    user
+        User who runs its interpreter for the check. Default: whoever runs this.
+
+    Returns a list of sentences without full stop. Problems raise nothing.
+    """
+    path = _absolute("path", path)
+    return relocate.problems(path, forbidden) + _prefix_problems(path, user)
+
+
+def create(path: str, python: str = "/usr/bin/python3") -> dict[str, str]:
+    """
+    Make a new, empty virtualenv.
+
+    path
+        Absolute path of the virtualenv; must not exist.
+    python
+        Path of the interpreter to build on.
+
+    Returns what ``interpreter`` returns. Raises ``FormulaError`` when that fails.
+    """
+    path = _absolute("path", path)
+    if os.path.lexists(path):
+        raise FormulaError(f"{path} exists; choose another path or remove it first.")
+    # By Python itself and not by uv: it is there in any case, and brings no pip that would be old tomorrow.
+    done = processes.run([str(python), "-I", "-m", "venv", "--without-pip", path])
+    if done.retcode != 0:
+        shutil.rmtree(path, ignore_errors=True)
+        raise FormulaError(
+            f"{python} could not make the virtualenv {path}; correct what it names and try again: "
+            f"{processes.tail(done)}"
+        )
+    return interpreter(path)
+
+
+def compile_(path: str, where: Iterable[str] = ("lib", "src"), user: str = "", timeout: int = 600) -> dict[str, Any]:
+    """
+    Write the bytecode that is missing or stale, so that no process has to compile at its start.
+
+    path
+        Absolute path of the virtualenv.
+    where
+        Directories below it.
+    user
+        User who runs the compiler. Default: whoever runs this.
+    timeout
+        Seconds.
+
+    Returns ``{"compiled": n, "failed": [paths], "seconds": x}``. Files that are no valid Python (templates, old
+    examples) are listed as failed and do no harm.
+    """
+    started = time.monotonic()
+    path = _absolute("path", path)
+    folders = [name for name in where if os.path.isdir(f"{path}/{name}")]
+    if not folders:
+        return {"compiled": 0, "failed": [], "seconds": 0.0}
+    # Stripping the prefix keeps this virtualenv's place out of bytecode that clones will share. compileall writes
+    # beside and renames, so a linked file is replaced, not changed.
+    command = [f"{path}/bin/python", "-I", "-m", "compileall", "-s", path]
+    done = processes.run(command + [f"{path}/{name}" for name in folders], user=user, timeout=timeout)
+    seen = re.findall(r"^Compiling '(.*)'\.\.\.$", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^Compiling '(.*)'\.\.\.\n\*\*\*", done.stdout, re.MULTILINE)
+    if done.retcode != 0 and not failed:
+        raise FormulaError(
+            f"Compiling below {path} failed; correct what Python names and try again:\n{processes.tail(done)}"
+        )
+    return {
+        "compiled": len(seen) - len(failed),
+        "failed": failed,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def interpreter(path: str) -> dict[str, str]:
+    """
+    Return ``{"version": "3.11.2", "home": "/usr/bin"}``: the Python that a virtualenv was made with.
+
+    path
+        Absolute path of the virtualenv.
+    """
+    path = _absolute("path", path)
+    try:
+        with open(f"{path}/pyvenv.cfg", encoding="utf-8") as handle:
+            pairs = [line.partition("=") for line in handle]
+    except OSError as exc:
+        raise FormulaError(f"{path} has no readable pyvenv.cfg; name an existing virtualenv.") from exc
+    values = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    version = values.get("version") or values.get("version_info", "")
+    return {"version": ".".join(version.split(".")[:3]), "home": values.get("home", "")}
+
+
+def _prefix_problems(path: str, user: str) -> list[str]:
+    """Ask the virtualenv's own interpreter where it belongs."""
+    if not os.access(f"{path}/bin/python", os.X_OK):
+        return ["bin/python does not exist or cannot be run"]
+    command = [f"{path}/bin/python", "-I", "-c", "import sys; print(sys.prefix)"]
+    done = processes.run(command, user=user, timeout=60)
+    prefix = done.stdout.strip()
+    if done.retcode != 0:
+        return [f"bin/python does not run ({processes.tail(done, 1)})"]
+    return [] if prefix == path else [f"bin/python belongs to {prefix}, not to {path}"]
+
+
+def _make_target(target: str) -> None:
+    """Make the directory of a clone; one that is there may hold a ``release.json`` alone."""
+    try:
+        os.makedirs(target, exist_ok=True)
+        if set(os.listdir(target)) - {"release.json"}:
+            raise FormulaError(f"{target} exists; choose another target or remove it first.")
+    except OSError as exc:
+        raise FormulaError(f"{target} cannot be made ({exc.strerror}); make its parent directory writable.") from exc
+
+
+def _owner(owner: str) -> tuple[str, tuple[int, int] | None]:
+    """Return the user's name and the ids of user and group for ``user`` or ``user:group``."""
+    if not owner:
+        return "", None
+    user, _, group = owner.partition(":")
+    try:
+        entry = pwd.getpwnam(user)
+        return user, (entry.pw_uid, grp.getgrnam(group).gr_gid if group else entry.pw_gid)
+    except KeyError as exc:
+        raise FormulaError(f"There is no user or group {owner!r} here; create it first.") from exc
+
+
+def _empty(target: str) -> None:
+    """Remove what a failed clone left; a ``release.json`` that was there before it stays, with its directory."""
+    for entry in os.scandir(target):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        elif entry.name != "release.json":
+            os.unlink(entry.path)
+    if not os.listdir(target):
+        os.rmdir(target)
+
+
+def _absolute(name: str, path: str) -> str:
+    """Return a path in its plain form; refuse one that cannot be written into scripts and Python files as it is."""
+    if not isinstance(path, str) or not path.startswith("/") or re.search(r"""['"`$\\\x00-\x1f]""", path):
+        raise InvalidArgument(
+            f"{name} is {path!r}; use an absolute path without quotes, backslashes, dollar or control characters."
+        )
+    return os.path.normpath(path)

@@ -1,0 +1,1 @@
+"""Heads, compatibility, migration, dump and restore, search index."""

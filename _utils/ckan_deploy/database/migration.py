@@ -1,0 +1,126 @@
+"""
+What a release does to the database before it is served: a dump, a rehearsal on a copy, the migrations of CKAN and its
+plugins, the permissions of the datastore, and the commands that set extensions up.
+
+``probe`` migrates, ``backup`` dumps; whether a release can live with a database is the business of ``compatibility``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from ckan_deploy.build import ini
+from ckan_deploy.database import backup, compatibility, postgres, probe
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.manifest import Manifest
+from ckan_deploy.releases.site import Site
+
+
+def foresee(site: Site, manifest: Manifest, checked: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Say how a release will migrate what its check found pending, and look whether it can be dumped before.
+
+    site
+        The site.
+    manifest
+        The manifest of the release.
+    checked
+        What ``probe.check`` returned.
+
+    Returns ``{"maintenance": whether visitors get the maintenance page meanwhile, "warnings": [sentences]}``. Raises
+    ``FormulaError`` with what is in the way of a dump.
+    """
+    live = site.releases.current()
+    served = compatibility.version_of(site.releases.read(live)) if live else ""
+    closes = compatibility.closes(site, served, compatibility.version_of(manifest), checked["pending"])
+    if not any(state["at"] for state in checked["schema"].values()):
+        return {"maintenance": closes, "warnings": []}
+    backup.ready(site)
+    warnings = []
+    if closes and (why := backup.obstacle(site)):
+        warnings.append(f"after a failure the database would stay migrated: {why}")
+    return {"maintenance": closes, "warnings": warnings}
+
+
+def run(site: Site, release: str, checked: Mapping[str, Any], closed: bool) -> dict[str, Any]:
+    """
+    Bring the database to the heads of a release, where its check found something pending.
+
+    site
+        The site.
+    release
+        The release.
+    checked
+        What its check found: see ``probe.check``.
+    closed
+        Whether the portal is in maintenance mode.
+
+    Returns ``{"migrated": bool, "migration": {"host", "before", "after", "seconds", "backup", "rehearsal", "commands"},
+    "warnings": [sentences]}``; ``migration`` is ``{}`` where nothing was done. Raises ``FormulaError`` that names what
+    failed, says what the database holds, and what runs on it.
+    """
+    found, pending = checked.get("schema", {}), bool(checked.get("pending"))
+    path = site.releases.directory(release)
+    warnings = _datastore(site, path, checked.get("datastore", ""))
+    commands = probe.init_commands(site)
+    dumped = backup.before(site, release, found, pending)
+    migration: dict[str, Any] = {"backup": dumped} if dumped else {}
+    if pending or commands:
+        leave = compatibility.unknown(site, found)["leave"]
+        if dumped and site.settings.migration.rehearse:
+            migration["rehearsal"] = _rehearse(site, path, release, leave)
+        try:
+            result = probe.migrate(site, path, leave)
+        except FormulaError as exc:
+            kept = f"; the dump of before is {dumped['file']} on {site.host.id}" if dumped else ""
+            raise FormulaError(f"{exc}{_what_runs(site, closed)}{kept}") from exc
+        migration.update({name: result[name] for name in ("before", "after", "seconds") if name in result})
+    if commands:
+        migration["commands"] = [" ".join(words) for words in commands]
+    if migration:
+        migration["host"] = site.host.id
+    return {"migrated": pending, "migration": migration, "warnings": warnings}
+
+
+def _what_runs(site: Site, closed: bool) -> str:
+    """After a migration that failed: who meets that database now, and what to do."""
+    if closed:
+        # Visitors wait, and the database is given back before they come in again.
+        return "; mend the migration and deploy again"
+    live = site.releases.current()
+    runs = f"the live release {live} runs on it" if live else "no release runs on it yet"
+    return f"; {runs}; mend the migration and deploy again, it goes on from there"
+
+
+def _rehearse(site: Site, path: str, release: str, leave: Sequence[str]) -> dict[str, float]:
+    """Migrate a copy of the database; returns how long copy and migration took, in seconds."""
+    begun = time.monotonic()
+    with backup.copied(site, release) as name:
+        copied = time.monotonic() - begun
+        database = attrs.evolve(site.settings.database, name=name)
+        there = attrs.evolve(site, settings=attrs.evolve(site.settings, database=database))
+        with ini.lent(there, path) as place:
+            try:
+                result = probe.migrate(there, path, leave, place)
+            except FormulaError as exc:
+                text = f"the rehearsal on a copy failed, the database is untouched: {exc}"
+                raise FormulaError(text) from exc
+    return {"copy_seconds": round(copied, 1), "seconds": result["seconds"]}
+
+
+def _datastore(site: Site, path: str, lacks: str) -> list[str]:
+    """The datastore gets its permissions, where somebody is named who may give them; else what to type is a warning."""
+    if not lacks:
+        return []
+    if not site.settings.database.admin_user:
+        return [
+            f"the datastore lacks {lacks}; have an administrator of PostgreSQL run the output of: "
+            f"{path}/bin/ckan -c {ini.path(site, path)} datastore set-permissions; or name one in "
+            "ckan:database:admin_user"
+        ]
+    postgres.admin(site, probe.datastore_sql(site, path), site.settings.datastore)
+    return []

@@ -1,0 +1,1 @@
+"""The stages of one host, in order; deploy, rollback, catch up, adopt, prune."""

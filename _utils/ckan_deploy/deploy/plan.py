@@ -1,0 +1,156 @@
+"""
+What a deploy would do on this host, and what stands in its way. Changes nothing that is served.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve, frozen
+
+from ckan_deploy.build import ini, resolution
+from ckan_deploy.database import compatibility
+from ckan_deploy.deploy import preflight
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import choice, diff, lock
+from ckan_deploy.releases.manifest import Manifest, Resolution
+from ckan_deploy.releases.site import Site
+from ckan_deploy.settings.fingerprint import hashes
+from ckan_deploy.settings.parts import Extension
+from ckan_deploy.sources.pins import Pin
+from ckan_deploy.system import disk
+
+# Settings whose changes are told by what they bring: commits, packages, patches, options of the ini.
+TOLD = (
+    "extensions", "patches", "base", "config", "plugins", "database", "datastore", "secrets", "site_url", "site_id",
+    "solr_url", "redis_url",
+)  # fmt: skip
+
+
+@frozen
+class Plan:
+    """
+    What a deploy would do. ``changes`` compares the resolution with the current release, ``own_changes`` says what this
+    host's pillar changes, ``host`` is what the fleet must know of this host.
+    """
+
+    release: str
+    env: str
+    current: str
+    own_changes: list[str]
+    host: dict[str, Any]
+    resolution: Resolution | None = None
+    changes: list[str] = []
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the answer of ``ckan_release.plan``."""
+        return {
+            "release": self.release, "env": self.env, "current": self.current, "host": self.host,
+            "contents": self.resolution.to_json() if self.resolution else {},
+            "extensions": diff.brief(self.resolution.extensions) if self.resolution else {},
+            "changes": self.changes, "own_changes": self.own_changes,
+        }  # fmt: skip
+
+
+def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
+    """
+    Look whether a deploy could start here, and decide what the release will hold.
+
+    site
+        The site.
+    release
+        The id of the release to make.
+    resolve
+        Ask the origins and resolve the packages; False where another host has been asked already.
+    job
+        The run of the master that this belongs to.
+
+    Raises ``FormulaError`` with all that is in the way.
+    """
+    problems = list(filter(None, [lock.busy(site), *preflight.obstacles(site, release)]))
+    if problems:
+        raise FormulaError("; ".join(problems) + ".")
+    current = site.releases.current()
+    ini.validate(site)
+    before = site.releases.read(current) if current else None
+    planned = Plan(release, site.settings.env, current, _own_changes(site, before), _about_host(site, release, job))
+    if not resolve:
+        return planned
+    new = resolution.resolve(site)
+    old = before.resolution if before else None
+    new = evolve(new, extensions=_follow_tags(new.extensions, old, site.settings.extensions))
+    mirrors = os.path.join(site.paths.shared, "mirrors")
+    migrations = diff.migrations(old, new, mirrors)
+    if migrations and compatibility.closes(site, old.base.ckan if old else "", new.base.ckan, ["core"]):
+        migrations.append("visitors get the page of maintenance while the database is migrated")
+    changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
+    return evolve(planned, resolution=new, changes=changes)
+
+
+def missed(site: Site) -> tuple[str, str | None]:
+    """
+    Say whether this host has missed what its environment is on.
+
+    site
+        The site.
+
+    Returns the release of the environment where ``current`` names another one, else ''; and why that release is marked
+    bad here, None where it is not.
+    """
+    wanted = site.environment.wanted
+    if not wanted or wanted.release == site.releases.current():
+        return "", None
+    have = site.releases.find(wanted.release)
+    return wanted.release, have.bad_reason if have and have.state == "bad" else None
+
+
+def _about_host(site: Site, release: str, job: str) -> dict[str, Any]:
+    """What a fleet must know of this host before it begins."""
+    manifests, current = site.releases.manifests(), site.releases.current()
+    before = next((manifest for manifest in manifests if manifest.id == current), None)
+    after = [*manifests, Manifest(id=release, state="live")]
+    seen = site.environment.lock
+    return {
+        "place": disk.place(site.paths.releases),
+        "sees_lock": bool(seen and seen.job == job),
+        "disk": {"free_mb": disk.free_mb(site.paths.releases), "needed_mb": before.disk_mb if before else None},
+        "prunes": choice.prunable(after, release, site.settings.keep),
+    }
+
+
+def _own_changes(site: Site, before: Manifest | None) -> list[str]:
+    """What changes by this host's pillar: names of options and of settings, never a value."""
+    if not before:
+        return ["the first release of this host"]
+    try:
+        difference = ini.diff(site, site.releases.directory(before.id), before.secret_options)
+        said = [f"configuration: {', '.join(options)} {kind}" for kind, options in difference.items() if options]
+    except FormulaError as exc:
+        said = [f"configuration: not compared, {exc}"]  # the new ini does not need the old one
+    was, is_ = before.settings, hashes(site.settings)
+    if not was or was.get("env") != is_["env"]:
+        why = "the release of before has no note of them" if not was else "the session secret is another one"
+        return [*said, f"settings: not compared, {why}"]
+    changed = [name for name in sorted(was.keys() | is_.keys()) if name not in TOLD and was.get(name) != is_.get(name)]
+    return [*said, *([f"settings: {', '.join(changed)} changed"] if changed else [])]
+
+
+def _follow_tags(
+    pins: Mapping[str, Pin], old: Resolution | None, extensions: Mapping[str, Extension]
+) -> dict[str, Pin]:
+    """Note the tags that stand for another commit than in the release before; refuse those of a locked extension."""
+    followed, moved = dict(pins), []
+    for name, pin in pins.items():
+        was = old.extensions.get(name) if old else None
+        if not was or pin.ref_kind != "tag" or (was.url, was.ref) != (pin.url, pin.ref) or was.commit == pin.commit:
+            continue
+        followed[name] = pin.with_(moved_from=was.commit)
+        if extensions[name].locked:
+            moved.append(f"tag {pin.ref} of {name} moved from {was.commit[:12]} to {pin.commit[:12]}")
+    if moved:
+        raise FormulaError(
+            f"{'; '.join(moved)}, and the extension is locked; find out why, then take a new tag or locked: false."
+        )
+    return followed

@@ -1,0 +1,59 @@
+"""What is asked of a host before a deploy begins: what keeps a release from being made or served here."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from ckan_deploy.releases import hooks
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server, cron, health
+from ckan_deploy.system import disk
+
+
+def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
+    """
+    Say what is in the way: no base, no build user, a newer release, disk, supervisor, web server, cron, hooks.
+
+    site
+        The site.
+    release
+        The id of the release to make.
+    any_age
+        It may be older than others here: a host catches up with what it has missed.
+
+    Returns a list of sentences, empty when nothing is in the way.
+    """
+    found = [*_build_problems(site), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
+    found += filter(None, (app_server.supervisor_problem(site), health.front_problem(site)))
+    return [*found, *cron.problems(site), *hooks.problems(site)]
+
+
+def _build_problems(site: Site) -> list[str]:
+    problems = []
+    if not site.settings.base.version and not os.path.exists(os.path.join(site.paths.base, "bin", "python")):
+        problems.append(f"there is no virtualenv in {site.paths.base}; run state.apply ckan first")
+    if os.geteuid() == 0:
+        user = site.settings.build_user
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            problems.append(f"there is no user {user} (ckan:build_user); run state.apply ckan first")
+    return problems
+
+
+def _age_problems(site: Site, release: str) -> list[str]:
+    newest = [manifest.id for manifest in site.releases.manifests()][-1:] if release else []
+    if newest and newest[0] >= release:
+        return [f"release {newest[0]} here is not older than {release}; compare the clocks of master and host"]
+    return []
+
+
+def _disk_problems(site: Site) -> list[str]:
+    free, wanted = disk.free_mb(site.paths.releases), site.settings.disk_free_mb
+    if free >= wanted:
+        return []
+    return [
+        f"{free} MB are free under {site.paths.releases}, ckan:disk_free_mb asks for {wanted}; "
+        "make room (ckan_release.prune)"
+    ]

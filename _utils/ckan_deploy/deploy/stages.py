@@ -1,0 +1,253 @@
+"""
+The stages of a deploy on one host, a function each. A deploy over several hosts calls the same functions, a stage at a
+time on all hosts; ``deploy.deploy`` calls them all on this one. ``plan`` is a module of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckan_deploy.build import assembly, packages, resolution
+from ckan_deploy.build.installer import Installer
+from ckan_deploy.database import compatibility, migration, probe, search_index
+from ckan_deploy.deploy import switch
+from ckan_deploy.deploy.prune import prune
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import stage
+from ckan_deploy.releases.manifest import Manifest, Resolution
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server, health, maintenance, shared_files
+
+# Seconds that a deploy which is reverted waits for what is still at work on the host.
+ABORT_WAIT = 60
+
+
+def build(site: Site, release: str, planned: Resolution | None = None, by: str = "", job: str = "") -> Manifest:
+    """
+    Build a release: clone the base, check out and install the extensions, render the ini, write the manifest.
+
+    site
+        The site.
+    release
+        The id of the release to make.
+    planned
+        What it will hold, as the plan decided here or on another host; decided here where it is missing.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns the manifest, in state ``built``. Raises ``FormulaError``; the release is then ``failed``.
+    """
+    with stage.running(site, "build", release, by, job):
+        path = site.releases.directory(release)
+        planned = planned or resolution.resolve(site)
+        about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
+        # What it is to hold from the start: a prune spares the checkouts that it names.
+        site.releases.create(release, resolution=planned, **about)
+        with _marking_failed(site, release, by):
+            return site.releases.set_state(release, "built", by, **assembly.fill(site, path, planned))
+
+
+def check(site: Site, release: str, by: str = "", job: str = "", served: bool = False) -> dict[str, Any]:
+    """
+    Boot CKAN once inside a built release and record what it says.
+
+    site, release, by, job
+        As for ``build``; the release is ``built`` or ``checked``.
+    served
+        Another host serves this release already, so it gets along with the database.
+
+    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
+    ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
+    """
+    with stage.running(site, "check", release, by, job) as warned:
+        path, manifest = site.releases.directory(release), site.releases.read(release)
+        _expect(manifest, "built", "checked")
+        with _marking_failed(site, release, by):
+            overridden = manifest.resolution.overridden if manifest.resolution else {}
+            packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
+            shared_files.own(site, path)
+            result = probe.check(site, path)
+            newer = compatibility.unknown(site, result["schema"], served)
+            if newer["problem"]:
+                raise FormulaError(newer["problem"])
+            result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
+            if result["pending"]:
+                ahead = migration.foresee(site, manifest, result)
+                result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
+            site.releases.set_state(release, "checked", by, check=result)
+        warned += result["warnings"]
+        return {**result, "warnings": warned}
+
+
+def migrate(site: Site, release: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Bring the database to the heads of a checked release, if its check found migrations pending; with a dump of it
+    before, as ``backup:when`` says.
+
+    site, release, by, job
+        As for ``build``; the release is ``checked``.
+
+    Returns ``{"migrated": bool, "migration": what ``start`` takes, "warnings"}``. Raises ``FormulaError`` that names
+    what failed, says what the database holds, and that the live release runs on it.
+    """
+    with stage.running(site, "migrate", release, by, job) as warned:
+        manifest = site.releases.read(release)
+        _expect(manifest, "checked")
+        done = migration.run(site, release, manifest.check, maintenance.status(site)["on"])
+        warned += done["warnings"]
+        if done["migration"]:
+            site.releases.set_state(release, "checked", by, migration=done["migration"])
+        return {**done, "warnings": warned}
+
+
+def start(
+    site: Site, release: str, by: str = "", job: str = "", migrated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    Start the app server of a complete release on its own socket, and wait until it answers. Visitors see nothing of it.
+
+    site, release, by, job
+        As for ``build``; the release is ``checked`` or was live.
+    migrated
+        What ``migrate`` told on the host that ran it; stands in the manifest of the release on all.
+
+    Returns ``{"started": bool, "seconds": ...}``.
+    """
+    # To start what is served is a repair, whoever has locked deploys out.
+    repair = release == site.releases.current()
+    with stage.running(site, "start", release, by, job, locked=not repair):
+        manifest = site.releases.read(release)
+        _expect(manifest, "checked", "live", "retired", "bad")
+        if migrated:
+            site.releases.set_state(release, manifest.state, by, migration=dict(migrated))
+        return switch.start(site, release)
+
+
+def activate(
+    site: Site, release: str, force: bool = False, by: str = "", reason: str = "", job: str = ""
+) -> dict[str, Any]:
+    """
+    Make a complete release current: its app server answers first, then ``current`` is renamed.
+
+    site, release, by, job
+        As for ``build``; the release is ``checked`` or was live.
+    force
+        Take one that is marked bad, too.
+    reason
+        Why.
+
+    Returns ``{"current": id, "previous": id, "warnings"}``.
+    """
+    with stage.running(site, "activate", release, by, job) as warned:
+        manifest = site.releases.read(release)
+        _expect(manifest, "checked", "live", "retired", *(["bad"] if force else []))
+        if manifest.state == "checked":
+            # The stages before have looked after the files; between start and rename nothing is walked through again.
+            app_server.start(site, site.releases.directory(release))
+        else:
+            switch.start(site, release)
+        return {**switch.switch(site, release, "retired", by, reason), "warnings": warned}
+
+
+def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Ask the site through its web server and compare the release that answers.
+
+    site, release, by, job
+        As for ``build``; the release must answer.
+
+    Returns ``{"status", "release", "seconds", "reindex": why the search index must be rebuilt or '', "warnings"}``.
+    Raises ``FormulaError`` when another answers, or none.
+    """
+    with stage.running(site, "verify", release, by, job, locked=False) as warned:
+        linked = site.releases.current()
+        if linked != release:
+            raise FormulaError(f"current points to {linked or 'no release'} instead of {release}.")
+        why, _ = search_index.differs(site, site.releases.read(release))
+        return {**health.health(site, release), "reindex": why, "warnings": warned}
+
+
+def finish(
+    site: Site, release: str, prunes: bool = True, by: str = "", job: str = "", index: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    End a deploy: the old app servers finish their requests and stop, services take up the release, old releases are
+    pruned. With ``web:standby`` the app server of the release before stays for so long.
+
+    site, release, by, job
+        As for ``build``; the release is live.
+    prunes
+        Prune as well; False after a rollback.
+    index
+        What the search index is made of now, on whichever host that was seen to; stands in the manifest.
+
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
+    """
+    with stage.running(site, "finish", release, by, job) as warned:
+        path, manifest = site.releases.directory(release), site.releases.read(release)
+        if index:
+            site.releases.set_state(release, manifest.state, by, index=dict(index))
+        previous = manifest.previous if prunes else ""
+        standby = previous if app_server.keep_standby(site, previous) else ""
+        stopped = app_server.stop_others(site, path, standby)
+        warned += switch.follow(site)
+        pruned = prune(site) if prunes else []
+        return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+
+
+def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Revert a deploy on this host: the release served before is current again, the candidate is removed.
+
+    Safe to call at any stage, more than once, and where the candidate never was.
+
+    site, release, by, job
+        As for ``build``; the release is the candidate.
+    reason
+        Why.
+
+    Returns ``{"current": id, "removed": bool}``.
+    """
+    path = site.releases.directory(release)
+    if not site.releases.find(release):
+        return {"current": site.releases.current(), "removed": False}
+    # A minion that was killed may have left its stage behind, at work.
+    with stage.running(site, "abort", release, by, job, reason, wait=ABORT_WAIT):
+        if site.releases.current() == release:
+            _leave(site, site.releases.read(release), by, reason)
+        app_server.stop(site, path)
+        site.releases.set_state(release, "failed", by, reason)
+        app_server.forget(site, path)
+        site.releases.remove(release)
+        return {"current": site.releases.current(), "removed": True}
+
+
+def _leave(site: Site, manifest: Manifest, by: str, reason: str) -> None:
+    """Go back from a candidate that is current to what was served before it."""
+    if manifest.previous:
+        app_server.start(site, site.releases.directory(manifest.previous))
+        switch.switch(site, manifest.previous, "failed", by, reason)
+        # A worker that ended by itself after the switch was started anew from this release.
+        switch.follow(site, files=False)
+    else:
+        # A first deploy: there was no link before, or one of somebody else's.
+        site.releases.restore_link(manifest.previous_link)
+        app_server.switched(site)
+
+
+def _expect(manifest: Manifest, *states: str) -> None:
+    if manifest.state not in states:
+        raise FormulaError(
+            f"release {manifest.id} is {manifest.state}, not {' or '.join(states)}; see ckan_release.list."
+        )
+
+
+@contextlib.contextmanager
+def _marking_failed(site: Site, release: str, by: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        site.releases.set_state(release, "failed", by, str(exc))
+        raise

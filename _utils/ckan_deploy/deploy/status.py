@@ -1,0 +1,151 @@
+"""Where a host stands, and what its releases are: what people ask."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ckan_deploy.build import ini
+from ckan_deploy.deploy.rollback import rollback_target
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import diff
+from ckan_deploy.releases.manifest import Manifest
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server, health, maintenance, services, uwsgi
+
+
+def list_releases(site: Site) -> list[dict[str, Any]]:
+    """
+    Return the releases of this host, newest first, a row each.
+
+    site
+        The site.
+
+    Returns ``[{"release", "state", "current", "created", "by", "extensions": {name: "ref commit" or version}}]``.
+    """
+    current = site.releases.current()
+    return [
+        {
+            "release": manifest.id,
+            "state": manifest.state,
+            "current": manifest.id == current,
+            "created": manifest.created,
+            "by": manifest.by,
+            "extensions": diff.brief(manifest.resolution.extensions) if manifest.resolution else {},
+            **({"reason": manifest.bad_reason} if manifest.bad_reason else {}),
+        }
+        for manifest in reversed(site.releases.manifests())
+    ]
+
+
+def manifest_of(site: Site, release: str = "") -> Manifest:
+    """
+    Return the manifest of a release.
+
+    site
+        The site.
+    release
+        The id; by default the current one.
+
+    Raises ``FormulaError`` where there is no such release, or none is current.
+    """
+    release = release or site.releases.current()
+    if not release:
+        raise FormulaError("no release is current on this host; run state.apply ckan for the first one.")
+    return site.releases.read(release)
+
+
+def contents(site: Site, release: str = "") -> dict[str, Any]:
+    """
+    Return what a release holds, as the plan decided it: another host can build the same from it.
+
+    site, release
+        As for ``manifest_of``.
+    """
+    resolution = manifest_of(site, release).resolution
+    if not resolution:
+        raise FormulaError(f"release {release} was never built; name one that was.")
+    return resolution.to_build().to_json()
+
+
+def difference(site: Site, old: str = "", new: str = "") -> dict[str, Any]:
+    """
+    Say what differs between two releases of this host.
+
+    site
+        The site.
+    old
+        A release; by default the one that a rollback would go to.
+    new
+        A release; by default the current one.
+
+    Returns what ``diff.compare`` returns, with ``from``, ``to`` and ``configuration``: the names of the options added,
+    removed and changed, never a value.
+    """
+    one, two = manifest_of(site, old or rollback_target(site)), manifest_of(site, new)
+    if not one.resolution or not two.resolution:
+        raise FormulaError(f"release {(two if one.resolution else one).id} was never built; name one that was.")
+    mirrors = os.path.join(site.paths.shared, "mirrors")
+    found = diff.compare(one.resolution, two.resolution, mirrors, (one.plugins, two.plugins))
+    folders = [site.releases.directory(manifest.id) for manifest in (one, two)]
+    return {"from": one.id, "to": two.id, **found, "configuration": ini.names(site, *folders)}
+
+
+def config_diff(site: Site, release: str = "") -> dict[str, Any]:
+    """
+    Say what a deploy would change in the ini: the pillar as it is now, against the ini of a release.
+
+    site, release
+        As for ``manifest_of``.
+
+    Returns ``{"release", "added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``; of
+    a secret only ``(changed)`` is shown.
+    """
+    manifest = manifest_of(site, release)
+    return {
+        "release": manifest.id,
+        **ini.diff(site, site.releases.directory(manifest.id), manifest.secret_options),
+    }
+
+
+def status(site: Site, processes: bool = False) -> dict[str, Any]:
+    """
+    Say where this host stands: the release linked, the ones with an app server, and the one that answers visitors.
+
+    site
+        The site.
+    processes
+        Ask the processes, too: which release each has loaded. And say how the last stage of a deploy went.
+
+    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``, and ``maintenance`` where
+    visitors get a page instead; with ``processes`` also ``{"serving": [ids], "workers": {name: id or state}, "last":
+    an entry of the history or {}}``.
+    """
+    current, answers, closed = site.releases.current(), "", maintenance.status(site)
+    if current:
+        try:
+            answers = health.health(site, current, wait=False)["release"]
+        except FormulaError as exc:
+            answers = str(exc)
+    more: dict[str, Any] = {"maintenance": closed} if closed["on"] else {}
+    if processes:
+        more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
+        more["workers"] = _workers(site)
+        more["last"] = next(iter(site.log.read(1)), {})
+    return {
+        "env": site.settings.env,
+        "current": current,
+        "state": site.releases.read(current).state if current else "",
+        "running": uwsgi.releases(site),
+        "answers": answers,
+        **more,
+    }
+
+
+def _workers(site: Site) -> dict[str, str]:
+    """What each worker has loaded, or what supervisor says of one that does not run."""
+    try:
+        rows = services.status(site)["workers"]
+    except FormulaError as exc:
+        return {"all": str(exc)}
+    return {row["worker"]: row["release"] or row["state"] for row in rows}

@@ -1,0 +1,102 @@
+"""
+The switch from one release to another: what a release needs before visitors are sent to it, the rename of ``current``,
+and what is noted of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckan_deploy.database import search_index
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server, services, shared_files
+
+
+def start(site: Site, release: str) -> dict[str, Any]:
+    """
+    Make a release ready for visitors: its files, its web assets, its app server.
+
+    site
+        The site.
+    release
+        Its id.
+
+    Returns ``{"started": bool, "seconds"}``. Raises ``FormulaError`` when it does not answer.
+    """
+    # What is asked for now is not stopped by a job that was meant for the deploy before.
+    app_server.forget_standby(site)
+    path = site.releases.directory(release)
+    shared_files.own(site, path)
+    shared_files.publish(site)
+    return app_server.start(site, path)
+
+
+def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> dict[str, str]:
+    """
+    Rename ``current``, and write down what that means for the release that comes and the one that is left.
+
+    site
+        The site.
+    release
+        The release to go to.
+    left_state
+        What the one that is left becomes: ``retired``, ``bad`` or ``failed``.
+    by, reason
+        Who asked, and why.
+
+    Returns ``{"current": id, "previous": id}``.
+    """
+    releases = site.releases
+    previous = releases.current()
+    if previous == release:
+        return {"current": release, "previous": previous}
+    manifest = releases.read(release)
+    if manifest.state == "checked":
+        # Before the rename, so that a deploy that dies here can still be reverted.
+        releases.set_state(release, "checked", previous=previous, previous_link=releases.foreign_link())
+    releases.point(release)
+    app_server.switched(site)
+    releases.set_state(release, "live", by, bad_reason="", came_after=previous)
+    if previous:
+        if releases.read(previous).state == "checked":
+            # A switch that was cut short between the rename and its note.
+            releases.set_state(previous, "live", by)
+        noted = {"bad_reason": reason} if left_state == "bad" else {}
+        releases.set_state(previous, left_state, by, reason, **noted)
+    return {"current": release, "previous": previous}
+
+
+def follow(site: Site, files: bool = True) -> list[str]:
+    """
+    Bring services and cron jobs to the current release.
+
+    site
+        The site.
+    files
+        As for ``services.follow``.
+
+    Returns warnings: what does not follow is one, since the site is served.
+    """
+    try:
+        return list(services.follow(site, files)["warnings"])
+    except (FormulaError, OSError) as exc:
+        return [str(exc)]
+
+
+def reindex(site: Site, release: str, by: str, job: str, force: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """
+    Bring the search index to a release, on this host alone.
+
+    site, release, by, job
+        The site, the release, who asked, and the run that it belongs to.
+    force
+        Rebuild it in any case.
+
+    Returns what the index is made of now, and warnings: what goes wrong is one, since the site is served.
+    """
+    try:
+        done = search_index.rebuild(site, release, force, by, job)
+    except FormulaError as exc:
+        return {}, [f"the search index was not rebuilt: {exc}"]
+    return done["index"], done["warnings"]

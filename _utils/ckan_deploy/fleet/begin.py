@@ -1,0 +1,142 @@
+"""The beginning of a run: what was asked for can be meant, the deploy lock is taken, the plan is made."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.fleet import end, hosts, progress, revert
+from ckan_deploy.fleet import plan as plans
+from ckan_deploy.fleet.master import Master
+from ckan_deploy.fleet.run import Run, Span
+from ckan_deploy.releases import ids
+
+# What the pillar of an orchestration may say.
+KNOWN = {
+    "deploy": ("env", "extensions", "dry_run", "maintenance", "groups", "allow_down", "force", "steal", "reason"),
+    "rollback": (
+        "env", "to", "reason", "force", "dry_run", "groups", "allow_down", "steal", "accept_schema", "downgrade",
+        "restore", "maintenance",
+    ),
+}  # fmt: skip
+
+
+def plan(
+    master: Master, env: Any, kind: str = "deploy", extensions: Any = None, to: Any = "", dry_run: Any = False,
+    reason: Any = "", force: Any = False, maintenance: Any = False, groups: Any = None, allow_down: Any = None,
+    steal: Any = False, given: Any = None, accept_schema: Any = False, downgrade: Any = False,
+    restore: Any = "", job: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """
+    Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
+
+    master
+        The master.
+    env
+        The name of the environment.
+    kind
+        ``deploy`` or ``rollback``.
+    extensions
+        What differs from the pillar for this deploy.
+    to
+        The release that a rollback goes to.
+    dry_run
+        Say what would be done, and end.
+    reason
+        Why.
+    force
+        For a rollback: a release that is marked bad will do. For a deploy: also where there is nothing to deploy.
+    maintenance
+        Visitors get the maintenance page from the stage migrate, or downgrade, to the end of verify.
+    groups
+        One group of hosts after the other: see ``hosts.in_groups``.
+    allow_down
+        Hosts that may be down: they are left out then, and their next highstate catches up.
+    steal
+        Take the lock of a run that is dead, once what it left is reverted.
+    given
+        All names of the pillar of the orchestration, to find those that nobody knows.
+    accept_schema, downgrade, restore
+        For a rollback: how to go about a database that the release does not know.
+    job
+        The id of the job.
+
+    Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and more for
+    a deploy: see ``plan.deploy``. Where it was refused, ``{"ok": False, "comment"}``.
+    """
+    run = Run(
+        master=master, env=env, kind=kind, by=master.user, job=job, since=ids.now(), reason=str(reason or ""),
+        force=force is True, maintenance=maintenance is True, extensions=extensions or {}, dry_run=dry_run is True,
+        accept_schema=accept_schema is True, downgrade=downgrade is True, restore=str(restore or ""),
+        asked_groups=groups or [], allow_down=allow_down or [],
+    )  # fmt: skip
+    progress.quiet()
+    try:
+        found = hosts.targets(master, env)
+        _refuse(run, given, extensions)
+        _refuse_switches(
+            dry_run=dry_run, force=force, maintenance=maintenance, steal=steal, accept_schema=accept_schema,
+            downgrade=downgrade,
+        )  # fmt: skip
+        if not run.dry_run:
+            _lock(run, steal is True)
+    except FormulaError as exc:
+        return end.refused(run, str(exc))
+    begun = time.time()
+    try:
+        plans.choose_hosts(run, found)
+        outcome = plans.deploy(run) if kind == "deploy" else plans.rollback(run, str(to or ""))
+    except FormulaError as exc:
+        if run.dry_run:
+            return {"ok": False, "comment": str(exc)}
+        run.record.free(job)
+        return end.refused(run, str(exc))
+    except BaseException:
+        # Nothing was touched yet: whatever it is, nobody has to be kept out for it.
+        if not run.dry_run:
+            run.record.free(job)
+        raise
+    if not run.dry_run:
+        seconds = time.time() - begun
+        run.spans.append(Span("plan", "", "", begun, seconds, "ok"))
+        run.save()
+        progress.tell(run, "plan", "ok", seconds=seconds, comment=outcome["comment"])
+    return outcome
+
+
+def _refuse(run: Run, given: Any, extensions: Any) -> None:
+    """Raise ``FormulaError`` for what cannot be meant."""
+    known = KNOWN.get(str(run.kind))
+    if not known:
+        raise FormulaError(f"{run.kind!r} is neither deploy nor rollback")
+    if given is not None and not isinstance(given, list):
+        raise FormulaError(f"given must be a list of names, not {given!r}")
+    unknown = [str(name) for name in given or [] if name not in known]
+    if unknown:
+        # The pillar of the master's own minion is among them.
+        own = set(map(str, run.master.own_pillar()))
+        each = [f"{name}{hosts.near(name, known)}" for name in unknown if name not in own]
+        if each:
+            raise FormulaError(f"orch.{run.kind} does not know {', '.join(each)}; it knows {', '.join(known)}")
+    if extensions is not None and not isinstance(extensions, dict):
+        raise FormulaError("extensions must be a dictionary, such as '{ckanext-mycity: {ref: fix-42}}'")
+
+
+def _refuse_switches(**switches: Any) -> None:
+    for name, value in switches.items():
+        if value is not None and not isinstance(value, bool):
+            raise FormulaError(f"{name} must be true or false, not {value!r}")
+
+
+def _lock(run: Run, steal: bool) -> None:
+    """Take the deploy lock, and revert what a dead run has left that held it."""
+    record = run.record
+    held = record.lock()
+    if not record.take(run.kind, run.job, run.reason, steal):
+        return
+    dead = record.run()
+    done = revert.recover_run(Run.of(run.master, dead), run.job) if dead else revert.UNTOUCHED
+    if not done["ok"]:
+        record.give_back(held)
+        raise FormulaError(done["comment"])

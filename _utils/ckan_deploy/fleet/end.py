@@ -1,0 +1,82 @@
+"""The end of a run: an event, the report, and the sentence that the terminal shows last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ckan_deploy.fleet import progress, report
+from ckan_deploy.fleet.run import Run
+from ckan_deploy.releases import ids
+
+
+def end(run: Run, how: str, text: str) -> dict[str, Any]:
+    """
+    Tell that a run has ended.
+
+    run
+        The run.
+    how
+        ``done``, ``revert`` or ``refused``.
+    text
+        How it ended, in a sentence.
+
+    Returns ``{"ok", "comment"}``.
+    """
+    ok = how == "done"
+    progress.tell(run, how, "ok" if ok else "failed", comment=text)
+    began = bool(run.spans) and not run.nothing
+    page = report.write(run, how, text) if began else ""
+    progress.last_word(f"{text}\nreport: {page}" if page else text)
+    return {"ok": ok, "comment": text}
+
+
+def refused(run: Run, comment: str) -> dict[str, Any]:
+    """
+    Tell that a run has not begun.
+
+    run
+        The run.
+    comment
+        What was in the way.
+
+    Returns ``{"ok": False, "comment"}``.
+    """
+    end(run, "refused", f"{run.kind} to {run.env} was refused, nothing was touched: {comment}")
+    return {"ok": False, "comment": comment}
+
+
+def close(run: Run) -> dict[str, Any]:
+    """
+    End a run that went well: free its lock, and say in a line what is live where.
+
+    run
+        The run.
+
+    Returns ``{"ok", "comment"}``.
+    """
+    if run.nothing:
+        text = f"Nothing to deploy to {run.env}: {', '.join(run.hosts)} have it all; force: true deploys all the same"
+    else:
+        seconds = ", ".join(f"{name} {s} s" for name, s in run.seconds.items())
+        text = f"{run.release} is live in {run.env} on {', '.join(run.hosts)} ({seconds})"
+        # Once more, now with all the seconds.
+        run.want()
+    missing = [
+        f"{host} is down and takes it up by its next highstate: salt {host} state.highstate" for host in run.down
+    ]
+    over(run, "ok")
+    return end(run, "done", "; ".join([text, *missing, *run.warnings]))
+
+
+def over(run: Run, result: str) -> None:
+    """
+    Note that a run has ended, and free its deploy lock.
+
+    run
+        The run.
+    result
+        ``ok`` or ``failed``.
+    """
+    run.ended, run.result = ids.now(), result
+    run.save()
+    run.record.free(run.job)

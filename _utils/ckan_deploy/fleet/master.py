@@ -1,0 +1,193 @@
+"""
+The seam between the fleet and Salt's master: what the package needs of it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import salt.client
+import salt.fileserver
+import salt.key
+import salt.pillar
+import salt.utils.event
+import salt.utils.minions
+import salt.utils.user
+from salt.exceptions import SaltException
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import version
+
+# Waits for an event of the master's bus, so many seconds at most: its tag and what it holds, or None.
+NextEvent = Callable[[int], "tuple[str, dict[str, Any]] | None"]
+
+NO_RETURN = "Minion did not return"
+PGP_BLOCK = re.compile(r"-----BEGIN PGP.*?-----END PGP [A-Z ]+-----", re.S)
+
+
+class Answer(NamedTuple):
+    """What a minion said, and its exit code; ``came`` is False where it did not answer."""
+
+    host: str
+    value: Any
+    retcode: int = 0
+    came: bool = True
+
+
+class Master(Protocol):
+    """What Salt gives on a master. Tests hand in a plain object with the same members."""
+
+    @property
+    def cachedir(self) -> str:
+        """The directory in which the master keeps what it knows."""
+
+    @property
+    def keyring(self) -> str:
+        """The directory of the master's GPG keys, as its renderer finds it."""
+
+    @property
+    def user(self) -> str:
+        """Who gives the command; behind sudo, too."""
+
+    def minions(self) -> list[str]:
+        """Return the ids of the accepted minions."""
+
+    def pillar(self, minion: str, must_decrypt: bool = True) -> Mapping[str, Any]:
+        """Return the pillar of a minion as it renders now, with ``_errors`` where it does not."""
+
+    def remembered_pillar(self, minion: str) -> Mapping[str, Any]:
+        """Return the pillar of a minion as it was when the minion last asked for it."""
+
+    def own_pillar(self) -> Mapping[str, Any]:
+        """Return the pillar of the master's own minion, which an orchestration sees, too."""
+
+    def ask(self, hosts: Sequence[str], function: str, kwargs: Mapping[str, Any], timeout: int) -> Iterator[Answer]:
+        """Call a function on minions; yields answers as they come. Raises ``FormulaError`` where no job is taken."""
+
+    def fire(self, data: Mapping[str, Any], tag: str) -> None:
+        """Put an event on the master's bus."""
+
+    def listen(self) -> contextlib.AbstractContextManager[NextEvent]:
+        """Listen to the master's bus for as long as the context lasts."""
+
+    def files(self) -> dict[str, bytes]:
+        """Return the formula's modules and package as they are in the file server."""
+
+
+class SaltMaster:
+    """``Master`` by the ``__opts__`` of a runner."""
+
+    def __init__(self, opts: Any) -> None:
+        # What the loader hands out is bound to the calling thread; this is not.
+        self._opts: dict[str, Any] = opts.value() if callable(getattr(opts, "value", None)) else opts
+
+    @property
+    def cachedir(self) -> str:
+        return str(self._opts["cachedir"])
+
+    @property
+    def keyring(self) -> str:
+        return str(self._opts.get("gpg_keydir") or os.path.join(self._opts["config_dir"], "gpgkeys"))
+
+    @property
+    def user(self) -> str:
+        return str(salt.utils.user.get_specific_user())
+
+    def minions(self) -> list[str]:
+        return list(salt.key.get_key(self._opts).list_keys()["minions"])
+
+    def pillar(self, minion: str, must_decrypt: bool = True) -> Mapping[str, Any]:
+        opts = self._opts if must_decrypt else {**self._opts, "gpg_decrypt_must_succeed": False}
+        _, grains, _ = salt.utils.minions.get_minion_data(minion, opts)
+        with _blocks_shortened(), contextlib.nullcontext() if must_decrypt else _nothing_logged():
+            found = salt.pillar.Pillar(opts, grains or {"fqdn": minion}, minion, "base").compile_pillar()
+        return dict(found)
+
+    def remembered_pillar(self, minion: str) -> Mapping[str, Any]:
+        _, _, found = salt.utils.minions.get_minion_data(minion, self._opts)
+        return found or {}
+
+    def own_pillar(self) -> Mapping[str, Any]:
+        opts = {**self._opts, "pillar": {}}
+        return dict(salt.pillar.Pillar(opts, {}, opts["id"], "base").compile_pillar())
+
+    def ask(self, hosts: Sequence[str], function: str, kwargs: Mapping[str, Any], timeout: int) -> Iterator[Answer]:
+        try:
+            with salt.client.get_local_client(mopts=self._opts) as client:
+                told = client.cmd_iter(list(hosts), function, kwarg=dict(kwargs), tgt_type="list", timeout=timeout)
+                for answers in told:
+                    for host, answer in (answers or {}).items():
+                        yield _answer(host, answer)
+        except SaltException as exc:
+            raise FormulaError(
+                f"the master does not take jobs ({str(exc).strip() or type(exc).__name__}); start salt-master"
+            ) from exc
+
+    def fire(self, data: Mapping[str, Any], tag: str) -> None:
+        with salt.utils.event.get_master_event(self._opts, self._opts["sock_dir"], listen=False) as bus:
+            bus.fire_event(dict(data), tag)
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[NextEvent]:
+        with salt.utils.event.get_master_event(self._opts, self._opts["sock_dir"], listen=True) as bus:
+
+            def following(wait: int) -> tuple[str, dict[str, Any]] | None:
+                event = bus.get_event(wait=wait, full=True)
+                return (event["tag"], event["data"]) if event else None
+
+            yield following
+
+    def files(self) -> dict[str, bytes]:
+        server = salt.fileserver.Fileserver(self._opts)
+        server.update()
+        found = {}
+        for prefix in ("_modules", "_utils/ckan_deploy"):
+            for name in server.file_list({"saltenv": "base", "prefix": prefix}):
+                path = version.COUNTED.fullmatch(name) and server.find_file(name, "base")["path"]
+                if path:  # the list is cached, and may be older than the file's removal
+                    with open(path, "rb") as handle:
+                        found[name] = handle.read()
+        return found
+
+
+def _answer(host: str, answer: Any) -> Answer:
+    if not isinstance(answer, dict):
+        return Answer(host, None, came=False)
+    value = answer.get("ret")
+    came = "ret" in answer and not str(value).startswith(NO_RETURN)
+    return Answer(host, value, answer.get("retcode", 0), came)
+
+
+@contextlib.contextmanager
+def _nothing_logged() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _blocks_shortened() -> Iterator[None]:
+    """Salt writes the whole of a block that it cannot decrypt to the terminal, more than once; a word will do."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "-----BEGIN PGP" in message:
+            record.msg, record.args = PGP_BLOCK.sub("(encrypted)", message), ()
+            record.exc_info = record.exc_text = None
+        return True
+
+    handlers = list(logging.root.handlers)
+    for handler in handlers:
+        handler.addFilter(shorten)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(shorten)

@@ -1,0 +1,129 @@
+"""
+Secrets for the pillar: encrypted with the keys of the master, so that its gpg renderer can read them.
+``salt-run ckan.encrypt`` is what people type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import getpass
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.fleet.master import Master
+from ckan_deploy.fleet.names import check_env
+from ckan_deploy.settings import mask
+
+
+def encrypt(master: Master, env: Any, key: Any, recipients: Sequence[str] = ()) -> str:
+    """
+    Encrypt a secret that is read from standard input, or asked for at the terminal.
+
+    master
+        The master.
+    env
+        The name of the environment.
+    key
+        The setting, such as ``database:password`` or ``extensions:ckanext-mycity:token``.
+    recipients
+        Keys of the master's key ring to encrypt for; by default all that can be used.
+
+    Returns the lines of YAML to paste. Raises ``FormulaError`` where that is no secret setting, or there is no secret
+    or no key.
+    """
+    check_env(env)
+    key, names = str(key).removeprefix("ckan:"), mask.secret_names()
+    if not any(fnmatch.fnmatchcase(key, name) and key.count(":") == name.count(":") for name in names):
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise FormulaError(f"{key} is not a secret setting{hint}; the secret ones are {', '.join(names)}")
+    block = pillar_block(master.keyring, key, read(f"{key} of {env}"), recipients)
+    return f"# Into the secrets of {env}: a file of its pillar whose first line is #!yaml|gpg\n{block}"
+
+
+def read(prompt: str) -> str:
+    """
+    Read a secret from standard input, or from the terminal without showing it. Never from an argument: those can be
+    seen by every user of the machine.
+
+    prompt
+        What is asked for.
+
+    Returns the secret, without the line break at its end. Raises ``FormulaError`` when there is none.
+    """
+    if sys.stdin is not None and sys.stdin.isatty():
+        secret = getpass.getpass(f"{prompt}: ")
+        if secret != getpass.getpass("again: "):
+            raise FormulaError("the two are not the same; type the command again")
+    else:
+        secret = sys.stdin.read() if sys.stdin else ""
+    secret = secret.removesuffix("\n")
+    if not secret.strip():
+        raise FormulaError("there was no secret on standard input; type it, or pipe it in")
+    return secret
+
+
+def pillar_block(home: str, key: str, secret: str, recipients: Sequence[str] = ()) -> str:
+    """
+    Encrypt a secret, and return the lines of pillar to paste.
+
+    home
+        The directory of the master's GPG keys.
+    key
+        The setting, such as ``database:password``.
+    secret
+        Its value.
+    recipients
+        Keys of that key ring; by default all that can encrypt.
+
+    Returns YAML. Raises ``FormulaError`` when there is no key.
+    """
+    to = list(recipients) or _encrypting_keys(home)
+    done = _gpg(home, "--armor", "--trust-model", "always", *_each("--recipient", to), "--encrypt", stdin=secret)
+    if done.returncode != 0:
+        raise FormulaError(f"gpg cannot encrypt for {', '.join(to)}: {_last(done.stderr)}")
+    lines = []
+    *above, leaf = ["ckan", *key.split(":")]
+    for depth, name in enumerate(above):
+        lines.append(f"{'  ' * depth}{name}:")
+    lines.append(f"{'  ' * len(above)}{leaf}: |")
+    return "\n".join([*lines, *(f"{'  ' * (len(above) + 1)}{line}".rstrip() for line in done.stdout.splitlines())])
+
+
+def _encrypting_keys(home: str) -> list[str]:
+    if not os.path.isdir(home) or not _fingerprints(home, "--list-secret-keys", "sec"):
+        raise FormulaError(f"there is no key to decrypt with in {home}; make one first (docs/secrets.md)")
+    return _fingerprints(home, "--list-keys", "pub")
+
+
+def _fingerprints(home: str, command: str, kind: str) -> list[str]:
+    """The keys that can encrypt and are neither expired nor revoked. The format is gpg's doc/DETAILS."""
+    found, usable = [], False
+    for line in _gpg(home, "--with-colons", command).stdout.splitlines():
+        fields = line.split(":")
+        if fields[0] == kind:
+            usable = "E" in fields[11] and fields[1] not in ("e", "r", "i", "d")
+        elif fields[0] == "fpr" and usable:
+            found.append(fields[9])
+            usable = False
+    return found
+
+
+def _gpg(home: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = ["gpg", "--homedir", home, "--batch", "--no-tty", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _each(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _last(text: str) -> str:
+    lines = [re.sub(r"^gpg: ", "", line.strip()) for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

@@ -1,0 +1,222 @@
+"""The stages of a run after its plan: what each calls on which hosts, and what its answers mean for the run."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.fleet import hosts, maintenance, progress
+from ckan_deploy.fleet.hosts import Answers
+from ckan_deploy.fleet.run import Failure, Run, Span, join
+
+# How often the rebuild of the search index is looked at, in seconds.
+LOOK_SECONDS = 10
+
+# What each stage calls on the hosts, in order. The last of each is what the stage is about.
+STAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "deploy": {
+        "build": ("ckan_release.build",),
+        "check": ("ckan_release.check",),
+        "migrate": ("ckan_release.migrate",),
+        "activate": ("ckan_release.start", "ckan_release.activate"),
+        "verify": ("ckan_release.verify",),
+        "index": ("ckan_index.rebuild",),
+        "finish": ("ckan_release.finish",),
+    },
+    "rollback": {
+        "downgrade": ("ckan_schema.downgrade",),
+        "activate": ("ckan_release.start", "ckan_release.rollback"),
+        "verify": ("ckan_release.verify",),
+        "index": ("ckan_index.rebuild",),
+        "finish": ("ckan_release.finish",),
+    },
+}
+# One host does it for all: they share the database.
+ON_ONE_HOST = ("migrate", "downgrade", "index")
+# Not before all groups serve the release: until then the app server of the release before makes a revert short.
+FOR_ALL_GROUPS = ("index", "finish")
+# The new release serves already: what goes wrong is a warning.
+WARN_ONLY = ("index", "finish")
+
+
+def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
+    """
+    Run one stage on the hosts of a group, and wait for every one of them.
+
+    run
+        The run.
+    name
+        The stage.
+    group
+        The group, as ``hosts.steps`` names it; ``''`` where there is but one, or for all of them.
+
+    Returns ``{"ok", "comment", "results": {host: ...}}``. Raises ``FormulaError`` for a stage or a group that there is
+    not.
+    """
+    if name not in STAGES[run.kind]:
+        raise FormulaError(f"{name!r} is no stage of a {run.kind}; the stages are {', '.join(STAGES[run.kind])}")
+    needless = {"downgrade": not run.undo, "index": not run.reindex}
+    if run.nothing or needless.get(name):
+        return {"ok": True, "comment": "nothing to do", "results": {}}
+    names = _hosts_of(run, name, group)
+    verified = name == "verify" and group == run.groups[-1].name
+    begun = time.time()
+    told = _do(run, name, group, names, begun)
+    results, failures = told.results, told.failures
+    if verified and not failures:
+        failures = maintenance.open_again(run)
+    run.seconds[name] = round(run.seconds.get(name, 0) + time.time() - begun, 1)
+    if failures and name in WARN_ONLY:
+        run.warnings += [f"{host} at {name}: {cause}" for host, cause in failures.items()]
+        run.save()
+        return {"ok": True, "comment": f"warning: {join(failures, name)}", "results": results}
+    run.failures += [Failure(host, name, cause) for host, cause in failures.items()]
+    if verified and not failures:
+        run.want()
+    run.save()
+    if failures:
+        return {"ok": False, "comment": join(failures, name), "results": results}
+    took = round(time.time() - begun, 1)
+    comment = f"{name}: {', '.join(names)} in {took} s{_remarks(name, results)}"
+    return {"ok": True, "comment": comment, "results": results}
+
+
+def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
+    """
+    Return what a function of a stage is told. Never a secret: arguments are kept in the job cache.
+
+    function
+        The function.
+    run
+        The run.
+    job
+        The job that the hosts obey.
+    """
+    about: dict[str, Any] = {"release": run.release, "by": run.by, "job": job}
+    if function == "ckan_release.build":
+        return {**about, "contents": run.contents, "extensions": run.extensions}
+    if function == "ckan_release.rollback":
+        accept = {"accept_schema": True} if run.accept_schema else {}
+        del about["release"]
+        return {"to": run.release, "reason": run.reason, "force": run.force, "finish": False, **accept, **about}
+    if function == "ckan_index.rebuild" and run.restored:
+        return {**about, "force": True}
+    if function == "ckan_schema.downgrade":
+        return {**about, "restore": run.restore}
+    if function == "ckan_release.start" and run.migration:
+        return {**about, "migration": run.migration}
+    if function == "ckan_release.finish":
+        # After a rollback the release that was left stays for a look at it; the next deploy prunes it.
+        index = {"index": run.index} if run.index else {}
+        return {**about, "prune": run.kind == "deploy", **index}
+    return about
+
+
+def _hosts_of(run: Run, name: str, group: str) -> list[str]:
+    if name in FOR_ALL_GROUPS:
+        names = run.hosts
+    elif found := [part.hosts for part in run.groups if part.name == group]:
+        names = found[0]
+    else:
+        there = ", ".join(part.name for part in run.groups)
+        raise FormulaError(f"{group!r} is no group of this run{f'; its groups are {there}' if there else ''}")
+    if name == "downgrade":
+        return [run.undo_on]
+    return names[:1] if name in ON_ONE_HOST else names
+
+
+def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answers:
+    """Close the portal where that is due, and call the functions of a stage one after the other until one fails."""
+    if name == "migrate":
+        run.migrates = names[0]
+    told = Answers()
+    if name in ("migrate", "downgrade") and run.maintenance:
+        told = Answers({}, maintenance.close(run))
+    functions = STAGES[run.kind][name]
+    for function in [] if told.failures else functions:
+        asked = names
+        if function == "ckan_release.rollback":
+            # A fleet that disagrees is brought together: some hosts may be on the target already.
+            asked = [host for host in names if run.left[host] != run.release]
+        told = _ask_aloud(run, name, group, asked, function, begun, quiet=function != functions[-1])
+        if told.failures:
+            break
+    _note_database(run, name, told)
+    return told
+
+
+def _note_database(run: Run, name: str, told: Answers) -> None:
+    """What the stages told of the database: for the manifests of all hosts, and for a revert."""
+    answers = [answer for answer in told.good.values() if isinstance(answer, dict)]
+    if name == "check" and any(answer.get("pending") and answer.get("maintenance") for answer in answers):
+        run.maintenance = True
+    if name == "migrate":
+        run.migration = next((answer["migration"] for answer in answers if answer.get("migration")), {})
+    if name == "verify" and any(answer.get("reindex") for answer in answers):
+        run.reindex = True
+    if name == "index":
+        run.index = next((answer["index"] for answer in answers), {})
+    if name == "downgrade":
+        # Also where it failed half-way.
+        run.downgraded = True
+        # Another database than the one that the search index was filled from.
+        run.kept_as = next((answer["kept_as"] for answer in answers if answer.get("kept_as")), "")
+        run.reindex = run.restored = bool(run.kept_as)
+
+
+def _ask_aloud(run: Run, name: str, group: str, names: list[str], function: str, begun: float, quiet: bool) -> Answers:
+    """Ask hosts for a stage, and tell of each answer as it comes."""
+    waiting = list(names)
+
+    def note(host: str, failed: str) -> None:
+        waiting.remove(host)
+        seconds = time.time() - begun
+        if failed or not quiet:
+            result = "ok" if not failed else "warning" if name in WARN_ONLY else "failed"
+            run.spans.append(Span(name, group, host, begun, seconds, result))
+            progress.tell(run, name, result, host, seconds, failed)
+        progress.waiting(name, waiting)
+
+    if not quiet or not names:
+        progress.tell(run, name, "started")
+    progress.waiting(name, waiting)
+    with _index_watched(run, names, begun) if name == "index" else contextlib.nullcontext():
+        return hosts.ask(run.master, names, function, arguments(function, run, run.job), told=note)
+
+
+@contextlib.contextmanager
+def _index_watched(run: Run, names: list[str], begun: float) -> Iterator[None]:
+    """Tell now and then how far the rebuild of the search index is: on a large portal it takes hours."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            told = hosts.ask(run.master, names, "ckan_app.index_status")
+            for host, answer in told.good.items():
+                if not over.is_set():
+                    progress.tell(run, "index", "progress", host, time.time() - begun, answer["rebuild"])
+
+    # What Salt loads finds its context only in the calling thread, or in a copy of what that has.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _remarks(name: str, results: Mapping[str, Any]) -> str:
+    answers = [answer for answer in results.values() if isinstance(answer, dict)]
+    done = ""
+    if name == "migrate":
+        done = "; migrated" if any(answer.get("migrated") for answer in answers) else "; nothing pending"
+    if name == "index":
+        done = "".join(f"; rebuilt, since {answer['why']}" for answer in answers if answer.get("rebuilt"))
+    remarks = {remark for answer in answers for remark in answer.get("warnings", [])}
+    return done + "".join(f"; {remark}" for remark in sorted(remarks))

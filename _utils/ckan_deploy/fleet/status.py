@@ -1,0 +1,90 @@
+"""Where the hosts of an environment stand, and what is wrong with that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from ckan_deploy.fleet import hosts, wanted
+from ckan_deploy.fleet.master import Master
+from ckan_deploy.fleet.record import Lock, Record
+from ckan_deploy.fleet.tables import table
+
+TIMEOUT = 20
+
+
+@frozen
+class Status:
+    """
+    The hosts with what is said of each: ``linked``, ``serving``, ``answers``, ``workers``, ``last``, ``wrong``, and
+    ``maintenance`` where that is on. ``wrong`` is what is wrong on any of them, or between them.
+    """
+
+    env: str
+    wanted: str
+    lock: Lock | None
+    hosts: Mapping[str, dict[str, Any]]
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong, a sentence each."""
+        said = [f"{host} {sentence}" for host, row in self.hosts.items() for sentence in row["wrong"]]
+        if len({row["linked"] for row in self.hosts.values()} - {""}) > 1:
+            said.append("the hosts do not all serve one release")
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the answer of ``ckan.status``."""
+        return {
+            "env": self.env, "wanted": self.wanted, "lock": self.lock.shown() if self.lock else None,
+            "hosts": dict(self.hosts),
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """Return it as a table for people."""
+        rows = [["host", "linked", "serving", "answers", "workers", "last stage", ""]]
+        for host, row in self.hosts.items():
+            workers = ", ".join(f"{name} {what}" for name, what in row["workers"].items())
+            mark = " ".join(["!"] * bool(row["wrong"]) + ["in maintenance"] * ("maintenance" in row))
+            rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], workers, row["last"], mark])
+        held = self.lock.sentence() if self.lock else f"{self.env} is not locked"
+        return table(rows) + f"wanted: {self.wanted or 'not known yet'}; {held}"
+
+
+def look(master: Master, env: Any) -> Status:
+    """
+    Ask the hosts of an environment where they stand.
+
+    master
+        The master.
+    env
+        The name of the environment.
+
+    Raises ``FormulaError`` where there is no such environment.
+    """
+    found = hosts.targets(master, env)
+    told = hosts.ask(master, found.hosts, "ckan_release.status", {"processes": True}, TIMEOUT)
+    current = {host: answer["current"] for host, answer in told.good.items()}
+    record = Record(master, env)
+    release = wanted.remember(record, current, sorted(told.failures))
+    rows = {host: _row(told.results[host], told.failures.get(host, ""), release) for host in found.hosts}
+    return Status(env, release, record.lock(), rows)
+
+
+def _row(answer: Any, failure: str, release: str) -> dict[str, Any]:
+    if failure:
+        return {"linked": "", "serving": [], "answers": failure, "workers": {}, "last": "", "wrong": [failure]}
+    linked, last = answer["current"], answer["last"]
+    wrong = []
+    if answer["answers"] != linked:
+        wrong.append(f"is linked to {linked or 'no release'}, but {answer['answers'] or 'nothing'} answers")
+    if release and linked != release:
+        wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
+    wrong += [f"has worker {name} on {what}" for name, what in answer["workers"].items() if what != linked]
+    return {
+        "linked": linked, "serving": answer["serving"], "answers": answer["answers"], "workers": answer["workers"],
+        "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,
+        **({"maintenance": answer["maintenance"]} if "maintenance" in answer else {}),
+    }  # fmt: skip

@@ -1,0 +1,155 @@
+"""
+The seam between the package and Salt's minion: what the package needs of it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, Protocol
+
+from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
+
+from ckan_deploy.errors import FormulaError, InvalidArgument
+
+
+class Host(Protocol):
+    """What Salt gives on a minion. Tests hand in a plain object with the same members."""
+
+    @property
+    def id(self) -> str:
+        """The minion's id."""
+
+    @property
+    def pillar(self) -> Mapping[str, Any]:
+        """The whole pillar of the minion, as it is known now."""
+
+    @property
+    def test(self) -> bool:
+        """Whether nothing is to be changed (``test=True``)."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether this is a minion that runs on, and so can do something later."""
+
+    def refresh_pillar(self) -> bool:
+        """Take the pillar anew from the master; returns whether there was one to take."""
+
+    def file(self, source: str) -> str:
+        """Return a copy on this host of a file of the file server, '' where there is none."""
+
+    def text(self, source: str) -> str:
+        """Return the text of a file of the formula. Raises ``FormulaError`` where the file server lacks it."""
+
+    def download(self, source: str, target: str) -> str:
+        """Fetch an address into a file; returns its path, '' for none. Raises ``FormulaError``, ``OSError``."""
+
+    def has(self, function: str) -> bool:
+        """Whether there is an execution function of that name."""
+
+    def call(self, function: str, *args: Any, **kwargs: Any) -> tuple[Any, int]:
+        """Call an execution function that a hook names; returns its answer and its exit code."""
+
+    def schedule(self, name: str, function: str, seconds: int) -> bool:
+        """Call a function once, later; returns whether that was arranged."""
+
+    def unschedule(self, name: str) -> None:
+        """Take back what ``schedule`` arranged."""
+
+
+class SaltHost:
+    """``Host`` by the dunders of an execution module or a state, given as they are: ``__salt__`` and so on."""
+
+    def __init__(
+        self, functions: Any, opts: Mapping[str, Any], pillar: MutableMapping[str, Any],
+        context: MutableMapping[str, Any],
+    ) -> None:  # fmt: skip
+        # What the loader hands out is bound to the calling thread; this is not.
+        self._functions: Mapping[str, Callable[..., Any]] = _plain(functions)
+        self._opts: Mapping[str, Any] = _plain(opts)
+        self._pillar: MutableMapping[str, Any] = _plain(pillar)
+        self._context: MutableMapping[str, Any] = _plain(context)
+
+    @property
+    def id(self) -> str:
+        return str(self._opts["id"])
+
+    @property
+    def pillar(self) -> Mapping[str, Any]:
+        return self._pillar
+
+    @property
+    def test(self) -> bool:
+        return bool(self._opts.get("test"))
+
+    @property
+    def stays(self) -> bool:
+        return bool(self._opts.get("__cli") == "salt-minion")
+
+    def refresh_pillar(self) -> bool:
+        # ``saltutil.refresh_pillar`` is true also where it fails, and the pillar stays as it was. ``salt-call`` has
+        # rendered it for this very call.
+        if not self.stays:
+            return False
+        rendered = self._functions["pillar.items"](unmask=True)
+        for name in ("ckan", "ckan_fleet", "_errors"):
+            self._pillar.pop(name, None)
+            if name in rendered:
+                self._pillar[name] = rendered[name]
+        return True
+
+    def file(self, source: str) -> str:
+        return str(self._functions["cp.cache_file"](source) or "")
+
+    def text(self, source: str) -> str:
+        text = self._functions["cp.get_file_str"](source)
+        if not text:
+            raise FormulaError(f"{source} is not in the file server; add the formula to file_roots.")
+        return str(text)
+
+    def download(self, source: str, target: str) -> str:
+        try:
+            return str(self._functions["cp.get_url"](source, target) or "")
+        except SaltException as exc:
+            raise FormulaError(str(exc)) from exc
+
+    def has(self, function: str) -> bool:
+        return function in self._functions
+
+    def call(self, function: str, *args: Any, **kwargs: Any) -> tuple[Any, int]:
+        # A program that fails leaves its exit code there, and Salt would take it for that of the whole job.
+        before = self._context.pop("retcode", 0)
+        try:
+            answer = self._functions[function](*args, **kwargs)
+            return answer, int(self._context.get("retcode", 0))
+        finally:
+            self._context["retcode"] = before
+
+    def schedule(self, name: str, function: str, seconds: int) -> bool:
+        done = self._functions["schedule.add"](
+            name, function=function, seconds=seconds, run_on_start=False, maxrunning=1
+        )
+        return bool(done["result"])
+
+    def unschedule(self, name: str) -> None:
+        if self._functions["schedule.is_enabled"](name):
+            self._functions["schedule.delete"](name)
+
+
+@contextlib.contextmanager
+def salt_errors() -> Iterator[None]:
+    """Raise the package's errors as Salt's, for a thin module."""
+    try:
+        yield
+    except InvalidArgument as exc:
+        raise SaltInvocationError(str(exc)) from exc
+    except FormulaError as exc:
+        raise CommandExecutionError(str(exc)) from exc
+    except OSError as exc:
+        where = f" ({exc.filename})" if exc.filename else ""
+        raise CommandExecutionError(f"{os.strerror(exc.errno) if exc.errno else exc}{where}") from exc
+
+
+def _plain(dunder: Any) -> Any:
+    return dunder.value() if hasattr(dunder, "value") and callable(dunder.value) else dunder

@@ -1,0 +1,77 @@
+"""Which release a rollback goes to, and which ones a prune removes. Looks at nothing but manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.ids import check_id
+from ckan_deploy.releases.manifest import GOOD, Manifest
+
+
+def rollback_target(manifests: Sequence[Manifest], current: str, to: str = "", force: bool = False) -> str:
+    """
+    Choose the release that a rollback goes to.
+
+    manifests
+        All manifests of a host.
+    current
+        The release that is current now.
+    to
+        A release asked for by name; by default the next older one that was live and is not bad.
+    force
+        Take a named release although it is marked bad.
+
+    Returns the id. Raises ``FormulaError`` when there is none, or the one asked for cannot be one.
+    """
+    if to:
+        return _asked_for(manifests, current, to, force)
+    older = [manifest.id for manifest in manifests if manifest.id < current and manifest.state in GOOD]
+    if not older:
+        raise FormulaError(
+            f"there is no release older than {current or 'none'} that was live and is not bad, so nothing was "
+            "changed; deploy a good release, or name one with to=RELEASE."
+        )
+    return max(older)
+
+
+def prunable(manifests: Sequence[Manifest], current: str, keep: int, spare: str = "") -> list[str]:
+    """
+    Choose the releases that a prune removes.
+
+    Kept are the ``keep`` newest releases that were live and are not bad, the current one always, and the release
+    that a rollback would go to. Releases that failed, were left half-built or are bad never count, and go.
+
+    manifests
+        All manifests of a host.
+    current
+        The release that is current.
+    keep
+        How many good releases to keep.
+    spare
+        A release to leave alone whatever its state: the candidate of a deploy under way.
+
+    Returns the ids to remove, oldest first.
+    """
+    good = sorted((manifest.id for manifest in manifests if manifest.state in GOOD), reverse=True)
+    kept = {current, spare}
+    # The current release may be older than others (after a rollback); it takes one of the places.
+    kept.update([i for i in good if i != current][: max(keep - 1, 0)])
+    kept.update([i for i in good if i < current][:1])
+    return sorted(manifest.id for manifest in manifests if manifest.id not in kept)
+
+
+def _asked_for(manifests: Sequence[Manifest], current: str, to: str, force: bool) -> str:
+    by_id = {manifest.id: manifest for manifest in manifests}
+    if check_id(to) not in by_id:
+        have = ", ".join(sorted(by_id)) or "none"
+        raise FormulaError(f"there is no release {to} on this host; the releases here: {have}.")
+    if to == current:
+        raise FormulaError(f"release {to} is current already; name another one.")
+    state = by_id[to].state
+    if state in GOOD or (state == "bad" and force):
+        return to
+    if state == "bad":
+        why = by_id[to].bad_reason or "no reason given"
+        raise FormulaError(f"release {to} is marked bad ({why}); name another one, or repeat with force=True.")
+    raise FormulaError(f"release {to} is not complete or never went live (it is {state}); name one that was live.")

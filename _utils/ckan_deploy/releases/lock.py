@@ -1,0 +1,137 @@
+"""
+Who may change something on this host now.
+
+Two things keep others out: the *deploy lock* of the environment, which the master holds and the pillar shows, and the
+*host lock*, a file under ``shared`` that the process at work holds open. The kernel frees that one with the process, so
+it is never left over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.ids import now
+from ckan_deploy.releases.site import Site
+
+# The locks that this job holds already: a deploy that runs its stages one after the other holds one for all.
+HELD: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("ckan_lock_held", default=())
+
+
+@contextlib.contextmanager
+def held(
+    site: Site, what: str, release: str = "", by: str = "", job: str = "", wait: float = 0, locked: bool = True
+) -> Iterator[None]:
+    """
+    Hold the lock of this host for as long as the context lasts. What is inside of another one goes through.
+
+    site
+        The site.
+    what, release, by
+        What is done, for whoever is kept out.
+    job
+        The run of the master that this belongs to: its deploy lock is no obstacle.
+    wait
+        How long to wait for another process, in seconds.
+    locked
+        False where a deploy lock is no obstacle: what is repaired, not deployed.
+
+    Raises ``FormulaError`` at once, or when the time is over, that names who is at work and since when.
+    """
+    path = _file(site)
+    if path in HELD.get():
+        yield
+        return
+    if locked:
+        refuse(site, job)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # Kept after the end: a lock on a file that another one has removed would keep nobody out.
+    with open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644)) as handle:
+        _take(handle, wait)
+        about = {"what": what, "release": release, "by": by or "somebody", "since": now()}
+        handle.truncate(0)
+        handle.write(json.dumps({**about, "pid": os.getpid()}))
+        handle.flush()
+        token = HELD.set((*HELD.get(), path))
+        try:
+            yield
+        finally:
+            HELD.reset(token)
+
+
+def refuse(site: Site, job: str = "") -> None:
+    """
+    Refuse where the environment is locked on the master by another than the given job.
+
+    site
+        The site.
+    job
+        The run that this belongs to.
+
+    Raises ``FormulaError`` that says who has locked it, since when and why.
+    """
+    env, lock = site.settings.env, site.environment.lock
+    if (lock and lock.job != job) or not job:
+        # What the minion remembers may be over, or may have begun since.
+        site.host.refresh_pillar()
+        lock = site.environment.lock
+    if lock and lock.job != job:
+        why = f": {lock.reason}" if lock.reason else ""
+        raise FormulaError(
+            f"{env} is locked by {lock.by} since {lock.since} ({lock.kind}{why}); wait, or type on the "
+            f"master: salt-run ckan.unlock {env}"
+        )
+
+
+def busy(site: Site) -> str:
+    """
+    Say who is at work on this host, '' for nobody or this very job.
+
+    site
+        The site.
+    """
+    path = _file(site)
+    if path in HELD.get() or not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _sentence(handle)
+    return ""
+
+
+def _take(handle: TextIO, wait: float) -> None:
+    # Somebody who only looks (``busy``) holds it for a moment, too.
+    deadline = time.monotonic() + max(wait, 0.5)
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise FormulaError(_sentence(handle)) from None
+        time.sleep(0.2)
+
+
+def _sentence(handle: TextIO) -> str:
+    handle.seek(0)
+    try:
+        about = json.loads(handle.read())
+    except ValueError:
+        return "another deploy begins on this host in this moment; wait for it"  # between its lock and its note
+    release = f" of {about['release']}" if about["release"] else ""
+    return (
+        f"{about['by']} is at work on this host since {about['since']} ({about['what']}{release}, process "
+        f"{about['pid']}); wait for it"
+    )
+
+
+def _file(site: Site) -> str:
+    return os.path.join(site.paths.shared, "lock")

@@ -1,0 +1,75 @@
+"""The site that a call is about: made once by a thin module, and handed down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.host import Host
+from ckan_deploy.releases.log import Log
+from ckan_deploy.releases.store import Releases
+from ckan_deploy.settings.environment import Environment
+from ckan_deploy.settings.model import Paths, Settings
+from ckan_deploy.settings.resolve import resolve
+
+
+@frozen
+class Site:
+    """The portal on this host: its settings, and Salt's minion behind it."""
+
+    settings: Settings
+    host: Host
+
+    @classmethod
+    def of(cls, host: Host, overrides: dict[str, Any] | None = None, fresh: bool = False) -> Site:
+        """
+        Read the site from the pillar of a host.
+
+        host
+            The host.
+        overrides
+            What differs from the pillar for one deploy: ``{"extensions": {name: {"ref": ...}}}``.
+        fresh
+            Take the pillar anew from the master first.
+
+        Raises ``FormulaError`` with every problem of the settings, a line each.
+        """
+        if fresh:
+            host.refresh_pillar()
+        try:
+            return cls(_settings(host, overrides), host)
+        except FormulaError:
+            # What the minion remembers may be from before the correction.
+            if fresh or not host.refresh_pillar():
+                raise
+            return cls(_settings(host, overrides), host)
+
+    @property
+    def paths(self) -> Paths:
+        """The settings ``ckan:paths``."""
+        return self.settings.paths
+
+    @property
+    def releases(self) -> Releases:
+        """The releases on this host."""
+        return Releases(self.paths.releases, self.paths.current)
+
+    @property
+    def log(self) -> Log:
+        """The deploy log of this host."""
+        return Log(self.paths.shared)
+
+    @property
+    def environment(self) -> Environment:
+        """What the master says of the environment, as far as the pillar is known now."""
+        return Environment.of(self.host.pillar)
+
+
+def _settings(host: Host, overrides: dict[str, Any] | None) -> Settings:
+    errors = host.pillar.get("_errors")
+    if errors:
+        each = "; ".join(dict.fromkeys(map(str, errors)))
+        raise FormulaError(f"the pillar failed to render: {each}")
+    return resolve(host.pillar.get("ckan"), overrides)

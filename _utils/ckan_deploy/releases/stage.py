@@ -1,0 +1,66 @@
+"""
+What every stage has: nobody else works on the host meanwhile, its hooks run, and the host's log says how it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import hooks, lock
+from ckan_deploy.releases.site import Site
+from ckan_deploy.system import arguments
+
+
+@contextlib.contextmanager
+def running(
+    site: Site, name: str, release: str, by: str = "", job: str = "", reason: str = "", wait: float = 0,
+    locked: bool = True,
+) -> Iterator[list[str]]:  # fmt: skip
+    """
+    Run a stage: with the lock of the host, with its hooks, timed, and written to the host's log.
+
+    site
+        The site.
+    name
+        The stage.
+    release
+        The release that it is about.
+    by, job, reason
+        Who asked, the run of the master that it belongs to, and why.
+    wait
+        How long to wait for another process that is at work on this host, in seconds.
+    locked
+        False where a deploy lock is no obstacle.
+
+    Yields the list of what is to be said besides. Raises ``FormulaError``; what the system says is turned into a
+    sentence.
+    """
+    by, job, reason = arguments.text("by", by), arguments.text("job", job), arguments.text("reason", reason)
+    with lock.held(site, name, release, by, job, wait, locked):
+        begun = time.monotonic()
+        entry: dict[str, Any] = {"stage": name, "release": release, "env": site.settings.env, "by": by, "job": job}
+        entry["reason"] = reason
+        ran: list[dict[str, Any]] = []
+        warned: list[str] = []
+        previous = site.releases.current()
+        try:
+            ran += hooks.run(site, "before", name, release, previous)
+            yield warned
+            ran += hooks.run(site, "after", name, release, previous)
+            # Into the list that the stage has in its answer already.
+            warned += [f"{hook['hook']} failed: {hook['problem']}" for hook in ran if hook["problem"]]
+        except (FormulaError, OSError) as exc:
+            entry.update(result="failed", reason=str(exc))
+            if isinstance(exc, FormulaError):
+                raise
+            raise FormulaError(f"{exc.strerror or exc}: {exc.filename or 'unknown file'}") from exc
+        else:
+            entry["result"] = "ok"
+        finally:
+            if ran:
+                entry["hooks"] = ran
+            site.log.append(**entry, seconds=round(time.monotonic() - begun, 3))

@@ -1,0 +1,1 @@
+"""App server, virtual host, health, maintenance, services, cron, shared files."""

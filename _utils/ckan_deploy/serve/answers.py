@@ -1,0 +1,103 @@
+"""
+How an answer over HTTP is judged, whoever gave it: the app server on its own socket, or the web server before it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from typing import NamedTuple
+
+from ckan_deploy.releases.site import Site
+
+HEADER = "X-CKAN-Release"
+
+
+class Answer(NamedTuple):
+    """What is wrong with an answer, and the release that gave it; each '' when there is none."""
+
+    problem: str
+    release: str
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def headers(site: Site) -> dict[str, str]:
+    """
+    Return the headers that our own requests have.
+
+    site
+        The site.
+    """
+    return {"Host": site.settings.domain, "User-Agent": "ckan-formula"}
+
+
+def judge(site: Site, connection: http.client.HTTPConnection) -> Answer:
+    """
+    Ask over a connection what the health check asks, and judge the answer.
+
+    site
+        The site.
+    connection
+        A connection that is not yet open.
+
+    Returns ``Answer``. Raises ``OSError`` when nobody answers.
+    """
+    web = site.settings.web
+    try:
+        connection.request("GET", web.health_path, headers=headers(site))
+        response = connection.getresponse()
+        body = response.read()
+    except http.client.HTTPException as exc:
+        return Answer(f"does not speak HTTP ({type(exc).__name__})", "")
+    finally:
+        connection.close()
+    answered = response.getheader(HEADER, "")
+    if response.status != web.health_status:
+        return Answer(f"answers {response.status} instead of {web.health_status}", answered)
+    if web.health_text and web.health_text not in body.decode("utf-8", "replace"):
+        return Answer("answers without the expected text (web:health_text)", answered)
+    return Answer("", answered)
+
+
+def socket_of(path: str) -> str:
+    """
+    Return the socket that the app server of a release listens on.
+
+    path
+        The directory of the release.
+    """
+    return os.path.join(path, "run", "web.sock")
+
+
+def socket_problem(site: Site, path: str) -> str:
+    """
+    Say what is wrong with the answer of a release's own socket; '' when all is well.
+
+    site
+        The site.
+    path
+        The directory of the release.
+    """
+    place, release = socket_of(path), os.path.basename(path)
+    if not os.path.exists(place):
+        return "is not listening"
+    try:
+        answer = judge(site, UnixConnection(place, site.settings.web.boot_timeout))
+    except OSError as exc:
+        return f"does not answer ({exc})"
+    if answer.problem:
+        return answer.problem
+    return "" if answer.release == release else f"is answered by release {answer.release or 'unknown'}"

@@ -1,0 +1,319 @@
+"""
+App servers: one uWSGI per release under supervisor, for nginx; or the processes of Apache's mod_wsgi.
+
+Nothing here knows how a release is built. A release is a directory: its app server listens on ``run/web.sock`` in it.
+``uwsgi`` writes the files of one. Apache starts its processes itself, so there is nothing to start and to stop then;
+they are only told of a switch. With ``web:app: none`` the site's own server does all this, and the functions here do
+nothing.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import http.client
+import os
+import re
+import time
+from typing import Any
+
+import psutil
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import answers, uwsgi
+from ckan_deploy.settings import mask
+from ckan_deploy.system import processes as system_processes
+from ckan_deploy.system import supervisor
+
+POLL_SECONDS = 0.05
+# After the switch no new connection comes to the old server; the last ones get this long to be accepted.
+LINGER_SECONDS = 1.0
+# What supervisor says of a program that is not there any more.
+ENDED = ("FATAL", "BACKOFF", "EXITED", "STOPPED")
+
+
+def start(site: Site, path: str) -> dict[str, Any]:
+    """
+    Start the app server of a release, unless it runs, and wait until it answers as this release.
+
+    site
+        The site.
+    path
+        The directory of the release.
+
+    Returns ``{"started": bool, "seconds": ...}``. Raises ``FormulaError`` with the last line of the server's log when
+    it does not come up within ``web:boot_timeout`` seconds.
+    """
+    if site.settings.web.app != "uwsgi":
+        return {"started": False, "seconds": 0.0}
+    begun = time.monotonic()
+    if not answers.socket_problem(site, path):
+        return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
+    conf, program = site.settings.web.supervisor_conf, _program(site, path)
+    pid = supervisor.ask(conf, "pid")
+    if not pid.strip().isdigit():
+        said = supervisor.last_line(pid)
+        raise FormulaError(f"supervisor does not answer ({said}); start it and deploy again.")
+    uwsgi.write(site, path, uwsgi.boot_mark(pid))
+    answer = supervisor.ask(conf, "update", program)
+    if "ERROR" in answer or "refused" in answer or "no such file" in answer:
+        said = supervisor.last_line(answer)
+        raise FormulaError(f"supervisor does not take the app server ({said}); look at its log.")
+    if _state(site, program) in ENDED:
+        # One that it knows already, and that had ended.
+        supervisor.ask(conf, "start", program)
+    _wait(site, path, program, begun)
+    _warm(site, path)
+    return {"started": True, "seconds": round(time.monotonic() - begun, 2)}
+
+
+def stop(site: Site, path: str, drain: bool = True) -> bool:
+    """
+    Stop the app server of a release: requests under way are finished first, for ``web:drain_timeout`` seconds at most.
+
+    site
+        The site.
+    path
+        The directory of the release.
+    drain
+        Wait first for the last connections to be taken; not needed for a server that never had visitors.
+
+    Returns True when one was running.
+    """
+    conf = uwsgi.program_file(site, path)
+    if not os.path.exists(conf):
+        return False
+    if drain:
+        time.sleep(LINGER_SECONDS)
+    os.unlink(conf)
+    supervisor.ask(site.settings.web.supervisor_conf, "update", _program(site, path))
+    return True
+
+
+def stop_others(site: Site, path: str, standby: str = "") -> list[str]:
+    """
+    Stop the app servers of all releases of this site but one.
+
+    site
+        The site.
+    path
+        The directory of the release that stays, ``""`` for none.
+    standby
+        A release whose server stays, too.
+
+    Returns the names of the releases whose servers were stopped.
+    """
+    stopped: list[str] = []
+    for name in uwsgi.releases(site):
+        if name not in (os.path.basename(path), standby):
+            if stop(site, os.path.join(site.paths.releases, name), drain=not stopped):
+                stopped.append(name)
+    return stopped
+
+
+def keep_standby(site: Site, release: str) -> bool:
+    """
+    Arrange that the app server of the release before is stopped in ``web:standby`` seconds, and not now.
+
+    site
+        The site.
+    release
+        The id of that release, or ``""``.
+
+    Returns whether it stays: not without a release, the setting, or a minion that runs all the time and so can stop it.
+    """
+    web = site.settings.web
+    if not (release and web.standby and web.app == "uwsgi" and site.host.stays):
+        return False
+    return site.host.schedule(_standby_job(site), "ckan_release.end_standby", web.standby)
+
+
+def forget_standby(site: Site) -> None:
+    """
+    Take back what ``keep_standby`` arranged.
+
+    site
+        The site.
+    """
+    if site.settings.web.standby and site.host.stays:
+        site.host.unschedule(_standby_job(site))
+
+
+def processes(site: Site) -> list[dict[str, Any]]:
+    """
+    Say what runs: for each process of CKAN on this host the release that it has loaded.
+
+    site
+        The site.
+
+    Returns ``[{"pid", "release", "memory_mb", "age_seconds"}]``; the release is what the process itself was started
+    with (uWSGI) or has loaded from (mod_wsgi), ``""`` where that cannot be seen. Memory is what the process alone takes
+    (USS); what uWSGI's master takes is in it as a process of its own.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            release = _release_of(site, process)
+            if release is not None:
+                found.append({"pid": process.pid, "release": release, **system_processes.usage(process.pid)})
+    return sorted(found, key=lambda row: (row["release"], row["pid"]))
+
+
+def ask(site: Site, path: str) -> str:
+    """
+    Ask the app server of a release, on its own socket, and return the id of the release that answered.
+
+    site
+        The site.
+    path
+        The directory of the release.
+
+    Raises ``FormulaError`` when it does not answer as ``web:health_*`` wants.
+    """
+    problem = answers.socket_problem(site, path)
+    if problem:
+        raise FormulaError(f"the app server of {os.path.basename(path)} {problem}")
+    return os.path.basename(path)
+
+
+def switched(site: Site) -> None:
+    """
+    Let Apache's processes see that ``current`` names another release now; uWSGI's need not know.
+
+    A process of mod_wsgi that finds its file touched hands the request at hand to a new process, and ends. So no
+    request fails or is lost, which a reload of Apache cannot promise; and no other site's configuration is in the way.
+
+    site
+        The site.
+    """
+    if site.settings.web.server == "apache":
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(os.path.join(site.paths.config, "apache.wsgi"))
+
+
+def log_place(site: Site, release: str) -> str:
+    """
+    Say where the app server of a release writes what goes wrong.
+
+    site
+        The site.
+    release
+        The id of the release.
+
+    Returns the path of its log; Apache has one for all.
+    """
+    return "Apache's error log" if site.settings.web.server == "apache" else uwsgi.log(site, release)
+
+
+def supervisor_problem(site: Site) -> str:
+    """
+    Say what keeps supervisor from being asked, or ``''``.
+
+    site
+        The site.
+    """
+    if site.settings.web.app != "uwsgi" and not site.settings.workers:
+        return ""
+    return supervisor.problem(site.settings.web.supervisor_conf)
+
+
+def forget(site: Site, path: str) -> None:
+    """
+    Remove what a release left outside its directory: its log.
+
+    site
+        The site.
+    path
+        The directory of the release.
+    """
+    log = uwsgi.log(site, os.path.basename(path))
+    if os.path.exists(log):
+        os.unlink(log)
+
+
+def _wait(site: Site, path: str, program: str, begun: float) -> None:
+    limit = site.settings.web.boot_timeout
+    next_look = begun + 1.0
+    while True:
+        problem = answers.socket_problem(site, path)
+        if not problem:
+            return
+        now = time.monotonic()
+        if now > next_look:
+            state = _state(site, program)
+            if state in ENDED:
+                problem = f"ended while starting (supervisor says {state})"
+                break
+            next_look = now + 1.0
+        if now - begun > limit:
+            problem += f" after {limit} seconds"
+            break
+        time.sleep(POLL_SECONDS)
+    release = os.path.basename(path)
+    log = uwsgi.log(site, release)
+    said = mask.text(_tail(log), site.settings)
+    raise FormulaError(f"the app server of {release} {problem}: {said}; see {log}")
+
+
+def _warm(site: Site, path: str) -> None:
+    """Ask for pages, so that no visitor waits for templates to be compiled: as many at once as all processes take."""
+    web = site.settings.web
+    pages = web.warm * web.processes * web.threads
+
+    def ask(page: str) -> None:
+        connection = answers.UnixConnection(answers.socket_of(path), web.health_timeout)
+        # What comes back is not judged: that was the health check's business.
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", page, headers=answers.headers(site))
+            connection.getresponse().read()
+        connection.close()
+
+    if pages:
+        with concurrent.futures.ThreadPoolExecutor(min(len(pages), 32)) as pool:
+            list(pool.map(ask, pages))
+
+
+def _standby_job(site: Site) -> str:
+    return f"ckan-standby-{site.settings.site}"
+
+
+def _state(site: Site, program: str) -> str:
+    told = supervisor.ask(site.settings.web.supervisor_conf, "status", program)
+    words = told.removeprefix("ERROR: ").split()
+    return words[1] if len(words) > 1 and words[0] == program else "unknown"
+
+
+def _release_of(site: Site, process: psutil.Process) -> str | None:
+    """The release that a process serves; None when it is none of this site's."""
+    apache = site.settings.web.server == "apache"
+    if apache:
+        # mod_wsgi shortens the name of its group to what fits.
+        name = f"(wsgi:ckan-{site.settings.site})"
+        shown = " ".join(process.cmdline()[:1])
+        if not shown.startswith("(wsgi:") or not name.startswith(shown.rstrip(")")):
+            return None
+        loaded = [mapped.path for mapped in process.memory_maps(grouped=True)]
+    elif process.name() == "uwsgi":
+        loaded = [process.environ().get("RELEASE_DIR", "")]
+    else:
+        return None
+    names = {site.releases.release_of(path) for path in loaded} - {""}
+    if not apache and not names:
+        return None  # of another site
+    return min(names, default="")
+
+
+def _program(site: Site, path: str) -> str:
+    return uwsgi.program(site, os.path.basename(path))
+
+
+def _tail(path: str) -> str:
+    """The line of a log that says most: the last one that names an error, else the last one."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            lines = [line.strip() for line in handle.readlines()[-200:] if line.strip()]
+    except OSError:
+        return "no log"
+    errors = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Exit)\b", line)]
+    return (errors or lines or ["an empty log"])[-1]

@@ -1,0 +1,141 @@
+"""What answers visitors on this host: the web server, asked with the site's host name."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server
+from ckan_deploy.serve.answers import judge
+
+POLL_SECONDS = 0.2
+ATTEMPT_SECONDS = 1.0
+# A server that was just told to listen on a port needs a moment to do so.
+LISTEN_SECONDS = 3.0
+
+
+class _Address(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+
+
+class _Tls(http.client.HTTPSConnection):
+    """https to an address of this machine, under the name of the site."""
+
+    def __init__(self, host: str, port: int, timeout: float, name: str) -> None:
+        # Whether visitors trust the certificate is not what is asked here: it may be of a CA that this host does not
+        # know, or stand in for one that is still to come, and the site answers all the same.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._tls, self._name = context, name
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        self.sock = self._tls.wrap_socket(plain, server_hostname=self._name)
+
+
+def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
+    """
+    Ask the web server, with the site's host name, and compare the release that answers.
+
+    site
+        The site.
+    release
+        The id of the release that must answer.
+    wait
+        Ask ``web:health_attempts`` times. Where the server is Apache ask again and again for ``web:boot_timeout``
+        seconds, since its processes load a release only when they are asked to serve it.
+
+    Returns ``{"status": 200, "release": ..., "seconds": ...}``. Raises ``FormulaError`` when the status, the text or
+    the release is another.
+    """
+    web = site.settings.web
+    if web.server == "none" and not web.health_url:
+        return _of_own_server(site, release)
+    begun = time.monotonic()
+    apache = web.server == "apache"
+    attempts = 0
+    while True:
+        problem = _problem(site, release)
+        seconds = time.monotonic() - begun
+        if not problem:
+            return {"status": web.health_status, "release": release, "seconds": round(seconds, 3)}
+        attempts += 1
+        enough = seconds >= web.boot_timeout if apache else attempts >= web.health_attempts
+        if enough or not wait:
+            break
+        time.sleep(POLL_SECONDS if apache else ATTEMPT_SECONDS)
+    scheme, host, port = _address(site)
+    times = f" ({attempts} attempts)" if attempts > 1 and not apache else ""
+    raise FormulaError(
+        f"the web server at {scheme}://{host}:{port}{web.health_path} {problem}{times}; "
+        f"see {app_server.log_place(site, release)}"
+    )
+
+
+def front_problem(site: Site) -> str:
+    """
+    Say that no web server listens, or ``''``.
+
+    site
+        The site.
+    """
+    server = site.settings.web.server
+    if server == "none" or site.settings.web.health_url:
+        return ""
+    _, host, port = _address(site)
+    deadline = time.monotonic() + LISTEN_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=LISTEN_SECONDS).close()
+            return ""
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                why = exc.strerror or exc
+                return f"{server} does not listen on {host}:{port} ({why}); start it, or run state.apply ckan"
+        time.sleep(POLL_SECONDS)
+
+
+def _of_own_server(site: Site, release: str) -> dict[str, Any]:
+    """As ``health``, where the web server is not ours and its address is not known: as far as our app server goes."""
+    if site.settings.web.app == "none":
+        return {"status": 0, "release": release, "seconds": 0.0}
+    answered = app_server.ask(site, site.releases.directory(release))
+    return {"status": site.settings.web.health_status, "release": answered, "seconds": 0.0}
+
+
+def _problem(site: Site, release: str) -> str:
+    scheme, host, port = _address(site)
+    web = site.settings.web
+    # A process of Apache loads CKAN while it is asked.
+    timeout = web.boot_timeout if web.server == "apache" else web.health_timeout
+    connection: http.client.HTTPConnection
+    if scheme == "https":
+        connection = _Tls(host, port, timeout, site.settings.domain)
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        problem, answered = judge(site, connection)
+    except OSError as exc:
+        return f"does not answer ({exc})"
+    if not problem and answered != release:
+        return f"is answered by release {answered or 'unknown'} instead of {release}"
+    return problem
+
+
+def _address(site: Site) -> _Address:
+    """Where the site is asked for."""
+    web, tls = site.settings.web, site.settings.tls
+    if web.health_url:
+        url = urlsplit(web.health_url)
+        return _Address(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+    scheme, listen = ("https", tls.listen) if tls.certificate else ("http", web.listen)
+    return _Address(scheme, "127.0.0.1", int(listen.rpartition(":")[2]))

@@ -1,0 +1,295 @@
+"""
+What CKAN does besides answering requests: workers under supervisor, and cron jobs. Both follow the release.
+
+A worker resolves ``current`` once, when it starts, so it never imports from two releases.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import re
+import time
+from typing import Any, NamedTuple
+
+import psutil
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import cron
+from ckan_deploy.system import files as system_files
+from ckan_deploy.system import processes, supervisor
+
+RUNNING = ("RUNNING", "STARTING")
+START_SECONDS = 10
+# How long a pause waits for cron jobs: nobody says how long one may take.
+CRON_SECONDS = 60
+# What supervisor needs to see and to note the end of a process.
+SLACK_SECONDS = 5
+
+
+class _Process(NamedTuple):
+    """A process of a worker as supervisor says; ``pid`` is 0 where none runs."""
+
+    state: str
+    pid: int
+
+
+class _Brought(NamedTuple):
+    """What bringing a worker to the release came to: a warning and a problem, '' for none."""
+
+    warning: str = ""
+    problem: str = ""
+
+
+def follow(site: Site, files: bool = True) -> dict[str, Any]:
+    """
+    Bring workers and cron to what the settings say and to the release that is current. A worker finishes its job first,
+    for its ``timeout`` seconds at most; then the new one starts. What is so already is left alone.
+
+    site
+        The site.
+    files
+        False for a deploy that is reverted: what the settings say has no effect, and only a worker that has another
+        release than the current one is restarted.
+
+    Returns ``{"workers": {name: "started" or "restarted" or "stopped"}, "cron": bool, "warnings": [sentences]}``; a
+    worker that had to be killed is a warning. Raises ``FormulaError`` that names the workers that do not start, when
+    all the rest is done.
+    """
+    if not site.releases.current():
+        return {"workers": {}, "cron": False, "warnings": []}
+    todo = _todo(site, files)
+    changes = cron.pending(site) if files else []
+    cron.write(changes)
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(todo))) as pool:
+        jobs = [pool.submit(_bring, site, name, what, files) for name, what in todo.items()]
+    told = [job.result() for job in jobs]
+    warnings = [brought.warning for brought in told if brought.warning]
+    down = [brought.problem for brought in told if brought.problem]
+    if down:
+        raise FormulaError("; ".join([*warnings, *down]))
+    return {"workers": todo, "cron": bool(changes), "warnings": warnings}
+
+
+def pause(site: Site) -> list[str]:
+    """
+    Stop all workers; each finishes its job first, for its ``timeout`` seconds at most. ``follow`` starts them again.
+    A cron job that is at work is waited for; none begins while the file of ``maintenance`` says so.
+
+    site
+        The site.
+
+    Returns warnings: of jobs that had to be stopped, and of cron jobs that are still at work.
+    """
+    names = _installed(site)
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(names))) as pool:
+        jobs = [pool.submit(_stop, site, name) for name in names]
+    warnings = [warning for job in jobs if (warning := job.result())]
+    deadline = time.monotonic() + CRON_SECONDS
+    while (at_work := cron.at_work(site)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return [*warnings, *(f"cron job {name} is still at work" for name in at_work)]
+
+
+def pending(site: Site) -> dict[str, Any]:
+    """
+    Say what ``follow`` would do. Changes nothing.
+
+    site
+        The site.
+
+    Returns ``{"workers": {name: "started" or "restarted" or "stopped"}, "cron": bool}``.
+    """
+    if not site.releases.current():
+        return {"workers": {}, "cron": False}
+    return {"workers": _todo(site), "cron": bool(cron.pending(site))}
+
+
+def status(site: Site) -> dict[str, Any]:
+    """
+    Say which workers run, and the release that each has loaded, from the process itself.
+
+    site
+        The site.
+
+    Returns ``{"workers": [{"worker", "state", "pid", "release", "memory_mb", "age_seconds"}], "cron": [lines]}``; of a
+    worker that does not run ``pid`` is 0.
+    """
+    names, rows = sorted({*site.settings.workers, *_installed(site)}), []
+    known = _processes(site) if names else {}
+    for name in names:
+        for state, pid in known.get(program(site, name)) or [_Process("not known to supervisor", 0)]:
+            row: dict[str, Any] = {"worker": name, "state": state, "pid": pid, "release": _release_of(site, pid)}
+            with contextlib.suppress(psutil.Error):
+                row.update(processes.usage(pid) if pid else {})
+            rows.append(row)
+    return {"workers": rows, "cron": cron.lines(site)}
+
+
+def program(site: Site, name: str) -> str:
+    """
+    Return the name of a worker's group in supervisor.
+
+    site
+        The site.
+    name
+        The name of the worker.
+    """
+    return f"ckan-{site.settings.site}-worker-{name}"
+
+
+def _todo(site: Site, files: bool = True) -> dict[str, str]:
+    """What is to be done with which worker; without ``files`` only what follows from the release."""
+    todo = {}
+    if files:
+        todo = {name: "stopped" for name in _installed(site) if name not in site.settings.workers}
+    if not site.settings.workers:
+        return todo
+    current, known = site.releases.current(), _processes(site)
+    for name in site.settings.workers:
+        mine = known.get(program(site, name), [])
+        running = [process.state in RUNNING for process in mine]
+        if any(running) and any(pid and _release_of(site, pid) != current for _, pid in mine):
+            todo[name] = "restarted"
+        elif files and not any(running):
+            todo[name] = "started"
+        elif files and not (all(running) and system_files.read(_file(site, name)) == _program_text(site, name)):
+            todo[name] = "restarted"
+    return todo
+
+
+def _bring(site: Site, name: str, what: str, files: bool) -> _Brought:
+    """Stop a worker, start it, or both."""
+    conf, file, group = site.settings.web.supervisor_conf, _file(site, name), program(site, name)
+    warning = "" if what == "started" else _stop(site, name)
+    if what == "stopped":
+        os.unlink(file)
+        supervisor.expect(conf, "update", group)
+        return _Brought(warning)
+    if files and system_files.read(file) != (wanted := _program_text(site, name)):
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        system_files.write(file, wanted)
+    # Starts what supervisor has not known, or known otherwise; leaves alone what it knows.
+    supervisor.expect(conf, "update", group)
+    if not any(process.state in RUNNING for process in _processes(site).get(group, [])):
+        supervisor.expect(conf, "start", f"{group}:*")
+    return _Brought(warning, _start_problem(site, name))
+
+
+def _start_problem(site: Site, name: str) -> str:
+    """Wait until a worker runs; returns what is wrong with one that does not, or ''."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        states = {process.state for process in _processes(site).get(program(site, name), [])}
+        if states == {"RUNNING"}:
+            return ""
+        if "FATAL" in states or time.monotonic() > deadline:
+            said = ", ".join(sorted(states)) or "nothing"
+            return f"worker {name} does not start (supervisor says {said}); see {_log(site, name)}"
+        time.sleep(0.2)
+
+
+def _stop(site: Site, name: str) -> str:
+    """Let a worker finish its job, and end it when that takes too long; returns a warning, or ''."""
+    wait, group = _timeout(site, name), program(site, name)
+    jobs: list[psutil.Process] = []
+    for _, pid in _processes(site).get(group, []):
+        if pid:
+            # A job runs in a process of its own, outside the worker's group: whoever kills the worker does not kill it.
+            jobs += _children(pid)
+    begun = time.monotonic()
+    supervisor.expect(site.settings.web.supervisor_conf, "stop", f"{group}:*")
+    left = [job for job in jobs if job.is_running() and job.status() != psutil.STATUS_ZOMBIE]
+    for job in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            job.kill()
+    if left or time.monotonic() - begun > wait + SLACK_SECONDS:
+        return f"worker {name} did not finish its job within {wait} seconds and was stopped; queue that job again"
+    return ""
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _processes(site: Site) -> dict[str, list[_Process]]:
+    """The processes of each group, as supervisor says."""
+    found: dict[str, list[_Process]] = {}
+    told = supervisor.expect(site.settings.web.supervisor_conf, "status")
+    for line in told.removeprefix("ERROR: ").splitlines():
+        match = re.match(r"^([^\s:]+):\S+\s+([A-Z]+)\b(?:\s+pid (\d+))?", line)
+        if match:
+            found.setdefault(match[1], []).append(_Process(match[2], int(match[3] or 0)))
+    return found
+
+
+def _release_of(site: Site, pid: int) -> str:
+    """The release that a worker has loaded: it stays in the directory in which it was started."""
+    try:
+        # A release that was removed meanwhile has a word behind its name.
+        path = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+    return site.releases.release_of(path)
+
+
+def _installed(site: Site) -> list[str]:
+    """The workers of this site that supervisor has a file for."""
+    pattern = re.compile(rf"^{re.escape(program(site, ''))}([a-z][a-z0-9-]*)\.conf$")
+    try:
+        names = [match[1] for match in map(pattern.match, os.listdir(site.paths.supervisor_programs)) if match]
+    except FileNotFoundError:
+        return []
+    # The names of two sites may begin alike: the file says whose it is.
+    return sorted(name for name in names if system_files.read(_file(site, name)).startswith(_mark(site)))
+
+
+def _mark(site: Site) -> str:
+    return f"; Written by the CKAN formula for the site {site.settings.site}.\n"
+
+
+def _file(site: Site, name: str) -> str:
+    return os.path.join(site.paths.supervisor_programs, f"{program(site, name)}.conf")
+
+
+def _log(site: Site, name: str) -> str:
+    return os.path.join(site.paths.log, f"{site.settings.site}-worker-{name}.log")
+
+
+def _timeout(site: Site, name: str) -> int:
+    """That of the file, since the settings may not have this worker any more."""
+    match = re.search(r"^stopwaitsecs = ([0-9]+)$", system_files.read(_file(site, name)), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def _program_text(site: Site, name: str) -> str:
+    paths, worker = site.paths, site.settings.workers[name]
+    line = f"cd -P {paths.current} && exec bin/ckan -c {cron.ini_name(site)} jobs worker {' '.join(worker.queues)}"
+    # TERM: finish the job, then end. It goes to the worker alone; what is killed at last is killed whole.
+    # Supervisor reads % as the start of an interpolation, and means it in the name of the process.
+    return (
+        _mark(site)
+        + f"""\
+[program:{program(site, name)}]
+command = /bin/sh -c "{line}"
+process_name = worker-PROCESS
+numprocs = {worker.processes}
+directory = /
+user = {site.settings.user}
+environment = LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{paths.data}"
+autostart = true
+autorestart = true
+startsecs = 1
+stopsignal = TERM
+stopwaitsecs = {worker.timeout}
+stopasgroup = false
+killasgroup = true
+stdout_logfile = {_log(site, name)}
+redirect_stderr = true
+""".replace("%", "%%").replace("PROCESS", "%(process_num)d")
+    )

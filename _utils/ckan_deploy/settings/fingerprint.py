@@ -1,0 +1,33 @@
+"""A hash of each part of the settings that a release is made of, to tell later which have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.plain import as_dict
+
+# Settings that take effect without a deploy, or say only how one is made.
+NOT_OF_A_RELEASE = (
+    "keep", "deploy_group", "disk_free_mb", "manage", "hooks", "installer", "build_user", "link", "git", "aliases",
+    "domain", "tls",
+)  # fmt: skip
+
+
+def hashes(settings: Settings) -> dict[str, str]:
+    """
+    Return a hash of each part of the settings that a release is made of.
+
+    Keyed with the session secret: nobody can try out what a secret may be.
+
+    settings
+        The settings.
+    """
+    key = settings.secrets.session.encode("utf-8")
+    return {
+        name: hmac.new(key, json.dumps(value, sort_keys=True).encode("utf-8"), hashlib.sha256).hexdigest()[:16]
+        for name, value in as_dict(settings).items()
+        if name not in NOT_OF_A_RELEASE
+    }

@@ -1,0 +1,154 @@
+"""
+Secrets kept out of what people read: among settings, among options of CKAN, in addresses, in what a program said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote
+
+from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.parts import Extension
+from ckan_deploy.settings.plain import as_dict
+from ckan_deploy.settings.rules import groups, rules, table
+
+MASK = "**********"
+# Addresses that may hold a password.
+ADDRESSES = ("redis_url", "solr_url", "installer:index_url", "installer:find_links")
+# A password of three letters would be found everywhere.
+SHORTEST = 4
+_SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
+
+
+def secret_names() -> list[str]:
+    """Return the names of the settings that are secrets; ``*`` stands for any name."""
+    names = [f"{name}:*" if rule.kind == "options" else name for name, rule in table(Settings) if rule.secret]
+    names += [f"extensions:*:{leaf}" for leaf, rule in rules(Extension).items() if rule.secret]
+    return [*names, *ADDRESSES, "config:*"]
+
+
+def secret_values(settings: Settings) -> list[str]:
+    """
+    Return the values of the secrets in the settings.
+
+    settings
+        The settings.
+    """
+    values: list[str] = []
+    for name, rule in table(Settings):
+        if rule.secret:
+            value = _at(settings, name)
+            values += map(str, value.values()) if rule.kind == "options" else [value]
+    for extension in settings.extensions.values():
+        values += [getattr(extension, leaf) for leaf, rule in rules(Extension).items() if rule.secret]
+    for name in ADDRESSES:
+        login = _at(settings, name).partition("://")[2].rpartition("@")[0]
+        values.append(unquote(login.partition(":")[2]))
+    return [value for value in values if value]
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """
+    Return the settings for people: by group and name, with secrets masked.
+
+    settings
+        The settings.
+    """
+    found = as_dict(settings)
+    found["config"] = options(settings.config, (), settings)
+    for place, name, rule in _secrets_of(found):
+        if place[name]:
+            place[name] = dict.fromkeys(place[name], MASK) if rule == "options" else MASK
+    for name in ADDRESSES:
+        group, _, leaf = name.rpartition(":")
+        place = found[group] if group else found
+        place[leaf] = address(place[leaf])
+    return found
+
+
+def options(found: Mapping[str, Any], hidden: Collection[str], settings: Settings) -> dict[str, Any]:
+    """
+    Mask the secrets among options of CKAN.
+
+    found
+        ``{option: value}``.
+    hidden
+        Options whose values are secret, whatever their names.
+    settings
+        The settings.
+
+    Returns the same options. Masked is a value whose option is called a password, a secret, a token or a key, and one
+    in which a secret of the settings stands; of an address, user and password.
+    """
+    secrets = _long(secret_values(settings))
+    made = {}
+    for option, value in found.items():
+        text_ = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        plain = address(text_) if "@" in text_ else text_
+        if option in hidden or _SECRET_WORDS.search(option) or any(secret in plain for secret in secrets):
+            made[option] = MASK
+        else:
+            made[option] = plain if plain != text_ else value
+    return made
+
+
+def address(url: str) -> str:
+    """
+    Return an address without user and password; where no address can be seen around an @, nothing of it.
+
+    url
+        The address.
+    """
+    # Up to the last @: a password may hold one, and a slash too.
+    masked = re.sub(r"://.*@", f"://{MASK}@", url, flags=re.S)
+    return masked if masked != url or "@" not in url or "://" not in url else MASK
+
+
+def text(said: str, settings: Settings, longest: int = 300) -> str:
+    """
+    Return what a program said as one line, without the secrets of the settings.
+
+    said
+        The text; a message of CKAN may quote its configuration.
+    settings
+        The settings.
+    longest
+        Where the line is cut, in characters.
+    """
+    line = " ".join(said.split())
+    secrets = list(secret_values(settings))
+    secrets += [value for option, value in settings.config.items()
+                if isinstance(value, str) and _SECRET_WORDS.search(option)]  # fmt: skip
+    for secret in sorted(_spellings(_long(secrets)), key=len, reverse=True):
+        line = line.replace(secret, MASK)
+    # Whatever else looks like the login of an address.
+    line = re.sub(r"://[^\s/@]*@", f"://{MASK}@", line)
+    return line if len(line) <= longest else line[: longest - 3] + "..."
+
+
+def _secrets_of(found: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Where secrets stand among settings by group and name: the dictionary, the name in it, the kind."""
+    for group, cls in groups(Settings).items():
+        yield from ((found[group], leaf, rule.kind) for leaf, rule in rules(cls).items() if rule.secret)
+    for extension in found["extensions"].values():
+        yield from ((extension, leaf, rule.kind) for leaf, rule in rules(Extension).items() if rule.secret)
+
+
+def _at(settings: Settings, name: str) -> Any:
+    group, _, leaf = name.rpartition(":")
+    return getattr(getattr(settings, group) if group else settings, leaf)
+
+
+def _long(secrets: Iterable[str]) -> set[str]:
+    return {secret for secret in secrets if len(secret) >= SHORTEST}
+
+
+def _spellings(secrets: Iterable[str]) -> set[str]:
+    """Each secret as it is, as it stands in an address, in an ini, in Python's quotes; with its blanks made one."""
+    found: set[str] = set()
+    for secret in secrets:
+        for form in (secret, quote(secret, safe=""), quote(secret), quote_plus(secret)):
+            found |= {form, form.replace("%", "%%"), repr(form)[1:-1]}
+    return found | {" ".join(form.split()) for form in found}

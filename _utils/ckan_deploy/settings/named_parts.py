@@ -1,0 +1,92 @@
+"""Hooks, workers and cron jobs of the pillar against their rules."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ckan_deploy.settings.parts import CronJob, Hook, Worker
+from ckan_deploy.settings.rules import rules
+from ckan_deploy.settings.schedules import check_cron_job
+from ckan_deploy.settings.values import check_fields, refuse_unknown
+
+# Of a worker and of a cron job.
+NAME = r"[a-z][a-z0-9-]{0,39}"
+
+
+def check_hooks(key: str, value: Any, problems: list[str]) -> list[dict[str, Any]]:
+    """
+    Check the hooks.
+
+    key
+        What they stand under.
+    value
+        What the pillar has there.
+    problems
+        Gets a sentence for each thing that is wrong.
+
+    Returns the settings of each.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        problems.append(f"{key} must be a list of dictionaries with stage, when, and function or state")
+        return []
+    hooks = []
+    for index, given in enumerate(value):
+        at = f"{key}:{index}"
+        refuse_unknown(at, given, rules(Hook), problems)
+        hook = check_fields(at, given, dict(rules(Hook)), problems)
+        if bool(hook["function"]) == bool(hook["state"]):
+            problems.append(f"{at} must have a function or a state, one of them")
+        if not isinstance(hook["args"], list) or not isinstance(hook["kwargs"], dict):
+            problems.append(f"{at}: args is a list, and kwargs a dictionary; correct them")
+        hooks.append(hook)
+    return hooks
+
+
+def check_workers(key: str, value: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """
+    Check the workers: parameters as for ``check_hooks``.
+
+    Returns the settings of each by its name, without those that are removed.
+    """
+    found = _by_name(key, value, Worker, problems)
+    for name, worker in found.items():
+        if worker["queues"] == []:
+            problems.append(f"{key}:{name}:queues is empty; name a queue, or leave it out for 'default'")
+    return found
+
+
+def check_cron_jobs(key: str, value: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """
+    Check the cron jobs: parameters as for ``check_hooks``.
+
+    Returns the settings of each by its name, without those that are removed.
+    """
+    found = _by_name(key, value, CronJob, problems)
+    for name, job in found.items():
+        check_cron_job(f"{key}:{name}", job, problems)
+    return found
+
+
+def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, dict[str, Any]]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{key} must be a dictionary by name")
+        return {}
+    found = {}
+    for name, given in value.items():
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            problems.append(f"{key}: {name!r} cannot be a name; use small letters, digits and '-', 40 at most")
+            continue
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            leaf = next(leaf for leaf in rules(cls) if leaf != "remove")
+            problems.append(f"{key}:{name} must be a dictionary such as {{{leaf}: ...}}")
+            continue
+        refuse_unknown(f"{key}:{name}", given, rules(cls), problems)
+        if given.get("remove") is not True:
+            found[name] = check_fields(f"{key}:{name}", given, dict(rules(cls)), problems)
+    return found

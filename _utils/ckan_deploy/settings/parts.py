@@ -1,0 +1,102 @@
+"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from ckan_deploy.settings.rules import setting
+
+
+@frozen
+class Extension:
+    """An extension: one origin, and how it is installed."""
+
+    remove: bool = setting(False, "Leave the extension out here, though a shared part of the pillar has it.")
+    url: str = setting("", "Git: address of the origin (https, ssh, git, or a path).")
+    ref: str = setting("", "Git: branch, tag or commit (also a short one).")
+    subdirectory: str = setting("", "Git: directory in the repository that holds the Python package.")
+    submodules: bool = setting(True, "Git: check out submodules, too.")
+    upstream: str = setting("", "Git: the origin that this one is a fork of, for comparison.")
+    locked: bool = setting(False, "Git: refuse a tag that was moved since the last release.")
+    deploy_key: str = setting("", "Git over ssh: the private key of this origin alone.", kind="text", secret=True)
+    host_keys: tuple[str, ...] = setting(
+        (), "Git over ssh: lines of a known_hosts file, beside `git:host_keys`.", kind="lines"
+    )
+    token: str = setting("", "Git over https: token or password.", secret=True)
+    token_user: str = setting("oauth2", "Git over https: the user that goes with the token.")
+    version: str = setting("", "Package index: a version, or specifiers such as `>=1.4,<2`.")
+    archive: str = setting("", "Archive: a wheel or sdist, `https://...` or `salt://...`.")
+    hash: str = setting("", "Archive: `sha256=...` of it.", pattern=r"(sha256|sha512)[=:][0-9A-Fa-f]+")
+    requirements: str = setting("auto", "`auto`, `none`, or a file in the repository.")
+    init: tuple[str, ...] = setting(
+        (),
+        "Commands of CKAN, without `ckan -c INI`, that set the extension up in the database: each release runs them on "
+        "one host after its migrations, so they must bear a repetition.",
+        kind="lines",
+    )
+    override: tuple[str, ...] = setting((), "Requirements that win over all others, CKAN's own included.", kind="lines")
+    patches: tuple[str, ...] = setting((), "Diffs to this extension, in order.", pattern=r"salt://\S+")
+
+    @property
+    def kind(self) -> str:
+        """The kind of its origin: ``git``, ``index`` or ``archive``."""
+        return "index" if self.version else "archive" if self.archive else "git"
+
+
+@frozen
+class Hook:
+    """What is done before or after a stage."""
+
+    stage: str = setting(
+        "",
+        "The stage.",
+        required=True,
+        choices=(
+            "build",
+            "check",
+            "migrate",
+            "start",
+            "activate",
+            "verify",
+            "index",
+            "finish",
+            "rollback",
+            "downgrade",
+            "abort",
+        ),
+    )
+    when: str = setting(
+        "", "Before the stage, or after it when it went well.", required=True, choices=("before", "after")
+    )
+    function: str = setting("", "A function of an execution module.", pattern=r"([a-z_0-9]+\.[a-z_0-9]+)?")
+    args: Any = setting([], "Its arguments, a list.", kind="any")
+    kwargs: Any = setting({}, "Its named arguments, a dictionary.", kind="any")
+    state: str = setting("", "Instead of a function: an SLS.", pattern=r"[\w.-]*")
+    on_failure: str = setting(
+        "warn", "Of a hook after a stage. One before a stage always stops it.", choices=("warn", "stop")
+    )
+
+
+@frozen
+class Worker:
+    """A background worker of CKAN's job queues."""
+
+    remove: bool = setting(False, "Leave the worker out here, though a shared part of the pillar has it.")
+    queues: tuple[str, ...] = setting(("default",), "Its queues; the first goes first.", pattern=r"[A-Za-z0-9_.:-]+")
+    processes: int = setting(1, "How many of it run on each host.", least=1)
+    timeout: int = setting(
+        180, "Seconds that the job under way has to end, when the worker is to change to another release.", least=1
+    )
+
+
+@frozen
+class CronJob:
+    """A scheduled command."""
+
+    remove: bool = setting(False, "Leave the cron job out here, though a shared part of the pillar has it.")
+    schedule: str = setting("", "When: the five fields of crontab(5), or `@daily` and the like.", required=True)
+    command: str = setting("", "What: a command of CKAN, without `ckan -c INI`.")
+    shell: str = setting("", "Instead of a command: a line of sh, run in the directory of the release.")
+    once: bool = setting(False, "On one host of the environment only; the hosts agree by Redis.")

@@ -1,0 +1,140 @@
+"""Settings that follow from other settings, and settings that do not go together."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+# What a unix socket's path may have at most, in bytes.
+SOCKET_LIMIT = 107
+_SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_NAME_HINT = "write one such as data.example.org (letters beyond a-z as xn--...)"
+
+
+def derive(settings: dict[str, Any], pillar: dict[str, Any]) -> None:
+    """
+    Fill in the defaults that follow from other settings.
+
+    settings
+        All settings, by group and name.
+    pillar
+        What the pillar itself says.
+    """
+    paths, root, site = settings["paths"], settings["root"], settings["site"]
+    if "home" not in pillar["paths"] and site != "default":
+        paths["home"] += f"/sites/{site}"
+    if "home" not in pillar["paths"]:
+        paths["home"] = paths["home"].format(root=root)
+    for name, value in paths.items():
+        if name not in pillar["paths"]:
+            paths[name] = value.format(root=root, site=site, home=paths["home"])
+    if "uv" not in pillar["installer"]:
+        settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
+    database, store = settings["database"], settings["datastore"]
+    if not store["user"]:
+        store.update(user=database["user"], password=store["password"] or database["password"])
+    for name in ("host", "port"):
+        store[name] = store[name] or database[name]
+    if settings["web"]["server"] == "apache":
+        settings["web"]["app"] = "none"  # CKAN runs in its own processes
+    for extension in settings["extensions"].values():
+        extension["host_keys"] = [*extension["host_keys"], *settings["git"]["host_keys"]]
+    if not settings["domain"] and _SITE_URL.fullmatch(settings["site_url"]):
+        settings["domain"] = urlsplit(settings["site_url"]).hostname or ""
+
+
+def check_together(settings: dict[str, Any], problems: list[str]) -> None:
+    """
+    Look for settings that do not go together.
+
+    settings
+        All settings, by group and name.
+    problems
+        Gets a sentence for each thing that is wrong.
+    """
+    _check_paths(settings, problems)
+    _check_datastore(settings, problems)
+    for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
+        problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
+    _check_names(settings, problems)
+    _check_web(settings, problems)
+
+
+def _check_paths(settings: dict[str, Any], problems: list[str]) -> None:
+    paths = {f"paths:{name}": value for name, value in settings["paths"].items()}
+    web, tls = settings["web"], settings["tls"]
+    optional = {f"web:{name}": web[name] for name in ("nginx_conf", "apache_conf", "supervisor_conf")}
+    optional.update({f"tls:{name}": tls[name] for name in ("certificate", "key")})
+    # Empty means the system's own, or none.
+    paths.update({name: value for name, value in optional.items() if value})
+    for name, value in paths.items():
+        if not os.path.isabs(value) or os.path.normpath(value) != value:
+            problems.append(f"ckan:{name} ({value}) must be an absolute path without '..' or a slash at the end")
+        elif re.search(r"[\s\"'{}$;%,]", value):
+            problems.append(f"ckan:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
+
+
+def _check_datastore(settings: dict[str, Any], problems: list[str]) -> None:
+    store = settings["datastore"]
+    if store["name"]:
+        problems += [
+            f"ckan:datastore:{name} is missing; a datastore needs it, set it in the pillar"
+            for name in ("password", "read_password")
+            if not store[name]
+        ]
+        if store["name"] == settings["database"]["name"] and store["host"] == settings["database"]["host"]:
+            problems.append("ckan:datastore:name is the database of CKAN itself; give the datastore one of its own")
+
+
+def _check_web(settings: dict[str, Any], problems: list[str]) -> None:
+    web, tls = settings["web"], settings["tls"]
+    if web["server"] == "nginx" and web["app"] == "none":
+        problems.append("ckan:web:app is none, but nginx asks an app server; use uwsgi, or server: none")
+    for name, group in (("web:listen", web), ("tls:listen", tls)):
+        if not _port(group["listen"].rpartition(":")[2]):
+            problems.append(f"ckan:{name} ({group['listen']}) has no port from 1 to 65535; use one such as '8080'")
+    if bool(tls["certificate"]) != bool(tls["key"]):
+        there, missing = ("certificate", "key") if tls["certificate"] else ("key", "certificate")
+        problems.append(f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none")
+    if tls["certificate"] and tls["listen"] == web["listen"]:
+        problems.append(f"ckan:tls:listen and ckan:web:listen are both {tls['listen']}; give each a port of its own")
+    socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
+    if web["app"] == "uwsgi" and len(socket.encode()) > SOCKET_LIMIT:
+        problems.append(
+            f"{socket} is longer than the {SOCKET_LIMIT} bytes a unix socket may have; choose a shorter ckan:paths:home"
+        )
+
+
+def _check_names(settings: dict[str, Any], problems: list[str]) -> None:
+    """The names that visitors type: those of `domain` and `aliases`, and the one in `site_url`."""
+    match = _SITE_URL.fullmatch(settings["site_url"])
+    if not match:
+        problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
+        return
+    host, port = match.groups()
+    if not _host(host.strip("[]")):
+        problems.append(f"ckan:site_url has {host} in it, which is not a host name; {_NAME_HINT}")
+    elif not _host(settings["domain"]):
+        problems.append(f"ckan:domain ({settings['domain']}) is not a host name; {_NAME_HINT}")
+    if port and not _port(port[1:]):
+        problems.append(f"ckan:site_url has the port {port[1:]}; use one from 1 to 65535")
+    for alias in settings["aliases"]:
+        if not _host(alias.removeprefix("*.")):
+            problems.append(f"ckan:aliases has the item {alias!r}, which is not a host name; {_NAME_HINT}")
+
+
+def _host(name: str) -> bool:
+    """Whether this is a host name as DNS has them, or an address."""
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))
+
+
+def _port(text: str) -> bool:
+    return bool(re.fullmatch(r"[0-9]{1,5}", text)) and 1 <= int(text) <= 65535

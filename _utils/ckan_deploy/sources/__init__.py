@@ -1,0 +1,1 @@
+"""Git, archives, patches: an extension of any origin becomes a checkout at a commit."""

@@ -1,0 +1,296 @@
+"""
+Git origins of extensions: a ref becomes one commit, and a commit becomes a checkout.
+
+A bare mirror of each origin is kept under ``shared/mirrors``, so a deploy fetches only what is new. Nothing here knows
+what a release is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.sources import git
+from ckan_deploy.sources.git import Origin
+from ckan_deploy.sources.pins import COMMIT
+from ckan_deploy.system import files
+
+SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
+# Where the origin is this host itself.
+HERE = Origin("/")
+
+
+class Resolved(NamedTuple):
+    """The commit that a ref stands for, and what the ref is: ``branch``, ``tag``, ``commit`` or ``head``."""
+
+    commit: str
+    kind: str
+
+
+class CheckedOut(NamedTuple):
+    """A commit in a directory; ``fetched`` says whether the origin had to be asked."""
+
+    commit: str
+    subject: str
+    fetched: bool
+
+
+class Between(NamedTuple):
+    """What the newer of two commits has and the older one has not, newest first, and the other way round."""
+
+    known: bool
+    ahead: list[dict[str, str]]
+    behind: list[dict[str, str]]
+
+
+def resolve(origin: Origin, mirrors: str) -> Resolved:
+    """
+    Return the commit that the ref of a git origin stands for now.
+
+    A branch is looked for first, then a tag (an annotated one gives the commit it is about), then a commit by the
+    beginning of its id; a full commit id is taken as it is.
+
+    origin
+        The origin.
+    mirrors
+        The directory that holds the bare mirrors of origins.
+
+    Raises ``FormulaError`` when the origin does not answer, has no such ref, or has a branch and a tag of that name at
+    different commits.
+    """
+    url, ref = origin.url, origin.ref
+    if COMMIT.fullmatch(ref):
+        return Resolved(ref, "commit")
+    refs = _refs(origin, mirrors)
+    found = _named_in_full(ref, refs) or _branch_or_tag(url, ref, refs)
+    if found:
+        return found
+    if SHORT_COMMIT.fullmatch(ref):
+        commit = _by_beginning(origin, ref, mirrors)
+        if commit:
+            return Resolved(commit, "commit")
+    raise FormulaError(f"{url} has no branch or tag {ref}{_near(ref, refs)}; correct ref in the pillar.")
+
+
+def checkout(origin: Origin, commit: str, target: str, mirrors: str) -> CheckedOut:
+    """
+    Put one commit of a git origin into a new directory, with its submodules unless ``submodules`` is False.
+
+    origin
+        The origin.
+    commit
+        The commit, 40 hex digits.
+    target
+        The directory to make; must not exist.
+    mirrors
+        The directory that holds the bare mirrors of origins.
+
+    Raises ``FormulaError`` when the commit cannot be had.
+    """
+    url = origin.url
+    with _mirror(origin, mirrors) as mirror:
+        fetched = _fetch(origin, commit, mirror, mirrors)
+        # A copy of its own: the mirror is root's, and the checkout is given to the build user.
+        _local(["clone", "-q", "--no-hardlinks", "--no-checkout", "--", mirror, target], f"{target} cannot be made")
+    what = f"commit {commit} of {url} cannot be checked out"
+    _local(["-C", target, "checkout", "-q", "--detach", commit, "--"], what)
+    _local(["-C", target, "remote", "set-url", "origin", url], what)
+    if origin.submodules and os.path.isfile(os.path.join(target, ".gitmodules")):
+        _run(
+            origin, ["-C", target, "submodule", "--quiet", "update", "--init", "--recursive"],
+            f"the submodules of {url} cannot be had", mirrors,
+        )  # fmt: skip
+    subject = _local(["-C", target, "log", "-1", "--format=%s"], what).strip()
+    return CheckedOut(commit, subject, fetched)
+
+
+def log(url: str, old: str, new: str, mirrors: str) -> Between:
+    """
+    List the commits between two, as far as the mirror on this host knows them.
+
+    url
+        The address of the origin.
+    old, new
+        Two commits.
+    mirrors
+        The directory that holds the bare mirrors of origins.
+
+    Each commit is ``{"commit", "subject"}``.
+    """
+    mirror = _place(url, mirrors)
+    if not all(os.path.isdir(mirror) and _has(mirror, commit) for commit in (old, new)):
+        return Between(False, [], [])
+    return Between(True, _commits(mirror, f"{old}..{new}"), _commits(mirror, f"{new}..{old}"))
+
+
+def added(url: str, old: str, new: str, mirrors: str, pattern: str) -> list[str]:
+    """
+    List the files that a commit has and an older one has not, as far as the mirror on this host knows them.
+
+    url
+        The address of the origin.
+    old, new
+        Two commits; with ``''`` for the older one all files of the new one.
+    mirrors
+        The directory that holds the bare mirrors of origins.
+    pattern
+        Which files, as git understands it: ``*`` stands for slashes, too.
+    """
+    mirror, what = _place(url, mirrors), f"the mirror of {url} cannot be read"
+    if not all(os.path.isdir(mirror) and _has(mirror, commit) for commit in (old, new) if commit):
+        return []
+    if old:
+        span = ["diff", "--name-only", "--diff-filter=A", "--no-renames", old, new, "--", pattern]
+        return _local(["-C", mirror, *span], what).splitlines()
+    listed = _local(["-C", mirror, "ls-tree", "-r", "--name-only", new], what).splitlines()
+    return fnmatch.filter(listed, pattern)
+
+
+def compare_upstream(origin: Origin, commit: str, mirrors: str) -> dict[str, Any]:
+    """
+    Say how far a commit of a fork is from the head of the origin it was forked from.
+
+    origin
+        The origin, with ``upstream``.
+    commit
+        The commit.
+    mirrors
+        The directory that holds the bare mirrors of origins.
+
+    Returns ``{"url", "commit", "ahead": n, "behind": n}``. Raises ``FormulaError`` when the upstream does not answer.
+    """
+    # A stranger's server: the keys of the fork are not for it.
+    upstream = Origin(origin.upstream, host_keys=origin.host_keys)
+    with _mirror(origin, mirrors) as mirror:
+        _fetch(origin, commit, mirror, mirrors)
+        what = f"the upstream {upstream.url} cannot be fetched"
+        _transfer(upstream, mirror, mirrors, what, "--no-tags", spans=["HEAD:refs/upstream/head"])
+        head = _local(["-C", mirror, "rev-parse", "refs/upstream/head"], f"{mirror} cannot be read").strip()
+        counts = _local(["-C", mirror, "rev-list", "--left-right", "--count", f"{commit}...{head}", "--"], mirror)
+    ahead, behind = map(int, counts.split())
+    return {"url": upstream.url, "commit": head, "ahead": ahead, "behind": behind}
+
+
+def _refs(origin: Origin, mirrors: str) -> dict[str, str]:
+    url = origin.url
+    args = ["ls-remote", *_reader(url), "--", url]
+    text = _run(origin, args, f"the origin {url} cannot be read", mirrors, timeout=git.ASK_TIMEOUT)
+    return {name: commit for commit, _, name in (line.partition("\t") for line in text.splitlines())}
+
+
+def _named_in_full(ref: str, refs: Mapping[str, str]) -> Resolved | None:
+    """The commit of ``HEAD`` or of a name such as ``refs/heads/main``."""
+    commit = refs.get(f"{ref}^{{}}") or refs.get(ref)
+    if not commit or not (ref == "HEAD" or ref.startswith("refs/")):
+        return None
+    kinds = {"refs/heads/": "branch", "refs/tags/": "tag"}
+    return Resolved(commit, next((kind for prefix, kind in kinds.items() if ref.startswith(prefix)), "head"))
+
+
+def _branch_or_tag(url: str, ref: str, refs: Mapping[str, str]) -> Resolved | None:
+    branch = refs.get(f"refs/heads/{ref}")
+    tag = refs.get(f"refs/tags/{ref}^{{}}") or refs.get(f"refs/tags/{ref}")
+    if branch and tag and branch != tag:
+        raise FormulaError(
+            f"{ref} of {url} is a branch at {branch[:12]} and a tag at {tag[:12]}; "
+            f"say refs/heads/{ref} or refs/tags/{ref} in the pillar."
+        )
+    if branch:
+        return Resolved(branch, "branch")
+    return Resolved(tag, "tag") if tag else None
+
+
+def _by_beginning(origin: Origin, ref: str, mirrors: str) -> str:
+    """The full id of a commit that is known by its beginning; only the origin's own repository can tell."""
+    with _mirror(origin, mirrors) as mirror:
+        question = ["-C", mirror, "rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}"]
+        # The mirror may be old, and know one commit of that beginning where there are two by now.
+        _update(origin, mirror, mirrors)
+        if not git.test(question):
+            many = _local(["-C", mirror, "rev-parse", f"--disambiguate={ref}"], f"{mirror} cannot be read").split()
+            if len(many) > 1:
+                raise FormulaError(f"{ref} of {origin.url} may be several commits; say more of it.")
+            return ""
+        return _local(question, f"{mirror} cannot be read").strip()
+
+
+def _commits(mirror: str, span: str) -> list[dict[str, str]]:
+    lines = _local(["-C", mirror, "log", "--format=%H %s", span, "--"], f"{mirror} cannot be read").splitlines()
+    return [{"commit": line[:40], "subject": line[41:]} for line in lines]
+
+
+def _fetch(origin: Origin, commit: str, mirror: str, mirrors: str) -> bool:
+    """Bring a commit into the mirror; True when the origin had to be asked."""
+    if _has(mirror, commit):
+        return False
+    _update(origin, mirror, mirrors)
+    if not _has(mirror, commit):
+        # A commit that no branch holds: many servers give it when asked for by its id.
+        what = f"{origin.url} has no commit {commit} (was the branch rewritten?)"
+        _transfer(origin, mirror, mirrors, what, "--no-tags", spans=[f"{commit}:refs/kept/{commit}"])
+    return True
+
+
+def _update(origin: Origin, mirror: str, mirrors: str) -> None:
+    spans = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
+    _transfer(origin, mirror, mirrors, f"the origin {origin.url} cannot be fetched", "--prune", spans=spans)
+
+
+def _transfer(origin: Origin, mirror: str, mirrors: str, what: str, *options: str, spans: Sequence[str]) -> None:
+    url = origin.url
+    args = ["-C", mirror, "fetch", "-q", "--force", *options, *_reader(url), "--", url, *spans]
+    _run(origin, args, what, mirrors)
+
+
+@contextlib.contextmanager
+def _mirror(origin: Origin, mirrors: str) -> Iterator[str]:
+    """The mirror of an origin, ours alone until the end. One that a kill has left unusable is made anew."""
+    mirror = _place(origin.url, mirrors)
+    os.makedirs(mirrors, exist_ok=True)
+    with files.locked(f"{mirror}.lock"):
+        if not os.path.isdir(mirror) or not git.test(["-C", mirror, "rev-parse", "--is-bare-repository"]):
+            shutil.rmtree(mirror, ignore_errors=True)
+            _local(["init", "-q", "--bare", "--", mirror], f"{mirror} cannot be made")
+        for name in ("shallow.lock", "packed-refs.lock", "config.lock", "HEAD.lock"):
+            # We hold the lock of the mirror: what is left of git's own is a killed run's.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(mirror, name))
+        yield mirror
+
+
+def _place(url: str, mirrors: str) -> str:
+    return os.path.join(mirrors, hashlib.sha256(url.encode("utf-8")).hexdigest()[:16] + ".git")
+
+
+def _has(mirror: str, commit: str) -> bool:
+    return git.test(["-C", mirror, "cat-file", "-e", f"{commit}^{{commit}}"])
+
+
+def _run(origin: Origin, args: Sequence[str], what: str, mirrors: str, timeout: int = git.TRANSFER_TIMEOUT) -> str:
+    keys = os.path.join(os.path.dirname(os.path.abspath(mirrors)), "keys")
+    return git.run(origin, args, what, keys, timeout=timeout)
+
+
+def _reader(url: str) -> list[str]:
+    """For an origin that is a path: git may read one of another user's. Reading obeys none of its configuration."""
+    # As a command, since the option "safe.directory" does not reach the process that reads in any other way.
+    return ["--upload-pack=git -c safe.directory='*' upload-pack"] if url.startswith(("/", "file://")) else []
+
+
+def _local(args: Sequence[str], what: str) -> str:
+    """Run git on this host's own repositories: no origin is asked."""
+    return git.run(HERE, args, what, "/nonexistent")
+
+
+def _near(ref: str, refs: Mapping[str, str]) -> str:
+    names = {name.split("/", 2)[2] for name in refs if name.startswith(("refs/heads/", "refs/tags/"))}
+    near = difflib.get_close_matches(ref, sorted(n for n in names if not n.endswith("^{}")), n=3, cutoff=0.5)
+    return f" (near: {', '.join(near)})" if near else ""

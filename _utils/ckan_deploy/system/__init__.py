@@ -1,0 +1,1 @@
+"""Files, processes, disk, supervisor: what any program needs of a machine."""

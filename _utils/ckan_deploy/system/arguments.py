@@ -1,0 +1,56 @@
+"""Arguments that people type, or that come over Salt's wire: refused where they cannot be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckan_deploy.errors import InvalidArgument
+
+LONGEST = 2000
+
+
+def text(name: str, value: Any) -> str:
+    """
+    Return an argument as text; Salt reads a word of digits as a number.
+
+    name
+        What it is called in the message.
+    value
+        The argument.
+
+    Raises ``InvalidArgument`` for a list, a dictionary, control characters, or more than 2,000 characters.
+    """
+    if not isinstance(value, (str, int, float)) or len(str(value)) > LONGEST or not str(value).isprintable():
+        raise InvalidArgument(f"{name} must be a line of text of at most {LONGEST} characters.")
+    return str(value)
+
+
+def whole(name: str, value: Any, least: int = 0) -> int:
+    """
+    Return an argument that is a whole number.
+
+    name, value
+        As for ``text``.
+    least
+        The least that it may be.
+
+    Raises ``InvalidArgument`` for anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidArgument(f"{name} must be a whole number, {least} or more, not {value!r}.")
+    return value
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """
+    Return an argument that is a dictionary; None stands for an empty one.
+
+    name, value
+        As for ``text``.
+
+    Raises ``InvalidArgument`` for anything else.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidArgument(f"{name} must be a dictionary, not {value!r}.")
+    return dict(value or {})

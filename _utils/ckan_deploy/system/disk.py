@@ -1,0 +1,61 @@
+"""How much disk there is, and what a tree takes of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+
+def free_mb(path: str) -> int:
+    """
+    Return how much disk is free where a directory is, or is going to be, in MB.
+
+    path
+        The directory.
+    """
+    return shutil.disk_usage(existing(path)).free // 2**20
+
+
+def used_mb(path: str) -> int:
+    """
+    Return the disk that a tree has for itself, in MB: what it shares with others by hard links is not counted.
+
+    path
+        The directory.
+    """
+    blocks = 0
+    for folder, _, files in os.walk(path):
+        blocks += os.lstat(folder).st_blocks
+        statuses = (os.lstat(os.path.join(folder, name)) for name in files)
+        blocks += sum(status.st_blocks for status in statuses if status.st_nlink == 1)
+    return round(blocks * 512 / 2**20)
+
+
+def place(path: str) -> str:
+    """
+    Return a directory by the machine and the file system that it is on, whatever it is called there.
+
+    path
+        The directory, which need not exist.
+    """
+    there = existing(path)
+    status = os.stat(there)
+    return f"{boot_id()} {status.st_dev} {status.st_ino} {os.path.relpath(path, there)}"
+
+
+def boot_id() -> str:
+    """Return what the kernel calls this boot of the machine."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
+        return handle.read().strip()
+
+
+def existing(path: str) -> str:
+    """
+    Return the nearest directory above that exists, or the path itself.
+
+    path
+        An absolute path.
+    """
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path

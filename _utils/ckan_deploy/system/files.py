@@ -1,0 +1,126 @@
+"""
+Files of text that are there whole or not at all: written under another name, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import shutil
+from collections.abc import Iterator
+from typing import TypeVar, overload
+
+T = TypeVar("T")
+
+
+@overload
+def read(path: str) -> str: ...
+@overload
+def read(path: str, default: T, errors: str = "strict") -> str | T: ...
+def read(path: str, default: object = "", errors: str = "strict") -> object:
+    """
+    Read a file in UTF-8.
+
+    path
+        The file.
+    default
+        What to return where there is no such file.
+    errors
+        What becomes of bytes that are no UTF-8, as for ``open``.
+    """
+    try:
+        with open(path, encoding="utf-8", errors=errors) as handle:
+            return handle.read()
+    except (FileNotFoundError, IsADirectoryError):
+        return default
+
+
+def write(
+    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False
+) -> None:
+    """
+    Write a file in UTF-8, in place of the one that is there.
+
+    path
+        The file; its directory must exist.
+    text
+        What it holds.
+    mode
+        Its mode.
+    group
+        Its group, where root writes it; empty for that of whoever writes.
+    errors
+        What becomes of characters that UTF-8 does not have, as for ``open``.
+    durable
+        Make sure that it outlives a power failure.
+    """
+    draft = f"{path}.tmp"
+    if os.path.lexists(draft):
+        os.unlink(draft)  # of a run that was killed
+    # Nobody reads it before it has its mode, and nobody's link is followed.
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
+        handle.write(text)
+        if durable:
+            handle.flush()
+            os.fsync(fd)
+    if group and os.geteuid() == 0:
+        shutil.chown(draft, "root", group)
+    os.chmod(draft, mode)
+    os.rename(draft, path)
+    if durable:
+        sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """
+    Make sure that what was renamed in a directory outlives a power failure.
+
+    path
+        The directory.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def give(top: str, user: str) -> None:
+    """
+    Give a tree to a user; links are not followed.
+
+    top
+        The directory.
+    user
+        The user; the group is that user's own.
+
+    Raises ``KeyError`` where there is no such user.
+    """
+    entry = pwd.getpwnam(user)
+    for folder, folders, files in os.walk(top):
+        for name in [".", *folders, *files]:
+            os.chown(os.path.join(folder, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def locked(path: str, wait: bool = True) -> Iterator[bool]:
+    """
+    Hold the lock of a file for as long as the context lasts; the kernel frees it with the process.
+
+    path
+        The file; made if need be.
+    wait
+        Wait for whoever holds it.
+
+    Yields whether the lock is held: False only without ``wait``.
+    """
+    with open(path, "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

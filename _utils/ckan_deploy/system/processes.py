@@ -1,0 +1,129 @@
+"""
+Programs, run in one place: quietly, as another user where that is asked for, with words for what they say. And what a
+process that serves takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import psutil
+
+from ckan_deploy.errors import FormulaError
+
+
+class Done(NamedTuple):
+    """A program that has ended: its exit code, and what it printed, without white space at the end."""
+
+    retcode: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    command: Sequence[str],
+    *,
+    user: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: str = "/",
+    timeout: float = 600,
+    stdin: str = "",
+) -> Done:
+    """
+    Run a program and return what it said.
+
+    command
+        The program and its arguments.
+    user
+        Who runs it; '' for whoever runs this. That user needs neither a shell nor a home: HOME is ``/nonexistent``
+        unless ``env`` names one.
+    env
+        Variables beside those that are there. What is secret belongs here, not into ``command``.
+    cwd
+        Where it runs.
+    timeout
+        Seconds, after which it is killed with all that it started.
+    stdin
+        What it reads.
+
+    Returns ``Done``. Raises ``FormulaError`` where there is no such program, and nothing for one that fails; one that
+    was killed for its time has exit code 1 and says so.
+    """
+    if not shutil.which(command[0]):
+        raise FormulaError(f"there is no program {command[0]}; install it or correct its path.")
+    variables = {"LC_ALL": "C.UTF-8", **(env or {})}
+    if user and os.geteuid() == 0:
+        # Not by a login: build users have no shell.
+        command = ["runuser", "-u", user, "--", *command]
+        variables.setdefault("HOME", "/nonexistent")
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
+        env={**os.environ, **variables}, umask=0o022,
+    )  # fmt: skip
+    try:
+        stdout, stderr = process.communicate(stdin.encode("utf-8"), timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return Done(1, f"{command[0]} : Timed out after {timeout:g} seconds", "")
+    except BaseException:
+        _end(process)
+        raise
+    return Done(process.returncode, _text(stdout), _text(stderr))
+
+
+def usage(pid: int) -> dict[str, float]:
+    """
+    Say what a process takes.
+
+    pid
+        Its id.
+
+    Returns ``{"memory_mb", "age_seconds"}``; memory is what it has for itself alone (USS). Raises ``psutil.Error``.
+    """
+    process = psutil.Process(pid)
+    return {
+        "memory_mb": round(process.memory_full_info().uss / 2**20, 1),
+        "age_seconds": round(time.time() - process.create_time()),
+    }
+
+
+def tail(said: Done, lines: int = 12, hide: Iterable[str] = ()) -> str:
+    """
+    Return the last lines of what a program said as one, without its progress and without passwords.
+
+    said
+        What ``run`` returned.
+    lines
+        How many lines at most.
+    hide
+        Texts that must not appear.
+    """
+    text = said.stderr if said.stderr.strip() else said.stdout
+    kept = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    first = next((index for index, line in enumerate(kept) if re.match(r"(error|ERROR|×|x )", line)), 0)
+    # What a traceback goes through helps nobody here; its last line says it.
+    kept = [line for line in kept[first:] if not re.match(r"(Traceback \(most|File \"|hint: )", line)]
+    told = " ".join(kept[-lines:]) or "no message"
+    for secret in filter(None, hide):
+        told = told.replace(secret, "****")
+    return re.sub(r"://[^/@\s]+@", "://", told)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program with all that it started; it stays in the process group of the minion, and ends with that."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.communicate()
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace").rstrip()

@@ -1,0 +1,69 @@
+"""Supervisor, asked by ``supervisorctl``: the one of the system, or one of our own."""
+
+from __future__ import annotations
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import processes
+
+
+def ask(conf: str, command: str, name: str = "") -> str:
+    """
+    Give supervisor a command and return what it says.
+
+    conf
+        The configuration of a supervisor of our own; '' for the system's.
+    command
+        Such as ``update``, ``status`` or ``pid``.
+    name
+        A program, or a group with ``:`` behind it.
+
+    Returns what it prints, with ``ERROR: `` before it where the command fails without saying so.
+    """
+    own = ["-c", conf] if conf else []
+    done = processes.run(["supervisorctl", *own, command, *([name] if name else [])])
+    return done.stdout if done.retcode == 0 or "ERROR" in done.stdout else f"ERROR: {done.stdout}"
+
+
+def expect(conf: str, command: str, name: str = "") -> str:
+    """
+    As ``ask``, for where supervisor has to answer.
+
+    conf, command, name
+        As for ``ask``.
+
+    Raises ``FormulaError`` when it does not answer.
+    """
+    said = ask(conf, command, name)
+    if _problem(said):
+        raise FormulaError(f"{_problem(said)}.")
+    return said
+
+
+def problem(conf: str) -> str:
+    """
+    Say what keeps supervisor from being asked, or ``''``.
+
+    conf
+        As for ``ask``.
+    """
+    try:
+        return _problem(ask(conf, "status"))
+    except FormulaError as exc:
+        return str(exc).rstrip(".")
+
+
+def last_line(said: str) -> str:
+    """
+    Return the last line of what supervisor said, for a message.
+
+    said
+        What it said.
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def _problem(said: str) -> str:
+    if "refused" in said or "no such file" in said or "SHUTDOWN" in said:
+        return f"supervisor does not answer ({last_line(said)}); start it"
+    return ""

@@ -1,0 +1,270 @@
+"""What people are told of a fleet: status, history, lines of progress, the report of a run."""
+
+from __future__ import annotations
+
+import logging
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.fleet import history, maintenance, progress, report, status
+from ckan_deploy.fleet.hosts import Group
+from ckan_deploy.fleet.record import Record
+from ckan_deploy.fleet.run import Failure, Run, Span, causes, join
+from ckan_deploy.fleet.tables import table
+from parts.fake_master import FIRST, JOB, SECOND, FakeMaster
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> FakeMaster:
+    return FakeMaster(tmp_path)
+
+
+@pytest.fixture
+def run(master: FakeMaster) -> Run:
+    return Run(
+        master=master, env="production", kind="deploy", by="ann", job=JOB, since="2026-01-01T00:00:00Z",
+        hosts=["web1", "web2"], groups=[Group("canary", ["web1"]), Group("rest", ["web2"])], release=SECOND,
+        reason="the <news>", changes=["a <script>alert(1)</script> & more"],
+        spans=[Span("plan", "", "", 10.0, 2.0, "ok"), Span("build", "canary", "web1", 12.0, 8.0, "failed")],
+    )  # fmt: skip
+
+
+def test_hosts_that_agree_are_in_order_and_what_they_are_on_is_wanted(master: FakeMaster) -> None:
+    found = status.look(master, "production")
+    assert (found.wrong, found.wanted, found.lock) == ([], FIRST, None)
+    row = {"linked": FIRST, "serving": [FIRST], "answers": FIRST, "workers": {}, "wrong": [],
+           "last": "finish ok 2026-01-01T00:00:00Z"}  # fmt: skip
+    assert found.to_json() == {"env": "production", "wanted": FIRST, "lock": None, "hosts": {"web1": row, "web2": row}}
+    assert found.text() == (
+        "host  linked           serving          answers          workers  last stage\n"
+        f"web1  {FIRST}  {FIRST}  {FIRST}           finish ok 2026-01-01T00:00:00Z\n"
+        f"web2  {FIRST}  {FIRST}  {FIRST}           finish ok 2026-01-01T00:00:00Z\n"
+        f"wanted: {FIRST}; production is not locked"
+    )
+    assert master.told("ckan_release.status")[0][1] == {"processes": True}
+
+
+def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(master: FakeMaster) -> None:
+    status.look(master, "production")
+    Record(master, "production").take("lock", "by hand", "election night")
+    fine = master._ckan_release_status
+
+    def told(host: str, processes: bool) -> dict[str, Any]:
+        return {
+            **fine(host, processes), "answers": "", "workers": {"default": FIRST}, "last": None,
+            "maintenance": {"reason": "a move"},
+        }  # fmt: skip
+
+    master.pillars["web3"] = master.pillars["web1"]
+    master.current |= {"web2": SECOND, "web3": FIRST}
+    master.answers["ckan_release.status"] = lambda host, processes: (
+        told(host, processes) if host == "web2" else fine(host, processes)
+    )
+    master.down.add("web3")
+    found = status.look(master, "production")
+    silent = "does not answer; start its salt-minion, then repeat"
+    assert found.hosts["web2"]["wrong"] == [
+        f"is linked to {SECOND}, but nothing answers", f"is on {SECOND}, the environment on {FIRST}",
+        f"has worker default on {FIRST}",
+    ]  # fmt: skip
+    assert (found.hosts["web2"]["last"], found.hosts["web2"]["maintenance"]) == ("none", {"reason": "a move"})
+    assert found.hosts["web3"] == {
+        "linked": "", "serving": [], "answers": silent, "workers": {}, "last": "", "wrong": [silent]
+    }  # fmt: skip
+    assert found.wrong[-2:] == [f"web3 {silent}", "the hosts do not all serve one release"]
+    assert set(found.to_json()["lock"]) == {"env", "kind", "by", "since", "reason", "job"}
+    assert "! in maintenance\n" in found.text() and found.text().endswith("(by hand, election night)")
+
+
+def entry(stage: str, release: str = FIRST, at: str = "1", **about: Any) -> dict[str, Any]:
+    return {"at": f"2026-01-01T00:00:0{at}Z", "stage": stage, "release": release, "result": "ok", **about}
+
+
+def test_a_history_has_a_row_for_each_run_with_the_slowest_host_of_each_stage(master: FakeMaster) -> None:
+    logs = {
+        "web1": [entry("activate", at="3", job="1", by="ann", seconds=1), entry("build", job="1", by="ann", seconds=5)],
+        "web2": [entry("activate", at="3", job="1", by="ann", seconds=4), entry("build", job="1", by="ann", seconds=2)],
+    }
+    assert history.merge(logs) == [
+        {"at": "2026-01-01T00:00:01Z", "kind": "deploy", "release": FIRST, "by": "ann", "hosts": ["web1", "web2"],
+         "seconds": 9, "result": "ok", "reason": ""}
+    ]  # fmt: skip
+
+
+def test_a_history_tells_kinds_failures_and_what_was_done_by_hand_apart() -> None:
+    logs = {
+        "web1": [
+            entry("maintenance on", release="", at="9"),
+            entry("abort", SECOND, "8", job="3", reason="web2 failed at verify: boom"),
+            entry("check", SECOND, "7", job="3"),
+            entry("check", SECOND, "6", job="2", result="failed", reason="boom"),
+            entry("rollback", FIRST, "5", reason="only here"),
+            entry("adopt", FIRST, "4"),
+            entry("catch_up", SECOND, "3"),
+        ],
+        "web2": [entry("rollback", FIRST, "2", reason="here, too")],
+    }
+    told = [(run["kind"], run["hosts"], run["result"], run["reason"]) for run in history.merge(logs)]
+    assert told == [
+        ("deploy", ["web1"], "failed", "web2 failed at verify: boom"),
+        ("deploy", ["web1"], "failed", "web1 at check: boom"),
+        ("rollback", ["web1"], "ok", "only here"),
+        ("adoption", ["web1"], "ok", ""),
+        ("catching up", ["web1"], "ok", ""),
+        ("rollback", ["web2"], "ok", "here, too"),
+    ]
+
+
+def test_a_history_says_which_logs_are_not_in_it(master: FakeMaster) -> None:
+    master.answers["ckan_release.history"] = [
+        entry("build", at="2", job="2", by="ann"), entry("rollback", at="1", job="1", reason="for the history")
+    ]  # fmt: skip
+    runs, missing = history.read(master, "production", 1)
+    assert (len(runs), missing) == (1, "")
+    assert master.told("ckan_release.history")[0][1] == {"limit": 10}
+    master.down.add("web2")
+    runs, missing = history.read(master, "production", 5)
+    assert missing == "not all logs are in it: web2 does not answer; start its salt-minion, then repeat"
+    assert history.text(runs).splitlines()[2].endswith("  ok: for the history")
+    with pytest.raises(FormulaError, match="environments known"):
+        history.read(master, "prodction", 5)
+
+
+def test_a_table_is_as_wide_as_what_is_in_it() -> None:
+    assert table([["a", "bb", "c"], ["long", "b", ""]]) == "a     bb  c\nlong  b\n"
+
+
+def test_hosts_with_the_same_trouble_are_in_one_sentence() -> None:
+    assert join({"web2": "boom", "web1": "boom", "web3": "other"}, "check") == (
+        "web1, web2 failed at check: boom; web3 failed at check: other"
+    )
+    assert causes([]) == ""
+
+
+def test_a_line_says_stage_host_seconds_and_what_went_wrong(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.tell(run, "build", "started")
+    progress.tell(run, "build", "ok", "web1", 12.34)
+    progress.tell(run, "check", "failed", "web2", 0.1, "boom")
+    progress.tell(run, "finish", "warning", "web2", 0.1, "a worker had to be ended")
+    progress.tell(run, "done", "ok", comment="it is live")
+    assert capsys.readouterr().err.splitlines() == [
+        "build      web1                12.3 s",
+        "check      web2                 0.1 s  FAILED: boom",
+        "finish     web2                 0.1 s  a worker had to be ended",
+    ]
+
+
+def test_what_salt_says_of_its_own_objects_is_left_out_once() -> None:
+    progress.quiet()
+    progress.quiet()
+    handler = logging.lastResort
+    assert handler
+    mine = [rule for rule in handler.filters if getattr(rule, "__name__", "") == "_is_said"]
+    assert len(mine) == 1
+    record = logging.LogRecord("salt", logging.WARNING, "", 0, "unclosed Runner %s", ("x",), None)
+    other = logging.LogRecord("salt", logging.WARNING, "", 0, "no space", (), None)
+    assert (mine[0](record), mine[0](other)) == (False, True)
+    handler.removeFilter(mine[0])
+
+
+def heard(run: Run, *stages: tuple[str, str, str]) -> list[tuple[str, dict[str, Any]] | None]:
+    return [
+        (f"ckan/deploy/production/{stage}", {"stage": stage, "host": host, "result": result, "seconds": 1.0,
+                                            "comment": f"{stage} {result}"})
+        for stage, host, result in stages
+    ]  # fmt: skip
+
+
+def test_a_watch_shows_a_run_from_its_beginning_to_its_end(
+    master: FakeMaster, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.save()
+    run.record.take("deploy", JOB)
+    master.heard = [
+        None, ("salt/job/1", {}), ("ckan/deploy/staging/done", {"stage": "done", "result": "ok", "comment": "no"}),
+        *heard(run, ("check", "", "started"), ("check", "web1", "ok"), ("done", "", "ok"), ("check", "web9", "ok")),
+    ]  # fmt: skip
+    assert progress.watch(master, "production", 60) == "done ok"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("production is locked by ann since 20")
+    assert [line.split()[:2] for line in lines[1:]] == [["plan", "-"], ["build", "web1"], ["check", "web1"]]
+
+
+@pytest.mark.parametrize("end", ["revert", "refused"])
+def test_a_watch_fails_with_the_run(master: FakeMaster, run: Run, capsys: pytest.CaptureFixture[str], end: str) -> None:
+    master.heard = heard(run, ("check", "web1", "failed"), (end, "", "failed"))
+    with pytest.raises(FormulaError, match=f"{end} failed"):
+        progress.watch(master, "production", 60)
+    assert capsys.readouterr().out.startswith("no run is under way for production\ncheck      web1 ")
+
+
+def test_a_watch_that_sees_no_end_says_so(master: FakeMaster) -> None:
+    with pytest.raises(FormulaError, match="nothing was seen of the end of a run of production in 0 s; see salt-run"):
+        progress.watch(master, "production", 0)
+
+
+def test_maintenance_of_all_hosts_says_who_and_why(master: FakeMaster) -> None:
+    assert maintenance.turn(master, "production", "on", "a move").failures == {}
+    maintenance.turn(master, "production", "off")
+    assert master.told("ckan_maintenance.on")[1] == ("web2", {"by": "ann", "reason": "a move"})
+    assert master.told("ckan_maintenance.off")[1] == ("web2", {"by": "ann"})
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.bars: list[dict[str, str | None]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "rect":
+            self.bars.append(dict(attrs))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(" ".join(data.split()))
+
+
+def test_a_report_is_a_page_that_says_what_changed_where_and_who_did_it(run: Run) -> None:
+    path = Path(report.write(run, "done", "it is live"))
+    assert path == Path(run.record.folder, f"reports/{SECOND}-deploy-{JOB}.html")
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    text = path.read_text()
+    page = Page(text)
+    assert page.open == [] and "<script>" not in text and "http" not in text
+    for word in ("ann", "the <news>", "it is live", "live", "a <script>alert(1)</script> & more", "10.0 s"):
+        assert word in page.texts
+    assert "web1 (canary), then web2 (rest)" in page.texts
+    # Each stage of each host is a bar along time.
+    assert [(bar["x"], bar["width"], bar["fill"]) for bar in page.bars] == [
+        ("190", "124", report.COLORS["ok"]), ("314", "496", report.COLORS["failed"]),
+    ]  # fmt: skip
+
+
+def test_a_report_of_a_run_that_failed_says_so_and_where(run: Run) -> None:
+    run.failures, run.down = [Failure("web2", "check", "boom & more")], ["web3"]
+    page = Page(report.page(run, "revert", "it failed"))
+    assert "failed, reverted" in page.texts and "web2 at check: boom & more" in page.texts
+    assert any(text.endswith("; down: web3") for text in page.texts)
+    assert '<span class="warning">live' in report.page(run, "done", "it is live")
+
+
+def test_the_newest_reports_are_kept(run: Run) -> None:
+    folder = Path(run.record.folder, "reports")
+    folder.mkdir(parents=True)
+    for number in range(60):
+        (folder / f"{FIRST}-deploy-202601010000000000{number:02}.html").write_text("")
+    report.write(run, "done", "it is live")
+    left = sorted(path.name for path in folder.iterdir())
+    assert len(left) == report.KEPT and f"{SECOND}-deploy-{JOB}.html" in left
+    assert f"{FIRST}-deploy-20260101000000000010.html" not in left

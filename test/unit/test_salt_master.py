@@ -1,0 +1,124 @@
+"""What the fleet gets of Salt's master, by Salt itself without a daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import salt.config
+import salt.utils.optsdict
+
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.fleet import hosts
+from ckan_deploy.fleet.master import SaltMaster, _answer
+from ckan_deploy.system import version
+from parts.keyring import KeyRing, write_secrets
+from parts.process import sandbox
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def opts(tmp_path: Path) -> dict[str, Any]:
+    found = salt.config.master_config(None)
+    found.update(
+        root_dir=str(tmp_path), cachedir=str(tmp_path / "cache"), pki_dir=str(tmp_path / "pki"), id="salt_master",
+        sock_dir=str(tmp_path / "s"), extension_modules=str(tmp_path / "ext"), config_dir=str(tmp_path),
+        utils_dirs=[str(REPO / "_utils")], file_roots={"base": [str(REPO)]},
+        pillar_roots={"base": [str(tmp_path / "pillar")]}, fileserver_backend=["roots"],
+    )  # fmt: skip
+    for name in ("pki/minions", "pki/minions_pre", "pillar"):
+        (tmp_path / name).mkdir(parents=True)
+    for host in ("web1", "web2"):
+        (tmp_path / "pki/minions" / host).write_text("")
+    (tmp_path / "pki/minions_pre/web3").write_text("")
+    (tmp_path / "pillar/top.sls").write_text("base:\n  'web*':\n    - ckan\n  '*_master':\n    - mine\n")
+    (tmp_path / "pillar/ckan.sls").write_text("ckan: {env: production}\n")
+    (tmp_path / "pillar/mine.sls").write_text("mine: 1\n")
+    return found
+
+
+def test_hosts_are_the_accepted_minions_by_the_pillar_that_renders_now(opts: dict, tmp_path: Path) -> None:
+    # As the loader hands it out, too.
+    for given in (opts, salt.utils.optsdict.safe_opts_copy(opts, name="module:ckan")):
+        master = SaltMaster(given)
+        assert sorted(master.minions()) == ["web1", "web2"]
+        assert hosts.targets(master, "production").hosts == ["web1", "web2"]
+        assert dict(master.own_pillar()) == {"mine": 1}
+        assert master.remembered_pillar("web1") == {}
+    (tmp_path / "pillar/ckan.sls").write_text("ckan: {{ no_such_function() }}\n")
+    with pytest.raises(FormulaError, match="the pillar of web1, web2 does not render"):
+        hosts.targets(SaltMaster(opts), "production")
+
+
+def test_the_directories_are_those_of_the_master(opts: dict) -> None:
+    assert SaltMaster(opts).cachedir == opts["cachedir"]
+    assert SaltMaster(opts).keyring == os.path.join(opts["config_dir"], "gpgkeys")
+    assert SaltMaster({**opts, "gpg_keydir": "/srv/k"}).keyring == "/srv/k"
+    assert SaltMaster(opts).user
+
+
+def test_the_formula_in_the_file_server_is_the_one_that_a_minion_gets_of_it(opts: dict, tmp_path: Path) -> None:
+    files = SaltMaster(opts).files()
+    assert "_modules/ckan_version.py" in files and "_utils/ckan_deploy/fleet/master.py" in files
+    assert not [name for name in files if "__pycache__" in name or not name.endswith(".py")]
+    assert version.digest(files) == version.of_folders(str(REPO / "_modules"), str(REPO / "_utils/ckan_deploy"))
+    none = {**opts, "file_roots": {"base": []}}
+    # The list of files is cached for a while.
+    assert SaltMaster(none).files() == {}
+    assert hosts.version(SaltMaster({**none, "cachedir": str(tmp_path / "other")})) == ""
+
+
+def test_a_master_that_is_down_takes_no_jobs_and_has_no_bus(opts: dict) -> None:
+    told = hosts.ask(SaltMaster(opts), ["web1"], "test.ping", timeout=1)
+    assert list(told.failures) == ["web1"]
+    assert "the master does not take jobs (" in told.failures["web1"] or "does not answer" in told.failures["web1"]
+
+
+@pytest.mark.parametrize(
+    ("said", "value", "retcode", "came"),
+    [
+        ({"ret": {"a": 1}, "retcode": 0}, {"a": 1}, 0, True),
+        ({"ret": "boom", "retcode": 1}, "boom", 1, True),
+        ({"ret": None}, None, 0, True),
+        ({"ret": "Minion did not return. [Not connected]", "retcode": 1}, "Minion did not return. [Not connected]", 1,
+         False),
+        ({}, None, 0, False),
+        ("odd", None, 0, False),
+    ],
+)  # fmt: skip
+def test_an_answer_is_one_only_where_the_minion_gave_it(said: Any, value: Any, retcode: int, came: bool) -> None:
+    assert _answer("web1", said) == ("web1", value, retcode, came)
+
+
+def test_what_cannot_be_decrypted_is_named_and_not_written_out(
+    opts: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = sandbox("ckan-k-")
+    ring = KeyRing(place / "k").make()
+    secrets = tmp_path / "pillar/secrets.sls"
+    secrets.write_text("ckan: {}\n")
+    write_secrets(secrets, {"database:password": ring.encrypt("planted-secret")})
+    (tmp_path / "pillar/top.sls").write_text("base:\n  'web1':\n    - ckan\n    - secrets\n")
+    heard: list[str] = []
+    before = [rule for handler in logging.root.handlers for rule in handler.filters]
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(handler.format(record))  # type: ignore[method-assign]
+    logging.root.addHandler(handler)
+    try:
+        master = SaltMaster({**opts, "gpg_keydir": str(ring.path)})
+        assert master.pillar("web1")["ckan"]["database"]["password"] == "planted-secret"
+        lost = place / "lost"
+        lost.mkdir(mode=0o700)
+        with pytest.raises(FormulaError, match="the master has no key to decrypt ckan:database:password$"):
+            hosts.targets(SaltMaster({**opts, "gpg_keydir": str(lost)}), "production")
+        assert logging.root.manager.disable == logging.NOTSET
+    finally:
+        logging.root.removeHandler(handler)
+        ring.stop()
+        KeyRing(place / "lost").stop()
+    assert heard and "BEGIN PGP" not in "".join(heard) + "".join(capfd.readouterr())
+    assert [rule for handler in logging.root.handlers for rule in handler.filters] == before
