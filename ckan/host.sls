@@ -101,7 +101,7 @@ ckan-data:
     - mode: '0755'
     - makedirs: True
 
-# Root's: copies of what CKAN builds into its releases, for the front door to serve.
+# Root's: copies of what CKAN builds into its releases, for the web server to serve.
 ckan-webassets:
   file.directory:
     - name: {{ paths.data }}/webassets

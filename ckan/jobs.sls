@@ -1,4 +1,4 @@
-{#- Workers and lines of cron, of the release that is live. -#}
+{#- Workers and cron jobs, of the release that is live. -#}
 include:
   - ckan.package
 

@@ -1,4 +1,4 @@
-{#- The WSGI pointer, and the front door: nginx before the app servers, or Apache. -#}
+{#- The WSGI pointer, and the virtual host: of nginx before the app servers, or of Apache. -#}
 {%- set settings = salt['ckan_settings.show']() %}
 {%- set paths = settings.paths %}
 include:

@@ -105,7 +105,7 @@ WORKERS = """\
 ## `ckan:workers:NAME`
 
 One entry per worker, `default: {}` at the least: `ckan jobs worker` of the current release, under supervisor.
-[operations.md](operations.md#workers-and-cron) says more.
+[operations.md](operations.md#workers-and-cron-jobs) says more.
 
 """
 CRONS = """\

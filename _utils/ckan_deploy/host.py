@@ -34,10 +34,10 @@ class Host(Protocol):
         """Whether this is a minion that runs on, and so can do something later."""
 
     def refresh_pillar(self) -> bool:
-        """Take the pillar anew from the master; returns whether there was one to take."""
+        """Take the pillar anew from the master; returns whether there was one to take. Raises ``FormulaError``."""
 
     def file(self, source: str) -> str:
-        """Return a copy on this host of a file of the file server, '' where there is none."""
+        """Return a copy on this host of a file of the file server, '' for none. Raises ``FormulaError``."""
 
     def text(self, source: str) -> str:
         """Return the text of a file of the formula. Raises ``FormulaError`` where the file server lacks it."""
@@ -92,7 +92,8 @@ class SaltHost:
         # rendered it for this very call.
         if not self.stays:
             return False
-        rendered = self._functions["pillar.items"](unmask=True)
+        with _package_errors():
+            rendered = self._functions["pillar.items"](unmask=True)
         for name in ("ckan", "ckan_fleet", "_errors"):
             self._pillar.pop(name, None)
             if name in rendered:
@@ -100,19 +101,19 @@ class SaltHost:
         return True
 
     def file(self, source: str) -> str:
-        return str(self._functions["cp.cache_file"](source) or "")
+        with _package_errors():
+            return str(self._functions["cp.cache_file"](source) or "")
 
     def text(self, source: str) -> str:
-        text = self._functions["cp.get_file_str"](source)
+        with _package_errors():
+            text = self._functions["cp.get_file_str"](source)
         if not text:
             raise FormulaError(f"{source} is not in the file server; add the formula to file_roots.")
         return str(text)
 
     def download(self, source: str, target: str) -> str:
-        try:
+        with _package_errors():
             return str(self._functions["cp.get_url"](source, target) or "")
-        except SaltException as exc:
-            raise FormulaError(str(exc)) from exc
 
     def has(self, function: str) -> bool:
         return function in self._functions
@@ -127,14 +128,16 @@ class SaltHost:
             self._context["retcode"] = before
 
     def schedule(self, name: str, function: str, seconds: int) -> bool:
-        done = self._functions["schedule.add"](
-            name, function=function, seconds=seconds, run_on_start=False, maxrunning=1
-        )
+        with _package_errors():
+            done = self._functions["schedule.add"](
+                name, function=function, seconds=seconds, run_on_start=False, maxrunning=1
+            )
         return bool(done["result"])
 
     def unschedule(self, name: str) -> None:
-        if self._functions["schedule.is_enabled"](name):
-            self._functions["schedule.delete"](name)
+        with _package_errors():
+            if self._functions["schedule.is_enabled"](name):
+                self._functions["schedule.delete"](name)
 
 
 @contextlib.contextmanager
@@ -149,6 +152,15 @@ def salt_errors() -> Iterator[None]:
     except OSError as exc:
         where = f" ({exc.filename})" if exc.filename else ""
         raise CommandExecutionError(f"{os.strerror(exc.errno) if exc.errno else exc}{where}") from exc
+
+
+@contextlib.contextmanager
+def _package_errors() -> Iterator[None]:
+    """Raise Salt's errors, such as that of a master that does not answer, as the package's: a stage is reverted then."""
+    try:
+        yield
+    except SaltException as exc:
+        raise FormulaError(str(exc).strip() or type(exc).__name__) from exc
 
 
 def _plain(dunder: Any) -> Any:

@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def is_paused() -> bool:
-    """Whether a deploy has closed the portal for a migration: workers stand still, and so do lines of cron."""
+    """Whether maintenance mode is on for a migration: services and cron jobs are paused."""
     noted = os.path.join(os.path.dirname(os.path.abspath(__file__)), "maintenance", "on")
     try:
         with open(noted, encoding="utf-8") as handle:

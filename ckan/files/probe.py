@@ -6,7 +6,7 @@ come before it:
     python - read INI                   where the database stands, seen from this release; no boot
     python - between INI TARGETS        the revisions of the database that whoever knows TARGETS does not know; no boot
     python - migrate INI SETTINGS       bring the database to the heads of this release
-    python - downgrade INI SETTINGS     take it back to given heads
+    python - downgrade INI SETTINGS     downgrade it to given heads
     python - index INI                  how many datasets there are, and how many the search index has; no boot
     python - rebuild INI SETTINGS       rebuild the search index
     python - output INI COMMAND         what a command of CKAN prints

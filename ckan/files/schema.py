@@ -205,7 +205,7 @@ def set_up(ini: str, told: dict, result: dict) -> None:
 
 
 def downgrade(ini: str, told: dict, result: dict) -> None:
-    """Take the database back to the given heads, by the scripts of this release: the last chain first."""
+    """Downgrade the database to the given heads, by the scripts of this release: the last chain first."""
     options = options_of(ini)
     with database_lock(options):
         result["before"] = revisions_in_database(options)

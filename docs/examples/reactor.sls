@@ -2,7 +2,7 @@
 
       reactor:
         - 'ckan/*/*/done': [/srv/reactor/ckan.sls]
-        - 'ckan/*/*/way_back': [/srv/reactor/ckan.sls]
+        - 'ckan/*/*/revert': [/srv/reactor/ckan.sls]
 
     What the event holds: docs/events.md. -#}
 {%- set url = 'https://chat.example.org/hooks/ckan' %}

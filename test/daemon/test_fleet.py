@@ -1,4 +1,4 @@
-"""Deploys and rollbacks over two hosts: what goes well, what is refused, and what is taken back."""
+"""Deploys and rollbacks over two hosts: what goes well, what is refused, and what is reverted."""
 
 from __future__ import annotations
 

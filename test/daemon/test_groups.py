@@ -230,7 +230,7 @@ def test_a_master_restarted_in_a_deploy_leaves_all_on_one_release(site):
     site.fleet.stop_master()
     site.fleet.start_master()
     done = site.end(run)
-    # Either it has come to its end, or it was taken back: never something between.
+    # Either it has come to its end, or it was reverted: never something between.
     now = site.linked()
     assert len(set(now)) == 1, (now, done["text"])
     assert (now[0] == release) == (done["code"] == 1), done["text"]

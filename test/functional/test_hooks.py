@@ -76,7 +76,7 @@ def test_a_hook_before_a_stage_that_fails_stops_it_before_anything_is_done(host,
     with pytest.raises(CommandExecutionError, match=f"failed at activate: hook before activate .* failed: .*{cause}"):
         deployed(host)
     assert (host.current(), host.releases()) == (first, [first])
-    # What undoes a hook that did its work is one of the way back.
+    # What undoes a hook that did its work is one of the revert.
     assert [line.split()[:2] for line in said(host)] == [["after", "abort"]]
 
 

@@ -126,7 +126,7 @@ def test_the_steps_of_an_orchestration_are_the_groups_and_one_where_something_is
         ),
         (
             "'ckan_release' __virtual__ returned False: the formula's package cannot be imported (ModuleNotFoundError: "
-            "No module named 'ckan_deploy'); type: saltutil.sync_all on this minion",
+            "No module named 'ckan_deploy'); type on the master: salt web1 saltutil.sync_all",
             "cannot load ckan_release.build (ModuleNotFoundError: No module named 'ckan_deploy'); type: salt web1 "
             "saltutil.sync_all",
         ),

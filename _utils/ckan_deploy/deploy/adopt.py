@@ -23,6 +23,7 @@ from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT, check_id
 from ckan_deploy.releases.manifest import Base, Manifest, Resolution
 from ckan_deploy.releases.site import Site
+from ckan_deploy.system import arguments
 
 # Inis that are not CKAN's own.
 _OTHER_INI = re.compile(r"^(who|uwsgi|ckan-uwsgi|test.*)\.ini$")
@@ -57,7 +58,7 @@ def adopt(site: Site, name: str, release: str = "", ini_file: str = "", by: str 
 
     Raises ``FormulaError`` that says why it cannot be adopted; nothing was changed then.
     """
-    planned = examine(site, name, release, ini_file)
+    planned = examine(site, arguments.text("name", name), release, arguments.text("ini", ini_file))
     path = site.releases.directory(planned.id)
     about = {"env": site.settings.env, "site": site.settings.site, "by": by}
     with stage.running(site, "adopt", planned.id, by):

@@ -43,8 +43,10 @@ def deploy(
     """
     try:
         site = open_site()
+        if release:
+            check_id(release)
         with lock.held(site, "deploy", release, by, job):
-            planned = plan.make(site, check_id(release or new_id()))
+            planned = plan.make(site, release or new_id())
             assert planned.resolution
             done = _Deploy(site, planned.release, planned.current, planned.resolution, by, job).run(closed)
     except StageFailed:

@@ -130,7 +130,7 @@ def go(
             index, told = switch.reindex(site, release, by, job, restored)
             warned += told + switch.follow(site)
             if index:
-                site.releases.set_state(release, "live", by, index=index)
+                site.release(release).note(by, index=index)
         return {"current": release, "previous": left, **({"warnings": warned} if warned else {})}
 
 

@@ -16,6 +16,7 @@ from ckan_deploy.deploy import switch
 from ckan_deploy.deploy.prune import prune
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import stage
+from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files
@@ -62,8 +63,9 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
     ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
     """
     with stage.running(site, "check", release, by, job) as warned:
-        path, manifest = site.releases.directory(release), site.releases.read(release)
-        _expect(manifest, "built", "checked")
+        candidate = site.release(release)
+        path, manifest = candidate.directory, candidate.manifest
+        candidate.expect("built", "checked")
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
             packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
@@ -76,7 +78,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
             if result["pending"]:
                 ahead = migration.foresee(site, manifest, result)
                 result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
-            site.releases.set_state(release, "checked", by, check=result)
+            candidate.become("checked", by, check=result)
         warned += result["warnings"]
         return {**result, "warnings": warned}
 
@@ -93,12 +95,12 @@ def migrate(site: Site, release: str, by: str = "", job: str = "") -> dict[str, 
     what failed, says what the database holds, and that the live release runs on it.
     """
     with stage.running(site, "migrate", release, by, job) as warned:
-        manifest = site.releases.read(release)
-        _expect(manifest, "checked")
-        done = migration.run(site, release, manifest.check, maintenance.status(site)["on"])
+        candidate = site.release(release)
+        candidate.expect("checked")
+        done = migration.run(site, release, candidate.manifest.check, maintenance.status(site)["on"])
         warned += done["warnings"]
         if done["migration"]:
-            site.releases.set_state(release, "checked", by, migration=done["migration"])
+            candidate.note(by, migration=done["migration"])
         return {**done, "warnings": warned}
 
 
@@ -118,10 +120,10 @@ def start(
     # To start what is served is a repair, whoever has locked deploys out.
     repair = release == site.releases.current()
     with stage.running(site, "start", release, by, job, locked=not repair):
-        manifest = site.releases.read(release)
-        _expect(manifest, "checked", "live", "retired", "bad")
+        wanted = site.release(release)
+        wanted.expect("checked", "live", "retired", "bad")
         if migrated:
-            site.releases.set_state(release, manifest.state, by, migration=dict(migrated))
+            wanted.note(by, migration=dict(migrated))
         return switch.start(site, release)
 
 
@@ -141,11 +143,11 @@ def activate(
     Returns ``{"current": id, "previous": id, "warnings"}``.
     """
     with stage.running(site, "activate", release, by, job) as warned:
-        manifest = site.releases.read(release)
-        _expect(manifest, "checked", "live", "retired", *(["bad"] if force else []))
-        if manifest.state == "checked":
+        wanted = site.release(release)
+        wanted.expect("checked", "live", "retired", *(["bad"] if force else []))
+        if wanted.state == "checked":
             # The stages before have looked after the files; between start and rename nothing is walked through again.
-            app_server.start(site, site.releases.directory(release))
+            app_server.start(site, wanted.directory)
         else:
             switch.start(site, release)
         return {**switch.switch(site, release, "retired", by, reason), "warnings": warned}
@@ -165,7 +167,7 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
         linked = site.releases.current()
         if linked != release:
             raise FormulaError(f"current points to {linked or 'no release'} instead of {release}.")
-        why, _ = search_index.differs(site, site.releases.read(release))
+        why, _ = search_index.differs(site, site.release(release).manifest)
         return {**health.health(site, release), "reindex": why, "warnings": warned}
 
 
@@ -186,12 +188,12 @@ def finish(
     Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
     """
     with stage.running(site, "finish", release, by, job) as warned:
-        path, manifest = site.releases.directory(release), site.releases.read(release)
+        live = site.release(release)
         if index:
-            site.releases.set_state(release, manifest.state, by, index=dict(index))
-        previous = manifest.previous if prunes else ""
+            live.note(by, index=dict(index))
+        previous = live.manifest.previous if prunes else ""
         standby = previous if app_server.keep_standby(site, previous) else ""
-        stopped = app_server.stop_others(site, path, standby)
+        stopped = app_server.stop_others(site, live.directory, standby)
         warned += switch.follow(site)
         pruned = prune(site) if prunes else []
         return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
@@ -210,17 +212,17 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
 
     Returns ``{"current": id, "removed": bool}``.
     """
-    path = site.releases.directory(release)
-    if not site.releases.find(release):
+    if not site.releases.find(check_id(release)):
         return {"current": site.releases.current(), "removed": False}
     # A minion that was killed may have left its stage behind, at work.
     with stage.running(site, "abort", release, by, job, reason, wait=ABORT_WAIT):
-        if site.releases.current() == release:
-            _leave(site, site.releases.read(release), by, reason)
-        app_server.stop(site, path)
-        site.releases.set_state(release, "failed", by, reason)
-        app_server.forget(site, path)
-        site.releases.remove(release)
+        candidate = site.release(release)
+        if candidate.is_current:
+            _leave(site, candidate.manifest, by, reason)
+        app_server.stop(site, candidate.directory)
+        candidate.become("failed", by, reason)
+        app_server.forget(site, candidate.directory)
+        candidate.remove()
         return {"current": site.releases.current(), "removed": True}
 
 
@@ -235,13 +237,6 @@ def _leave(site: Site, manifest: Manifest, by: str, reason: str) -> None:
         # A first deploy: there was no link before, or one of somebody else's.
         site.releases.restore_link(manifest.previous_link)
         app_server.switched(site)
-
-
-def _expect(manifest: Manifest, *states: str) -> None:
-    if manifest.state not in states:
-        raise FormulaError(
-            f"release {manifest.id} is {manifest.state}, not {' or '.join(states)}; see ckan_release.list."
-        )
 
 
 @contextlib.contextmanager

@@ -47,23 +47,23 @@ def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> d
 
     Returns ``{"current": id, "previous": id}``.
     """
-    releases = site.releases
-    previous = releases.current()
+    previous = site.releases.current()
     if previous == release:
         return {"current": release, "previous": previous}
-    manifest = releases.read(release)
-    if manifest.state == "checked":
+    wanted = site.release(release)
+    if wanted.state == "checked":
         # Before the rename, so that a deploy that dies here can still be reverted.
-        releases.set_state(release, "checked", previous=previous, previous_link=releases.foreign_link())
-    releases.point(release)
+        wanted.note(previous=previous, previous_link=site.releases.foreign_link())
+    site.releases.point(release)
     app_server.switched(site)
-    releases.set_state(release, "live", by, bad_reason="", came_after=previous)
+    wanted.become("live", by, bad_reason="", came_after=previous)
     if previous:
-        if releases.read(previous).state == "checked":
+        left = site.release(previous)
+        if left.state == "checked":
             # A switch that was cut short between the rename and its note.
-            releases.set_state(previous, "live", by)
+            left.become("live", by)
         noted = {"bad_reason": reason} if left_state == "bad" else {}
-        releases.set_state(previous, left_state, by, reason, **noted)
+        left.become(left_state, by, reason, **noted)
     return {"current": release, "previous": previous}
 
 

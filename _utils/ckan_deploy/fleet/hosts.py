@@ -229,7 +229,7 @@ def _why_failed(answer: Answer, function: str) -> str:
     text, host = str(answer.value).strip(), answer.host
     if "is not available" in text and function in text:
         return f"does not know {function}; type: salt {host} saltutil.sync_all"
-    if (lacks := re.search(r"cannot be imported \((.*?)\); type: ", text)) and "__virtual__" in text:
+    if (lacks := re.search(r"cannot be imported \((.*?)\); type ", text)) and "__virtual__" in text:
         return f"cannot load {function} ({lacks[1]}); type: salt {host} saltutil.sync_all"
     if "Traceback (most recent call last)" in text:
         # A fault of the formula itself: its last line says what, the minion's log has the rest.

@@ -20,6 +20,7 @@ from typing import TextIO
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import now
 from ckan_deploy.releases.site import Site
+from ckan_deploy.system import arguments
 
 # The locks that this job holds already: a deploy that runs its stages one after the other holds one for all.
 HELD: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("ckan_lock_held", default=())
@@ -43,9 +44,10 @@ def held(
     locked
         False where a deploy lock is no obstacle: what is repaired, not deployed.
 
-    Raises ``FormulaError`` at once, or when the time is over, that names who is at work and since when.
+    Raises ``InvalidArgument`` for a ``by`` or a ``job`` that is no text, ``FormulaError`` at once, or when the time is
+    over, that names who is at work and since when.
     """
-    path = _file(site)
+    path, by, job = _file(site), arguments.text("by", by), arguments.text("job", job)
     if path in HELD.get():
         yield
         return

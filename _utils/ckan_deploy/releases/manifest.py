@@ -156,7 +156,8 @@ class Manifest:
                 found[name] = list(value) if isinstance(value, tuple) else value
         if self.resolution:
             found.update(self.resolution.to_json())
-            found["plugins"] = list(self.plugins or ())
+        if self.plugins is not None:
+            found["plugins"] = list(self.plugins)
         return found
 
     def became(self, state: str, by: str = "", reason: str = "", **changes: Any) -> Manifest:

@@ -9,6 +9,7 @@ from attrs import frozen
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.host import Host
 from ckan_deploy.releases.log import Log
+from ckan_deploy.releases.release import Release
 from ckan_deploy.releases.store import Releases
 from ckan_deploy.settings.environment import Environment
 from ckan_deploy.settings.model import Paths, Settings
@@ -55,6 +56,17 @@ class Site:
     def releases(self) -> Releases:
         """The releases on this host."""
         return Releases(self.paths.releases, self.paths.current)
+
+    def release(self, release: str) -> Release:
+        """
+        Return a release on this host.
+
+        release
+            Its id.
+
+        Raises ``FormulaError`` when there is no such release here, ``InvalidArgument`` for what is no id.
+        """
+        return Release(self.releases, self.releases.read(release))
 
     @property
     def log(self) -> Log:

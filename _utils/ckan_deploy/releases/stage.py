@@ -11,6 +11,7 @@ from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import hooks, lock
+from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.site import Site
 from ckan_deploy.system import arguments
 
@@ -36,9 +37,12 @@ def running(
     locked
         False where a deploy lock is no obstacle.
 
-    Yields the list of what is to be said besides. Raises ``FormulaError``; what the system says is turned into a
-    sentence.
+    Yields the list of what is to be said besides. Raises ``InvalidArgument`` for what is no release, ``FormulaError``;
+    what the system says is turned into a sentence.
     """
+    # First of all: a hook may make a command of it. A restore names its dump here.
+    if name != "restore":
+        check_id(release)
     by, job, reason = arguments.text("by", by), arguments.text("job", job), arguments.text("reason", reason)
     with lock.held(site, name, release, by, job, wait, locked):
         begun = time.monotonic()

@@ -16,7 +16,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import ids
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import services
-from ckan_deploy.system import files
+from ckan_deploy.system import arguments, files
 
 # The form of CKAN's own errors: https://docs.ckan.org/en/latest/api/ ("success", "error").
 API_ANSWER = {
@@ -37,11 +37,12 @@ def on(site: Site, reason: str = "", by: str = "", stop_workers: bool = False) -
         Background workers and cron jobs stop as well, each when its job is done. ``off`` starts them.
 
     Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``, and ``warnings`` of jobs that are not done.
-    Raises ``FormulaError`` when the page of ``web:maintenance_page`` is not there, or no server of the formula's looks
-    for it.
+    Raises ``InvalidArgument`` for a reason or a name that is no text, ``FormulaError`` when the page of
+    ``web:maintenance_page`` is not there, or no server of the formula's looks for it.
     """
     if site.settings.web.server == "none":
         raise FormulaError("ckan:web:server is none: maintenance is the business of your own server.")
+    reason, by = arguments.text("reason", reason), arguments.text("by", by)
     known = status(site)
     if known["on"]:
         return {**known, "changed": False}
@@ -68,6 +69,7 @@ def off(site: Site, by: str = "") -> dict[str, Any]:
 
     Returns ``{"on": False, "changed": bool}``, and ``warnings`` where a worker does not start.
     """
+    by = arguments.text("by", by)
     changed, known, warnings = False, status(site), []
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_switch(site))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,8 +50,12 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     name, value
         As for ``text``.
 
-    Raises ``InvalidArgument`` for anything else.
+    Raises ``InvalidArgument`` for anything else, and for one that JSON cannot hold, as a date.
     """
     if value is not None and not isinstance(value, Mapping):
         raise InvalidArgument(f"{name} must be a dictionary, not {value!r}.")
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as exc:
+        raise InvalidArgument(f"{name} must be a dictionary of text, numbers, lists and dictionaries ({exc}).") from exc
     return dict(value or {})

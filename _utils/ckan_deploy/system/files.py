@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import os
 import pwd
-import shutil
 from collections.abc import Iterator
 from typing import TypeVar, overload
+
+from ckan_deploy.errors import FormulaError
 
 T = TypeVar("T")
 
@@ -55,20 +57,24 @@ def write(
         What becomes of characters that UTF-8 does not have, as for ``open``.
     durable
         Make sure that it outlives a power failure.
+
+    Raises ``FormulaError`` where there is no such group, ``OSError``.
     """
+    owner = _group(group) if group and os.geteuid() == 0 else -1
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
-    # Nobody reads it before it has its mode, and nobody's link is followed.
+    # Nobody reads it before it has its mode, and nobody's link is followed, also one that is put in its place meanwhile:
+    # the directory may be the build user's.
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
         handle.write(text)
+        handle.flush()
+        if owner != -1:
+            os.fchown(fd, 0, owner)
+        os.fchmod(fd, mode)
         if durable:
-            handle.flush()
             os.fsync(fd)
-    if group and os.geteuid() == 0:
-        shutil.chown(draft, "root", group)
-    os.chmod(draft, mode)
     os.rename(draft, path)
     if durable:
         sync_directory(os.path.dirname(path))
@@ -124,3 +130,10 @@ def locked(path: str, wait: bool = True) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def _group(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as exc:
+        raise FormulaError(f"there is no group {name}; run state.apply ckan first") from exc

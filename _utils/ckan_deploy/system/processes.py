@@ -18,6 +18,9 @@ import psutil
 
 from ckan_deploy.errors import FormulaError
 
+# How long is waited for the end of a program that was killed.
+END_SECONDS = 5
+
 
 class Done(NamedTuple):
     """A program that has ended: its exit code, and what it printed, without white space at the end."""
@@ -33,7 +36,7 @@ def run(
     user: str = "",
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
-    timeout: float = 600,
+    timeout: float | None = 600,
     stdin: str = "",
 ) -> Done:
     """
@@ -49,12 +52,12 @@ def run(
     cwd
         Where it runs.
     timeout
-        Seconds, after which it is killed with all that it started.
+        Seconds, after which it is killed with all that it started; None for no limit.
     stdin
         What it reads.
 
-    Returns ``Done``. Raises ``FormulaError`` where there is no such program, and nothing for one that fails; one that
-    was killed for its time has exit code 1 and says so.
+    Returns ``Done``. Raises ``FormulaError`` where there is no such program or it cannot be started, and nothing for
+    one that fails; one that was killed for its time has exit code 1 and says so.
     """
     if not shutil.which(command[0]):
         raise FormulaError(f"there is no program {command[0]}; install it or correct its path.")
@@ -63,15 +66,20 @@ def run(
         # Not by a login: build users have no shell.
         command = ["runuser", "-u", user, "--", *command]
         variables.setdefault("HOME", "/nonexistent")
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
-        env={**os.environ, **variables}, umask=0o022,
-    )  # fmt: skip
+    # What tells systemd of the minion is not for programs that the minion runs.
+    inherited = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
+            env={**inherited, **variables}, umask=0o022,
+        )  # fmt: skip
+    except OSError as exc:
+        raise FormulaError(f"{command[0]} cannot be run in {cwd} ({exc.strerror}); correct that.") from exc
     try:
         stdout, stderr = process.communicate(stdin.encode("utf-8"), timeout=timeout)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as exc:
         _end(process)
-        return Done(1, f"{command[0]} : Timed out after {timeout:g} seconds", "")
+        return Done(1, f"{command[0]} : Timed out after {exc.timeout:g} seconds", "")
     except BaseException:
         _end(process)
         raise
@@ -122,7 +130,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-    process.communicate()
+    # One that had left its parent lives on, and may hold the pipes open.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=END_SECONDS)
 
 
 def _text(data: bytes) -> str:

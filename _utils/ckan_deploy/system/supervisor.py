@@ -20,7 +20,8 @@ def ask(conf: str, command: str, name: str = "") -> str:
     Returns what it prints, with ``ERROR: `` before it where the command fails without saying so.
     """
     own = ["-c", conf] if conf else []
-    done = processes.run(["supervisorctl", *own, command, *([name] if name else [])])
+    # For as long as the program that it stops may take: its file says how long that is.
+    done = processes.run(["supervisorctl", *own, command, *([name] if name else [])], timeout=None)
     return done.stdout if done.retcode == 0 or "ERROR" in done.stdout else f"ERROR: {done.stdout}"
 
 
