@@ -2,7 +2,7 @@
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PYTHONPATH := test:_utils
+export PYTHONPATH := test
 # A path of our own first: the parts call uv, salt and ruff by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The host's own certificates, as apt and git use them.

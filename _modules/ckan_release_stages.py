@@ -11,6 +11,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
+    from ckan_deploy.database import search_index
     from ckan_deploy.deploy import plan as planning
     from ckan_deploy.deploy import stages
     from ckan_deploy.deploy import status as standing
@@ -244,7 +245,7 @@ def finish(
         salt web1 ckan_release.finish 20261125021500Z
     """
     with salt_errors():
-        return stages.finish(_site(), release, prune, by, job, mapping("index", index))
+        return stages.finish(_site(), release, prune, by, job, search_index.checked(mapping("index", index)))
 
 
 def abort(release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:

@@ -122,7 +122,8 @@ class SaltHost:
         # A program that fails leaves its exit code there, and Salt would take it for that of the whole job.
         before = self._context.pop("retcode", 0)
         try:
-            answer = self._functions[function](*args, **kwargs)
+            with _package_errors():
+                answer = self._functions[function](*args, **kwargs)
             return answer, int(self._context.get("retcode", 0))
         finally:
             self._context["retcode"] = before
@@ -156,7 +157,7 @@ def salt_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _package_errors() -> Iterator[None]:
-    """Raise Salt's errors, such as that of a master that does not answer, as the package's: a stage is reverted then."""
+    """Raise Salt's errors, such as that of a master that does not answer, as the package's: a deploy is reverted."""
     try:
         yield
     except SaltException as exc:

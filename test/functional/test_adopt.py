@@ -124,7 +124,13 @@ def test_a_name_without_a_time_takes_that_of_the_directory(host, old):
         (lambda path: (path / "production.ini").unlink(), {}, "has no ini; give CKAN's with ini="),
         (lambda path: (path / "staging.ini").write_text(INI), {}, "has 2 ini files"),
         (lambda path: (path / "production.ini").write_text("no section"), {}, "cannot be read as an ini"),
+        (
+            lambda path: (path / "production.ini").write_text("[client]\npassword = an-old-secret\n"),
+            {},
+            r"has no section \[app:main\], so it is not CKAN's",
+        ),
         (lambda path: None, {"ini": "/no/such.ini"}, "there is no file /no/such.ini"),
+        (lambda path: None, {"ini": ["/etc/passwd"]}, "ini must be a line of text"),
         (lambda path: None, {"release": "29990101000000Z"}, "29990101000000Z is not older than now"),
         (lambda path: (path.parent / "20190412093000Z").mkdir(), {}, "there is a release 20190412093000Z already"),
     ],
@@ -133,7 +139,7 @@ def test_what_cannot_be_adopted_is_refused_and_nothing_is_changed(host, old, spo
     path = old()
     spoil(path)
     before = snapshot(host.home)
-    with pytest.raises(CommandExecutionError, match=sentence) as failure:
+    with pytest.raises((CommandExecutionError, SaltInvocationError), match=sentence) as failure:
         host.adopt("20190412093000", **options)
     assert "an-old-secret" not in str(failure.value)
     assert snapshot(host.home) == before

@@ -193,8 +193,9 @@ class Fleet:
 
     @staticmethod
     def environment() -> dict[str, str]:
-        """Return the environment that Salt's programs run in."""
-        return {**os.environ, "LC_ALL": "C.UTF-8"}
+        """Return the environment that Salt's programs run in: an operator's, not that of whoever runs the tests."""
+        ours = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+        return {**{name: value for name, value in os.environ.items() if name not in ours}, "LC_ALL": "C.UTF-8"}
 
     def wait_for_minions(self) -> None:
         """Wait until every minion answers the master."""

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError, SaltReqTimeoutError
 
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.host import Host, SaltHost, salt_errors
@@ -91,6 +91,26 @@ def test_a_download_that_fails_is_a_sentence_or_nothing():
     assert (made.download("https://h/a", "/t"), made.download("https://h/b", "/t")) == ("/t", "")
     with pytest.raises(FormulaError, match="404"):
         made.download("https://h/refused", "/t")
+
+
+@pytest.mark.parametrize(
+    ("function", "ask"),
+    [
+        ("pillar.items", lambda made: made.refresh_pillar()),
+        ("cp.cache_file", lambda made: made.file("salt://a")),
+        ("cp.get_file_str", lambda made: made.text("salt://a")),
+        ("cp.get_url", lambda made: made.download("https://h/a", "/t")),
+        ("schedule.add", lambda made: made.schedule("a", "x.y", 5)),
+        ("schedule.is_enabled", lambda made: made.unschedule("a")),
+        ("state.sls_exists", lambda made: made.call("state.sls_exists", "a")),
+    ],
+)
+def test_a_master_that_does_not_answer_is_an_error_that_reverts_a_deploy(function: str, ask: Any):
+    def silent(*args: Any, **kwargs: Any) -> None:
+        raise SaltReqTimeoutError("Message timed out")
+
+    with pytest.raises(FormulaError, match="Message timed out"):
+        ask(host({function: silent}, __cli="salt-minion"))
 
 
 def test_a_function_that_a_hook_names_has_an_exit_code_of_its_own():

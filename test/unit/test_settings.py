@@ -224,6 +224,8 @@ def test_an_extension_has_one_origin_of_one_kind():
         ({**archive, "hash": "md5=00"}, "a:hash is not valid"),
         ({**git, "override": ["libx"]}, None),
         ({**git, "override": ["== 1.0"]}, "a:override has the item '== 1.0', which is no requirement"),
+        ({**git, "init": ["mycity init-db --name 'a b'"]}, None),
+        ({**git, "init": ["mycity 'init"]}, 'a:init has the item "mycity \'init", which cannot be split into words'),
         ({**git, "subdirectory": "../x"}, "a:subdirectory must be a path inside the repository"),
         ({**git, "upstream": "ext::sh -c x"}, "a:upstream names a helper program of git"),
         ({**git, "deploy_key": "12345"}, "a:deploy_key is not a private key"),
@@ -260,6 +262,24 @@ def test_another_origin_for_one_deploy_takes_the_place_of_the_one_in_the_pillar(
     override = {"extensions": {"a": {"url": "/srv/a.git", "ref": "fix"}}}
     got = resolve(known, override).extensions["a"]
     assert (got.kind, got.ref, got.version, got.override) == ("git", "fix", "", ("libx==1",))
+
+
+@pytest.mark.parametrize(
+    ("content", "token"),
+    [
+        ({"ref": "fix"}, "a-token-of-git"),
+        ({"url": "https://git.example.org/fork.git", "ref": "fix"}, "a-token-of-git"),
+        ({"url": "https://git.example.org.evil.example/a.git", "ref": "fix"}, ""),
+        ({"url": "https://git.example.org:8443/a.git", "ref": "fix"}, ""),
+        ({"url": "http://git.example.org/a.git", "ref": "fix"}, ""),
+        ({"url": "/srv/a.git", "ref": "fix"}, ""),
+        ({"url": "https://evil.example/a.git", "ref": "fix", "token": "mine"}, "mine"),
+    ],
+)
+def test_the_token_of_an_origin_goes_to_no_other_server_for_one_deploy(content: dict[str, str], token: str):
+    git = {"url": "https://git.example.org/a.git", "ref": "main", "token": "a-token-of-git"}
+    got = resolve(pillar(extensions={"a": git}), {"extensions": {"a": content}}).extensions["a"]
+    assert (got.token, got.ref) == (token, "fix")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,26 @@ def resolve(repo, ref: str, mirrors: str) -> tuple[str, str]:
     return got.kind, got.commit
 
 
+def test_a_pin_takes_the_credentials_of_an_origin_but_no_token_to_another_server():
+    origin = Origin(
+        "https://git.example.org/a.git", "main", deploy_key="k", host_keys=("h",), token="t", submodules=True
+    )
+    moved = origin.at("https://git.example.org/b.git", False)
+    assert (moved.url, moved.token, moved.deploy_key, moved.submodules) == (
+        "https://git.example.org/b.git",
+        "t",
+        "k",
+        False,
+    )
+    for url in (
+        "https://evil.example/a.git",
+        "http://git.example.org/a.git",
+        "https://git.example.org:1/a.git",
+        "https://[x",
+    ):
+        assert origin.at(url, True).token == "" and origin.at(url, True).url == url
+
+
 def test_a_ref_may_be_a_branch_a_tag_a_full_name_a_head_or_the_beginning_of_a_commit(repo, mirrors):
     first = repos.git(repo, "rev-parse", "HEAD")
     repos.tag(repo, "v1")

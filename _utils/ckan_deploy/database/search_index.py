@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckan_deploy.database import probe
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases import stage
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
@@ -76,3 +76,19 @@ def differs(site: Site, manifest: Manifest) -> tuple[str, Mapping[str, Any]]:
     plugins = {*made_of["plugins"].items()} ^ {*wanted["plugins"].items()}
     changed = [*parts, *sorted({name for name, _ in plugins})]
     return f"{', '.join(changed)} changed how datasets are indexed", made_of
+
+
+def checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    Return what the index is said to be made of, where that can be.
+
+    given
+        What ``rebuild`` returned as ``index`` on some host; {} for what is not known.
+
+    Raises ``InvalidArgument`` for anything else: the next release is compared with it.
+    """
+    plugins = given.get("plugins")
+    texts = [given.get("ckan"), given.get("schema"), *(plugins.values() if isinstance(plugins, Mapping) else [None])]
+    if given and not all(isinstance(text, str) for text in texts):
+        raise InvalidArgument("that is not what an index is made of; take what ckan_index.rebuild returned as index.")
+    return given

@@ -163,10 +163,12 @@ def _plugins(ini_file: str) -> tuple[str, ...]:
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(Path(ini_file).read_text(encoding="utf-8"))
-        return tuple(parser.get("app:main", "ckan.plugins", fallback="").split())
     except (configparser.Error, UnicodeDecodeError) as exc:
         # Without its message, which quotes a line.
         raise FormulaError(f"{ini_file} cannot be read as an ini in UTF-8 ({type(exc).__name__}).") from exc
+    if not parser.has_section(ini.SECTION):
+        raise FormulaError(f"{ini_file} has no section [{ini.SECTION}], so it is not CKAN's; give CKAN's with ini=.")
+    return tuple(parser.get(ini.SECTION, "ckan.plugins", fallback="").split())
 
 
 def _id(source: str, release: str) -> str:

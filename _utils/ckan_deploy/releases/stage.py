@@ -43,7 +43,7 @@ def running(
     # First of all: a hook may make a command of it. A restore names its dump here.
     if name != "restore":
         check_id(release)
-    by, job, reason = arguments.text("by", by), arguments.text("job", job), arguments.text("reason", reason)
+    by, job, reason = arguments.text("by", by), arguments.text("job", job), arguments.line("reason", reason)
     with lock.held(site, name, release, by, job, wait, locked):
         begun = time.monotonic()
         entry: dict[str, Any] = {"stage": name, "release": release, "env": site.settings.env, "by": by, "job": job}

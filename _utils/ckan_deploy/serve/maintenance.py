@@ -42,7 +42,7 @@ def on(site: Site, reason: str = "", by: str = "", stop_workers: bool = False) -
     """
     if site.settings.web.server == "none":
         raise FormulaError("ckan:web:server is none: maintenance is the business of your own server.")
-    reason, by = arguments.text("reason", reason), arguments.text("by", by)
+    reason, by = arguments.line("reason", reason), arguments.text("by", by)
     known = status(site)
     if known["on"]:
         return {**known, "changed": False}

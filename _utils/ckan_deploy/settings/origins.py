@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,6 +81,20 @@ def is_specifier(version: str) -> bool:
     return True
 
 
+def server(url: Any) -> tuple[str, str]:
+    """
+    Return scheme and server of an address, '' where it has none: a token is for one server, and goes to no other.
+
+    url
+        The address.
+    """
+    try:
+        parts = urlsplit(str(url))
+    except ValueError:
+        return "", ""
+    return parts.scheme, parts.netloc
+
+
 def _extension(key: str, content: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     given = {leaf: content.get(leaf) for leaf in rules(Extension)}
     got = {
@@ -153,6 +168,11 @@ def _check_requirements(key: str, extension: dict[str, Any], problems: list[str]
             Requirement(line)
         except InvalidRequirement:
             problems.append(f"{key}:override has the item {line!r}, which is no requirement such as 'name==1.0'")
+    for line in extension["init"]:
+        try:
+            shlex.split(line)
+        except ValueError as exc:
+            problems.append(f"{key}:init has the item {line!r}, which cannot be split into words ({str(exc).lower()})")
 
 
 def _check_logins(key: str, extension: dict[str, Any], problems: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
 from ckan_deploy.settings.named_parts import check_cron_jobs, check_hooks, check_workers
-from ckan_deploy.settings.origins import ORIGINS, check_extensions
+from ckan_deploy.settings.origins import ORIGINS, check_extensions, server
 from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules, table
 from ckan_deploy.settings.together import check_together, derive
@@ -139,6 +139,8 @@ def _override(pillar: dict[str, Any], overrides: Any, problems: list[str]) -> No
             if any(parts["needs"][0] in content for parts in ORIGINS.values()):
                 # Another origin for once: what belongs to the one in the pillar goes.
                 firsts = {leaf for parts in ORIGINS.values() for leaf in parts["needs"]}
+                if "url" in content and server(content["url"]) != server(mine.get("url")):
+                    firsts |= {"token", "token_user"}  # of one server; no other one is told them
                 mine = {leaf: value for leaf, value in mine.items() if leaf not in firsts or leaf in content}
             known[name] = {**mine, **content}
 

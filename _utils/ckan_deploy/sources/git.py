@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.settings.origins import server
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.system import files, processes
 from ckan_deploy.system.processes import Done
@@ -55,6 +56,16 @@ class Origin:
             extension.url, extension.ref, extension.deploy_key, extension.host_keys, extension.token,
             extension.token_user, extension.submodules, extension.upstream,
         )  # fmt: skip
+
+    def at(self, url: str, submodules: bool) -> Origin:
+        """
+        Return the origin that a pin names: with the credentials of this one, but without its token on another server.
+
+        url, submodules
+            What the pin says.
+        """
+        token = self.token if server(url) == server(self.url) else ""
+        return evolve(self, url=url, submodules=submodules, token=token)
 
 
 def run(

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.host import Host
@@ -190,7 +190,7 @@ def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str, 
     draft = f"{target}.draft"
     shutil.rmtree(draft, ignore_errors=True)  # what a killed run left
     try:
-        origin = evolve(Origin.of(extension), url=pin.url, submodules=pin.submodules)
+        origin = Origin.of(extension).at(pin.url, pin.submodules)
         got = repositories.checkout(origin, pin.commit, draft, os.path.join(shared, "mirrors"))
         read = patches.read(host, [patch.patch for patch in pin.patches])
         for patch, planned in zip(read, pin.patches, strict=True):

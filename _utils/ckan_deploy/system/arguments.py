@@ -27,6 +27,24 @@ def text(name: str, value: Any) -> str:
     return str(value)
 
 
+def line(name: str, value: Any) -> str:
+    """
+    Return an argument as a line of text, whatever it holds: a reason may be what a program said, and must be no reason
+    to refuse a revert.
+
+    name, value
+        As for ``text``.
+
+    Control characters become blanks, and what is longer than 2,000 characters is cut. Raises ``InvalidArgument`` for a
+    list or a dictionary.
+    """
+    if not isinstance(value, (str, int, float)):
+        raise InvalidArgument(f"{name} must be a line of text.")
+    words = "".join(letter if letter.isprintable() else " " for letter in str(value)).split()
+    said = " ".join(words)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
+
+
 def whole(name: str, value: Any, least: int = 0) -> int:
     """
     Return an argument that is a whole number.

@@ -64,8 +64,8 @@ def write(
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
-    # Nobody reads it before it has its mode, and nobody's link is followed, also one that is put in its place meanwhile:
-    # the directory may be the build user's.
+    # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
+    # meanwhile: the directory may be the build user's.
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
         handle.write(text)
