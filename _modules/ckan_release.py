@@ -219,7 +219,7 @@ def prune(keep: int | None = None) -> list[str]:
         salt web1 ckan_release.prune keep=3
     """
     with salt_errors():
-        return pruning.prune(_site(), None if keep is None else whole("keep", keep, 1))
+        return pruning.prune(_site(), None if keep is None else whole("keep", keep))
 
 
 def list_() -> list[dict[str, Any]]:

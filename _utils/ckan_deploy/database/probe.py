@@ -238,8 +238,7 @@ def _probe(
     config = other_ini or ini.path(site, path)
     command = [python, "-", mode, config, json.dumps(told or {})]
     if os.geteuid() == 0:
-        # As the user of the site: what a boot writes (web assets, caches) must be the site's own. With the HOME that
-        # an app server has, too: a check must find what that finds.
+        # As the user of the site: what a boot writes (web assets, caches) must be the site's own.
         command = ["runuser", "-u", site.settings.user, "--", *command]
     done = processes.run(
         command, stdin=script, cwd=path, timeout=timeout,

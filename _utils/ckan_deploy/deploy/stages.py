@@ -20,6 +20,7 @@ from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files
+from ckan_deploy.system import arguments
 
 # Seconds that a deploy which is reverted waits for what is still at work on the host.
 ABORT_WAIT = 60
@@ -142,6 +143,7 @@ def activate(
 
     Returns ``{"current": id, "previous": id, "warnings"}``.
     """
+    reason = arguments.line("reason", reason)
     with stage.running(site, "activate", release, by, job) as warned:
         wanted = site.release(release)
         wanted.expect("checked", "live", "retired", *(["bad"] if force else []))

@@ -32,26 +32,48 @@ class Wanted:
 
 @frozen
 class Environment:
-    """``known`` is False where the pillar does not include the file."""
+    """
+    Each part is read when it is asked for: what cannot be read of one does not stand in the way of the other.
 
-    known: bool = False
-    lock: Lock | None = None
-    wanted: Wanted | None = None
+    told
+        What the pillar says under ``ckan_fleet``.
+    """
+
+    told: Mapping[str, Any]
 
     @classmethod
     def of(cls, pillar: Mapping[str, Any]) -> Environment:
         """
-        Read it from the pillar of a host.
+        Take it from the pillar of a host.
 
         pillar
             The whole pillar.
-
-        Raises ``FormulaError`` where the file says what cannot be: nobody is let in by a lock that cannot be read.
         """
         told = pillar.get("ckan_fleet")
-        if not isinstance(told, Mapping) or not told:
-            return cls()
-        return cls(True, _lock(told.get("lock")), _wanted(told.get("wanted")))
+        return cls(told if isinstance(told, Mapping) else {})
+
+    @property
+    def known(self) -> bool:
+        """Whether the pillar includes the file."""
+        return bool(self.told)
+
+    @property
+    def lock(self) -> Lock | None:
+        """
+        The deploy lock, None where there is none.
+
+        Raises ``FormulaError`` for one that cannot be read: nobody is let in by it.
+        """
+        return _lock(self.told.get("lock"))
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """
+        The release that the environment is on, None where that is not known.
+
+        Raises ``FormulaError`` where it cannot be read.
+        """
+        return _wanted(self.told.get("wanted"))
 
 
 def _lock(told: Any) -> Lock | None:

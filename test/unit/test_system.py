@@ -1,0 +1,113 @@
+"""Files, programs, supervisor and arguments: what any program needs of a machine."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.system import arguments, files, processes, supervisor
+from ckan_deploy.system.processes import Done
+
+
+def test_a_link_put_in_the_place_of_a_draft_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    secret, target = tmp_path / "secret", tmp_path / "file"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    real = os.fsync
+
+    def swap(fd: int) -> None:
+        if os.path.exists(f"{target}.tmp"):
+            # What the build user may do to a directory of its own.
+            os.rename(f"{target}.tmp", tmp_path / "moved")
+            os.symlink(secret, f"{target}.tmp")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", swap)
+    files.write(str(target), "text", mode=0o644, durable=True)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600 and secret.read_text() == "x"
+    assert stat.S_IMODE((tmp_path / "moved").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+def test_a_file_has_its_mode_whatever_the_umask_is(tmp_path: Path, mode: int):
+    before = os.umask(0o077)
+    try:
+        files.write(str(tmp_path / "file"), "é", mode=mode)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "é"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_group_that_is_not_there_is_a_sentence_and_leaves_nothing(tmp_path: Path):
+    with pytest.raises(FormulaError, match="there is no group no-such-group; run state.apply ckan first"):
+        files.write(str(tmp_path / "file"), "x", group="no-such-group")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_gets_the_environment_of_the_minion_but_for_the_socket_of_systemd(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("CKAN_TEST", "here")
+    done = processes.run(["env"], env={"CKAN_MORE": "too"})
+    assert {"CKAN_TEST=here", "CKAN_MORE=too", "LC_ALL=C.UTF-8"} <= {*done.stdout.splitlines()}
+    assert "NOTIFY_SOCKET" not in done.stdout
+
+
+def test_a_program_that_cannot_be_started_is_a_sentence(tmp_path: Path):
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELF")
+    broken.chmod(0o755)
+    with pytest.raises(FormulaError, match=r"broken cannot be run in / \(Exec format error\); correct that\."):
+        processes.run([str(broken)])
+    with pytest.raises(FormulaError, match="cannot be run in /no/such/place"):
+        processes.run(["true"], cwd="/no/such/place")
+    with pytest.raises(FormulaError, match="there is no program no-such-program"):
+        processes.run(["no-such-program"])
+
+
+def test_a_program_that_is_killed_for_its_time_is_not_waited_for_beyond_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "END_SECONDS", 0.2)
+    begun = time.monotonic()
+    # What has left its parent is not known any more, and holds the pipe open.
+    done = processes.run(["sh", "-c", "(setsid sleep 8 &) ; sleep 60"], timeout=0.3)
+    assert done == Done(1, "sh : Timed out after 0.3 seconds", "") and time.monotonic() - begun < 5
+
+
+def test_supervisor_may_take_its_time_to_stop_a_program(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[list[str], Any]] = []
+
+    def run(command: list[str], **options: Any) -> Done:
+        asked.append((command, options["timeout"]))
+        return Done(0, "stopped", "")
+
+    monkeypatch.setattr(processes, "run", run)
+    assert supervisor.ask("/etc/own.conf", "stop", "ckan-worker:*") == "stopped"
+    assert supervisor.expect("", "update", "ckan-worker") == "stopped"
+    # A worker may have an hour for its job: its file says so, and not a limit of ours.
+    assert asked == [
+        (["supervisorctl", "-c", "/etc/own.conf", "stop", "ckan-worker:*"], None),
+        (["supervisorctl", "update", "ckan-worker"], None),
+    ]
+
+
+def test_a_line_is_made_of_whatever_was_said():
+    assert arguments.line("reason", "build: it failed:\n  one\n\ttwo\u00a0three ") == "build: it failed: one two three"
+    assert arguments.line("reason", "é" * 3000) == "é" * 1997 + "..." and arguments.line("reason", 7) == "7"
+    for odd in (["x"], {"a": 1}, None):
+        with pytest.raises(InvalidArgument, match="reason must be a line of text"):
+            arguments.line("reason", odd)
+
+
+def test_a_dictionary_that_a_manifest_cannot_hold_is_refused():
+    assert arguments.mapping("index", None) == {} and arguments.mapping("index", {"a": [1]}) == {"a": [1]}
+    for odd in ([], "x", {"a": datetime.date(2026, 1, 1)}, {"a": {1, 2}}):
+        with pytest.raises(InvalidArgument, match="index must be a dictionary"):
+            arguments.mapping("index", odd)
