@@ -224,8 +224,8 @@ def finish(
     release: str, prune: bool = True, by: str = "", job: str = "", index: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """
-    End a deploy: the old app servers finish their requests and stop, workers take up the release, old releases are
-    pruned. With ``web:standby`` the app server of the release before stays for so long.
+    End a deploy: the old app servers finish their requests and stop, services change over to the release, old
+    releases are pruned. With ``web:standby`` the app server of the release before stays for so long.
 
     release
         The id of the live release.
@@ -250,7 +250,7 @@ def finish(
 
 def abort(release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:
     """
-    Take a deploy back on this host: the release served before is current again, the candidate is removed.
+    Revert a deploy on this host: the release served before is current again, the candidate is removed.
 
     Safe to call at any stage, more than once, and where the candidate never was.
 

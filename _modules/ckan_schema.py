@@ -54,11 +54,11 @@ def way_back(release: str, accept_schema: bool = False, downgrade: bool = False,
 
 def downgrade(release: str, by: str = "", job: str = "", restore: str = "") -> dict:
     """
-    Take the database back to what a release knows: by the scripts of the current one, with a dump of it before, unless
+    Bring the database back to what a release knows: by the scripts of the current one, after a dump of it, unless
     ``backup:when`` is ``never``; or by a dump that is put in its place.
 
     release
-        The release whose revisions it is taken back to.
+        The release whose revisions it is brought back to.
     by, job
         Who asked, and the run of the master that this belongs to.
     restore

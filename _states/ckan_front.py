@@ -37,7 +37,8 @@ def installed(name: str) -> dict[str, Any]:
         ckan-front:
           ckan_front.installed: []
     """
-    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": "the site's file is as it should be"}
+    fine = "the virtual host is as it should be"
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": fine}
     try:
         # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))

@@ -54,7 +54,7 @@ def live(name: str) -> dict[str, Any]:
         serves = bool(current["current"]) and current["answers"] == current["current"]
         if missed and current["current"] and (bad is not None or (serves and site.environment.lock)):
             # Someone has left it here on purpose, or is about to change what the environment is on.
-            why = f"is marked bad here ({bad})" if bad is not None else "is not taken up: deploys are locked"
+            why = f"is marked bad here ({bad})" if bad is not None else "waits: deploys are locked"
             ret["warnings"] = [f"the environment is on {missed}, which {why}"]
             missed = ""
         if serves and not missed:

@@ -202,7 +202,7 @@ def guilty_plugin(exc: BaseException) -> str:
 if __name__ == "__main__":
     outcome = main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
     sys.stdout.flush()
-    # A line of its own, whatever was printed before. (No backslash in this file: Salt unescapes standard input.)
+    # A line of its own, whatever was printed before.
     print()
     print("CKAN-PROBE " + json.dumps(outcome), flush=True)
     # Threads that a plugin started must not keep us.

@@ -120,7 +120,7 @@ def test_a_host_known_to_be_down_is_left_out_and_catches_up_by_its_highstate(sit
         refused(site, before, site.deploy(), "web3 failed at plan: does not answer", "allow_down: [web3]")
         done = site.deploy(allow_down=["web3"])
         assert done["code"] == 0, done["text"]
-        assert "web3 is down and takes it up by its next highstate: salt web3 state.highstate" in done["summary"]
+        assert "web3 is down and catches up at its next highstate: salt web3 state.highstate" in done["summary"]
         wanted = site.current("web1")
         assert site.linked() == [wanted, wanted, missed]
     finally:

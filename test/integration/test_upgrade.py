@@ -60,7 +60,7 @@ def upgraded(site: RealPortal) -> dict:
 
 
 def assert_closed_and_nothing_worse(visitors: Visitors, what: str) -> None:
-    """Visitors got what they asked for or the page of maintenance, which came once."""
+    """Visitors got what they asked for or the maintenance page, which came once."""
     assert visitors.failed and {told.split()[1] for told in visitors.failed} == {"503"}
     first, last = (datetime.strptime(visitors.failed[end].split()[0], "%H:%M:%S") for end in (0, -1))
     print(f"{what}: {visitors.told()}, maintenance {(last - first).seconds} s")
@@ -87,7 +87,7 @@ def test_an_upgrade_of_ckan_is_a_release_that_is_rehearsed_and_closes_the_portal
     before = site.call("web1", "ckan_app.heads")[1]["core"]
     planned = site.deploy(dry_run=True)["text"]
     assert f"migrations: those of CKAN between {OLD} and {CKAN}" in planned
-    assert "visitors get the page of maintenance while the database is migrated" in planned
+    assert "visitors get the maintenance page while the database is migrated" in planned
     with Visitors(site.front_port, path="/dataset/dataset-7", threads=2) as visitors:
         done = site.deploy()
     assert done["code"] == 0, done["text"][-3000:]
@@ -116,7 +116,7 @@ def test_and_it_goes_back_with_the_dump_of_before(site: RealPortal):
     assert site.current("web1") == newer
     with Visitors(site.front_port, path="/dataset/dataset-7", threads=2) as visitors:
         done = site.deploy("rollback", restore=newer)
-    assert done["code"] == 0 and "visitors get the page of maintenance meanwhile" in done["text"], done["text"][-3000:]
+    assert done["code"] == 0 and "visitors get the maintenance page meanwhile" in done["text"], done["text"][-3000:]
     assert_closed_and_nothing_worse(visitors, "rollback")
     assert manifest(site)["base"]["ckan"] == OLD
     assert_all_there(site)

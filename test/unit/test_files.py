@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 FILES = Path(__file__).resolve().parents[2] / "ckan/files"
-
-
-@pytest.mark.parametrize("name", ["schema", "search", "probe"])
-def test_what_goes_through_standard_input_has_no_backslash_since_salt_would_read_it(name: str):
-    assert "\\" not in (FILES / f"{name}.py").read_text()
 
 
 def test_the_parts_of_the_probe_are_one_script():

@@ -274,11 +274,11 @@ def test_a_release_that_one_host_lacks_is_no_target_of_a_rollback(master: FakeMa
         ({"downgrade": True}, {"downgrade": True}, ["undone in the database: c, b of core"]),
         (
             {"downgrade": True}, {"downgrade": True, "maintenance": True},
-            ["undone in the database: c, b of core", "visitors get the page of maintenance meanwhile"],
+            ["undone in the database: c, b of core", "visitors get the maintenance page meanwhile"],
         ),
         (
             {"downgrade": True, "maintenance": True}, {"downgrade": True},
-            ["undone in the database: c, b of core", "visitors get the page of maintenance meanwhile"],
+            ["undone in the database: c, b of core", "visitors get the maintenance page meanwhile"],
         ),
         ({"accept_schema": True, "maintenance": True}, {}, ["accepted: the database has b and c of core"]),
     ],

@@ -204,7 +204,7 @@ def test_where_nothing_is_to_be_deployed_no_stage_does_anything(master: FakeMast
 
 def test_a_host_that_is_down_is_named_at_the_end(master: FakeMaster) -> None:
     master.down.add("web2")
-    assert "; web2 is down and takes it up by its next highstate: salt web2 state.highstate" in orchestrate(
+    assert "; web2 is down and catches up at its next highstate: salt web2 state.highstate" in orchestrate(
         master, allow_down=["web2"]
     )
 

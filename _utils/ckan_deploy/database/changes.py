@@ -1,5 +1,5 @@
 """
-The stages that change the database besides a deploy's migration: taken back to what an older release knows, brought
+The stages that change the database besides a deploy's migration: brought back to what an older release knows, brought
 forward again, given back as it was before a deploy that failed.
 """
 
@@ -21,7 +21,7 @@ def downgrade(site: Site, release: str, by: str = "", job: str = "", restore: st
     site
         The site.
     release
-        The release whose revisions it is taken back to.
+        The release whose revisions it is brought back to.
     by, job
         Who asked, and the run of the master that this belongs to.
     restore

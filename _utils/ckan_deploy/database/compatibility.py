@@ -137,7 +137,7 @@ def problem(different: Mapping[str, Difference], release: str) -> str:
 
 def undoable(different: Mapping[str, Difference]) -> bool:
     """
-    Say whether the database can be taken back by downgrades.
+    Say whether the database can be brought back by downgrades.
 
     different
         What ``compare`` returned.

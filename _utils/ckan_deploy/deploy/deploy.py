@@ -36,7 +36,7 @@ def deploy(
     by, job
         Who asked, and the id of the job.
     closed
-        Visitors get the page of maintenance from the stage migrate to the end of verify.
+        Visitors get the maintenance page from the stage migrate to the end of verify.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and ``warnings`` where
     there are any. Raises ``FormulaError`` that names the stage.
@@ -178,7 +178,7 @@ class _Deploy:
         serves = f"this host serves {self.previous or 'what it served'} as before"
         if problem:
             serves += (
-                f", behind the page of maintenance: {problem}; put the dump back "
+                f", behind the maintenance page: {problem}; put the dump back "
                 f"(ckan_backup.restore {self.release}), then type: ckan_maintenance.off"
             )
         elif closed:

@@ -84,7 +84,7 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     mirrors = os.path.join(site.paths.shared, "mirrors")
     migrations = diff.migrations(old, new, mirrors)
     if migrations and compatibility.closes(site, old.base.ckan if old else "", new.base.ckan, ["core"]):
-        migrations.append("visitors get the page of maintenance while the database is migrated")
+        migrations.append("visitors get the maintenance page while the database is migrated")
     changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
     return evolve(planned, resolution=new, changes=changes)
 

@@ -136,7 +136,7 @@ def go(
 
 @contextlib.contextmanager
 def _closed(site: Site, by: str) -> Iterator[None]:
-    """Visitors get the page of maintenance for a while; where somebody else has turned it on it stays."""
+    """Visitors get the maintenance page for a while; where somebody else has turned it on it stays."""
     closed = maintenance.on(site, "rollback", by, stop_workers=True)["changed"]
     try:
         yield

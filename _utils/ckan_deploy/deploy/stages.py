@@ -177,8 +177,8 @@ def finish(
     site: Site, release: str, prunes: bool = True, by: str = "", job: str = "", index: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """
-    End a deploy: the old app servers finish their requests and stop, services take up the release, old releases are
-    pruned. With ``web:standby`` the app server of the release before stays for so long.
+    End a deploy: the old app servers finish their requests and stop, services change over to the release, old releases
+    are pruned. With ``web:standby`` the app server of the release before stays for so long.
 
     site, release, by, job
         As for ``build``; the release is live.

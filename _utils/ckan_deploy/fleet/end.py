@@ -61,9 +61,7 @@ def close(run: Run) -> dict[str, Any]:
         text = f"{run.release} is live in {run.env} on {', '.join(run.hosts)} ({seconds})"
         # Once more, now with all the seconds.
         run.want()
-    missing = [
-        f"{host} is down and takes it up by its next highstate: salt {host} state.highstate" for host in run.down
-    ]
+    missing = [f"{host} is down and catches up at its next highstate: salt {host} state.highstate" for host in run.down]
     over(run, "ok")
     return end(run, "done", "; ".join([text, *missing, *run.warnings]))
 

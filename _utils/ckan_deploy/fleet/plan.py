@@ -135,7 +135,7 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
     run.changes = [f"from {from_} back to {run.release}", *_database_changes(run, found)]
     if run.undo and (found["maintenance"] or run.maintenance):
         run.maintenance = True
-        run.changes.append("visitors get the page of maintenance meanwhile")
+        run.changes.append("visitors get the maintenance page meanwhile")
     return {
         "ok": True, "release": run.release, "hosts": names, "extensions": {}, "changes": run.changes,
         "comment": f"{'; '.join(run.changes)} on {', '.join(asked)}",

@@ -31,10 +31,10 @@ svg text { font: 12px sans-serif; fill: #222; }
 <h1>{{ kind | capitalize }} of {{ release }} to {{ env }}: <span class="{{ result }}">{{ word }}</span></h1>
 <p>{{ text }}</p>
 <table>
-<tr><th>who</th><td>{{ by }}</td></tr>
-{% if reason %}<tr><th>why</th><td>{{ reason }}</td></tr>{% endif %}
+<tr><th>started by</th><td>{{ by }}</td></tr>
+{% if reason %}<tr><th>reason</th><td>{{ reason }}</td></tr>{% endif %}
 <tr><th>begun</th><td>{{ since }}</td></tr>
-<tr><th>took</th><td>{{ total }} s</td></tr>
+<tr><th>duration</th><td>{{ total }} s</td></tr>
 <tr><th>job</th><td>{{ job }}</td></tr>
 <tr><th>hosts</th><td>{% for group in groups %}{{ group.hosts | join(', ') }}
 {%- if group.name %} ({{ group.name }}){% endif %}{% if not loop.last %}, then {% endif %}{% endfor %}
