@@ -10,7 +10,7 @@ export UV_SYSTEM_CERTS := 1
 # Salt's programs start four times as fast with their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-fast test-hosts lint docs demo demo-stop bench bench-scale setup setup-parts clean
+.PHONY: test test-all test-fast test-hosts lint docs demo demo-stop bench bench-scale setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -27,12 +27,15 @@ setup-parts: setup
 
 # Two files at a time, more would keep two cores from answering in time. The longest first: none is left over at the end.
 test: setup-parts
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		test/integration/test_database.py test/daemon test/integration test/functional test/unit
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
+		test/integration test/daemon test/functional test/unit
 
-# Unit and functional tests: no daemon, under a minute.
+# Unit and functional tests, but for those marked slow: no daemon, about a minute.
 test-fast: setup
-	@$(BIN)/python -m pytest test/unit test/functional -q -n auto --dist worksteal
+	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n auto --dist worksteal
+
+# What is long by nature as well.
+test-all: test test-hosts
 
 lint: setup
 	@$(BIN)/ruff check .

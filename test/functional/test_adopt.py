@@ -13,6 +13,8 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 from ckan_deploy.build import virtualenv
 from functional.steps import deployed
 
+pytestmark = pytest.mark.slow
+
 INI = """\
 [DEFAULT]
 debug = false

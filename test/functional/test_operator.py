@@ -9,13 +9,17 @@ import ast
 import inspect
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from salt.exceptions import SaltException
 
-from functional.steps import deployed, later_id
+from functional.conftest import Host
+from functional.steps import deployed, extension, later_id
 from stub import repos
 
 REPO = Path(__file__).resolve().parents[2]
@@ -89,11 +93,17 @@ def canary(session_dir: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def portal(host, mycity):
+@pytest.fixture(scope="module")
+def portal(stub_base: Path, session_loaders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A host with two releases and a secret in every place that may hold one."""
-    host.pillar["database"] = {"password": f"{PLANTED}-1", "admin_password": f"{PLANTED}-2", "host": "127.0.0.1",
-                               "port": 9}  # fmt: skip
+    root = Path(tempfile.mkdtemp(prefix="ckan-h-", dir="/tmp"))
+    host = Host(root, stub_base, session_loaders)
+    repo = repos.make_repo(tmp_path_factory.mktemp("origins"), "mycity", "Hello one", backend="uv_build")
+    host.pillar["extensions"] = {"ckanext-mycity": extension(repo)}
+    host.pillar["plugins"] = ["mycity"]
+    host.pillar["database"] = {
+        "password": f"{PLANTED}-1", "admin_password": f"{PLANTED}-2", "host": "127.0.0.1", "port": 9,
+    }  # fmt: skip
     host.pillar["secrets"] = {
         "session": f"{PLANTED}-3", "api_token": f"{PLANTED}-4", "config": {"smtp.password": f"{PLANTED}-5"},
     }  # fmt: skip
@@ -104,9 +114,10 @@ def portal(host, mycity):
         "url": "https://127.0.0.1:9/x.git", "ref": "main", "token": f"{PLANTED}-10", "remove": True,
     }  # fmt: skip
     deployed(host)
-    repos.commit_change(mycity, "Hello two")
+    repos.commit_change(repo, "Hello two")
     deployed(host)
-    return host
+    yield host
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def test_no_more_functions_than_a_person_can_know():

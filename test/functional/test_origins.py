@@ -17,6 +17,8 @@ from functional.steps import archive, deployed, extension
 from parts.base import uv_path
 from stub import repos, wheels
 
+pytestmark = pytest.mark.slow
+
 IMPORT_ALL = (
     "from importlib.metadata import entry_points\n"
     "for point in sorted(entry_points(group='ckan.plugins'), key=lambda p: p.name):\n"

@@ -15,6 +15,8 @@ import pytest
 import ckan_deploy
 from parts.base import uv_path
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 LOAD = """
 import json, sys

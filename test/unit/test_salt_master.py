@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,5 +121,6 @@ def test_what_cannot_be_decrypted_is_named_and_not_written_out(
         logging.root.removeHandler(handler)
         ring.stop()
         KeyRing(place / "lost").stop()
+        shutil.rmtree(place, ignore_errors=True)
     assert heard and "BEGIN PGP" not in "".join(heard) + "".join(capfd.readouterr())
     assert [rule for handler in logging.root.handlers for rule in handler.filters] == before

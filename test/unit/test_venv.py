@@ -18,6 +18,8 @@ from ckan_deploy.build.virtualenv import clone, compile_, create, verify
 from ckan_deploy.errors import FormulaError
 from parts.base import uv_path
 
+pytestmark = pytest.mark.slow
+
 SETUP = """\
 from setuptools import find_namespace_packages, setup
 setup(name="ckanext-{name}", version="{version}", packages=find_namespace_packages(include=["ckanext.*"]),
