@@ -11,7 +11,10 @@ from salt.exceptions import CommandExecutionError
 
 from functional.steps import deployed
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files of root's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files of root's"),
+]
 
 
 def storage(host) -> Path:

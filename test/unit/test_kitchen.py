@@ -88,6 +88,7 @@ def test_the_verifier_is_a_shell_script_that_asserts(kitchen):
     assert len(re.findall(r"^\s*ok \"", script.read_text(), re.M)) > 20
 
 
+@pytest.mark.slow
 def test_the_verifier_fails_on_a_machine_without_a_portal():
     script = (REPO / "test/kitchen/verify.sh").read_text().replace("home=/usr/lib/ckan", "home=/no/such/home")
     done = subprocess.run(["sh", "-s", "nginx"], input=script, capture_output=True, text=True, cwd="/")
