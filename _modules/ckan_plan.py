@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -36,8 +35,6 @@ def ready() -> dict[str, Any]:
     # True also when the pillar does not render: the settings look at the outcome.
     __salt__["saltutil.refresh_pillar"](wait=True)
     return {
-        "modules": version.of_folders(
-            os.path.dirname(os.path.abspath(__file__)), os.path.dirname(ckan_deploy.__file__)
-        ),
+        "modules": version.of_minion(__file__),
         "time": time.time(),
     }

@@ -4,8 +4,6 @@ Which state of the formula this minion has: told by the contents of its files, s
 
 from __future__ import annotations
 
-import os
-
 try:
     import ckan_deploy
 
@@ -34,4 +32,4 @@ def modules() -> str:
 
         salt web1 ckan_version.modules
     """
-    return version.of_folders(os.path.dirname(os.path.abspath(__file__)), os.path.dirname(ckan_deploy.__file__))
+    return version.of_minion(__file__)

@@ -75,7 +75,9 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     current = site.releases.current()
     ini.validate(site)
     before = site.releases.read(current) if current else None
-    planned = Plan(release, site.settings.env, current, _own_changes(site, before), _about_host(site, release, job))
+    planned = Plan(
+        release, site.settings.env, current, _own_changes(site, before), _about_host(site, release, before, job)
+    )
     if not resolve:
         return planned
     new = resolution.resolve(site)
@@ -106,11 +108,9 @@ def missed(site: Site) -> tuple[str, str | None]:
     return wanted.release, have.bad_reason if have and have.state == "bad" else None
 
 
-def _about_host(site: Site, release: str, job: str) -> dict[str, Any]:
+def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> dict[str, Any]:
     """What a fleet must know of this host before it begins."""
-    manifests, current = site.releases.manifests(), site.releases.current()
-    before = next((manifest for manifest in manifests if manifest.id == current), None)
-    after = [*manifests, Manifest(id=release, state="live")]
+    after = [*site.releases.manifests(), Manifest(id=release, state="live")]
     seen = site.environment.lock
     return {
         "place": disk.place(site.paths.releases),

@@ -25,6 +25,17 @@ def digest(files: Mapping[str, bytes]) -> str:
     return made.hexdigest()
 
 
+def of_minion(module_file: str) -> str:
+    """
+    Return the hash of the formula's files on this minion.
+
+    module_file
+        The ``__file__`` of one of its execution modules.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return of_folders(os.path.dirname(os.path.abspath(module_file)), package)
+
+
 def of_folders(modules: str, package: str) -> str:
     """
     Return the hash of the formula's files where Salt has put them on a minion.
