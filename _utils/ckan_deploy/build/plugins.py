@@ -57,9 +57,7 @@ def _brought(prepared: Mapping[str, Prepared], new: Mapping[str, str], find_link
     brought: dict[str, list[str] | None] = {}
     for name, item in prepared.items():
         archive = item.requirement.partition(" @ file://")[2]
-        if item.editable:
-            brought[canonicalize_name(name)] = entry_points.of_checkout(item.editable)
-        elif archive:
+        if archive:
             brought[canonicalize_name(name)] = entry_points.of_archive(archive)
     asked = {canonicalize_name(name) for name in prepared}
     for name, version in new.items():

@@ -16,8 +16,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from ckan_deploy.build import base, ini, packages, virtualenv
-from ckan_deploy.build.installer import Installer
 from ckan_deploy.build.packages import Wanted
+from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT, check_id
@@ -92,7 +93,7 @@ def examine(site: Site, name: str, release: str = "", ini_file: str = "") -> Ado
     if os.path.lexists(site.releases.directory(identity)) and not in_place:
         raise FormulaError(f"there is a release {identity} already; give another id with release=.")
     _refuse_newer(site, identity)
-    problems = virtualenv.verify(source) if in_place else []
+    problems = virtualenv.verify(source, sandbox=Sandbox.of(site.settings)) if in_place else []
     if problems:
         raise FormulaError(f"{source} does not stand on its own: {problems[0]}; adopt it under another id.")
     return Adoption(source, identity, in_place, found, about, _plugins(found))
@@ -127,15 +128,14 @@ def _refuse_newer(site: Site, identity: str) -> None:
 
 def _fill(site: Site, path: str, plan: Adoption) -> dict[str, Any]:
     """Make the directory of a release what was examined; returns the fields of its manifest."""
-    installer = Installer.of(site.settings)
+    builder = Builder.of(site, plan.source)
     if not plan.in_place:
         # What somebody else than root owns, somebody else can change: then it is not shared.
         mine = os.stat(os.path.join(plan.source, "lib")).st_uid == os.geteuid()
-        virtualenv.clone(plan.source, path, link=site.settings.link if mine else "copy")
+        virtualenv.clone(plan.source, path, link=site.settings.link if mine else "copy", sandbox=builder.sandbox)
     if site.settings.web.app == "uwsgi" and not os.path.exists(os.path.join(path, "bin", "uwsgi")):
-        # What served it was another server. Copied: files that the build user owns have no place in it.
-        wanted = [Wanted("uwsgi", requirement="uwsgi")]
-        packages.install(path, wanted, None, evolve(installer, user="", link="copy"))
+        # What served it was another server.
+        packages.install(path, [Wanted("uwsgi", "uwsgi")], None, builder)
     return {
         "resolution": Resolution(evolve(plan.base, path=plan.source), {}, packages=packages.freeze(path)),
         "plugins": plan.plugins,

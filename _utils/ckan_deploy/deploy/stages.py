@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
 from ckan_deploy.deploy import switch
 from ckan_deploy.deploy.prune import prune
@@ -69,7 +69,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         candidate.expect("built", "checked")
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
-            packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
+            packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             shared_files.own(site, path)
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)

@@ -72,6 +72,24 @@ class Installer:
 
 
 @frozen
+class Build:
+    """How code of others is run when a release is built: SECURITY.md."""
+
+    sandbox: str = setting(
+        "bubblewrap",
+        "What keeps build code apart: `bubblewrap` (namespaces of its own), or `user` (no more than the build user) "
+        "where no namespaces can be had; a plan says so then.",
+        choices=("bubblewrap", "user"),
+    )
+    network: bool = setting(
+        False, "Whether build code reaches the network. Packages that it requires are there anyway."
+    )
+    memory_mb: int = setting(4096, "Memory that a process of a build may take, in MB.", least=64)
+    processes: int = setting(512, "How many processes the build user may have.", least=16)
+    timeout: int = setting(1800, "Seconds that one build may take.", least=1)
+
+
+@frozen
 class Database:
     """PostgreSQL."""
 
@@ -250,6 +268,7 @@ class Settings:
     )
     base: Base = field(factory=Base)
     installer: Installer = field(factory=Installer)
+    build: Build = field(factory=Build)
     link: str = setting("hard", "How a release shares files with the base.", choices=("hard", "copy"))
     keep: int = setting(5, "How many good releases are kept.", least=2)
     deploy_group: str = setting(
