@@ -27,7 +27,7 @@ from ckan_deploy.settings.fingerprint import hashes
 from ckan_deploy.sources import patches
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
-from ckan_deploy.system import disk, places
+from ckan_deploy.system import disk, files, places
 
 # What is the formula's own at the top of a release: no package may bring it.
 OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg)$")
@@ -85,7 +85,8 @@ def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> Non
 
 def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution: Resolution, builder: Builder) -> None:
     """Put the checkouts into the release, and install all extensions together."""
-    own = _own_files(path)
+    own, manifest = _own_files(path), os.path.join(path, "release.json")
+    noted = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
     with places.temporary(site.paths.shared, "editable") as folder:
         put = dict(prepared)
@@ -100,6 +101,8 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution
                 put[name] = evolve(item, requirement=f"{called} @ file://{thin}")
         packages.install(path, wanted(site, put), resolution.packages, builder)
     if _own_files(path) != own:
+        # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
+        files.write(manifest, noted)
         raise FormulaError("a package has files of its own where those of the release are; look into the new ones.")
     namespace.unify(path)
 

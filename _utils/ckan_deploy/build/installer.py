@@ -166,6 +166,8 @@ def install(path: str, lines: Sequence[str], installer: Installer, no_deps: bool
             mode = "hardlink" if installer.link == "hard" and _same_device(installer, path) else "copy"
             said = _uv(path, [*options, "--link-mode", mode, "-r", f"{place}/wanted.txt"], installer)
             _rename_interpreter(path, installer)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}/.lock")  # uv's own, which all may write to
             return _changes(said.stderr)
         report = f"{place}/report.json"
         _pip(path, [*options, "--dry-run", "--report", report], f"{place}/wanted.txt", installer)

@@ -108,6 +108,9 @@ def create(path: str, python: str = "/usr/bin/python3", pip: bool = False) -> di
         raise FormulaError(f"{path} exists; choose another path or remove it first.")
     # By Python itself and not by uv: it is there in any case, and brings no pip that would be old tomorrow.
     done = processes.run([str(python), "-I", "-m", "venv", *([] if pip else ["--without-pip"]), path])
+    if done.retcode == 0 and pip:
+        # Up to Python 3.11 it brings setuptools, too, which is nobody's wish.
+        processes.run([f"{path}/bin/python", "-I", "-m", "pip", "uninstall", "--yes", "--quiet", "setuptools"])
     if done.retcode != 0:
         shutil.rmtree(path, ignore_errors=True)
         raise FormulaError(

@@ -300,12 +300,15 @@ def _taken(dist: str, work: str) -> str:
         if len(names) != 1 or not archives.WHEEL.fullmatch(names[0]):
             raise FormulaError(f"its build has made {', '.join(sorted(names)) or 'no wheel'}; correct it.")
         target = os.path.join(work, names[0])
-        with open(os.open(names[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb") as handle:
-            about = os.fstat(handle.fileno())
-            if not stat.S_ISREG(about.st_mode) or about.st_size > archives.LIMIT:
-                raise FormulaError(f"its build has made {names[0]}, which is no file of a fair size; correct it.")
-            with open(target, "xb") as copy:
-                shutil.copyfileobj(handle, copy)
+        wheel = os.open(names[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        about = os.fstat(wheel)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > archives.LIMIT:
+            os.close(wheel)
+            raise OSError(0, "it is no file of a fair size", names[0])
+        with open(wheel, "rb") as handle, open(target, "xb") as copy:
+            shutil.copyfileobj(handle, copy)
+    except OSError as exc:
+        raise FormulaError(f"the wheel that its build has made is not taken ({exc.strerror}); correct it.") from exc
     finally:
         os.close(folder)
     archives.check_members(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, cron, health
@@ -39,7 +40,9 @@ def _build_problems(site: Site) -> list[str]:
             pwd.getpwnam(user)
         except KeyError:
             problems.append(f"there is no user {user} (ckan:build_user); run state.apply ckan first")
-    return problems
+    # Only where that user is: the sandbox runs as it.
+    problem = "" if problems else Sandbox.of(site.settings).problem()
+    return [*problems, *filter(None, [problem])]
 
 
 def _age_problems(site: Site, release: str) -> list[str]:
