@@ -11,6 +11,9 @@ ckan-packages:
       - openssh-client
       - libpq5
       - python3-venv
+      {%- if settings.build.sandbox == 'bubblewrap' %}
+      - bubblewrap
+      {%- endif %}
       {%- if settings.backup.when != 'never' %}
       - postgresql-client
       {%- endif %}
@@ -67,14 +70,14 @@ ckan-user:
     - require_in:
       - file: ckan-data
 
-# Build code of extensions runs as this one, which may read no secret and write into no release that is served.
+# Build code of extensions runs as this one, in a sandbox: it owns nothing, and reads no secret.
 ckan-build-user:
   user.present:
     - name: {{ settings.build_user }}
     - usergroup: True
     - system: True
     - createhome: False
-    - home: {{ paths.shared }}/cache/home
+    - home: /nonexistent
     - shell: /usr/sbin/nologin
     - require_in:
       - file: ckan-directories

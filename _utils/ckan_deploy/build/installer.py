@@ -9,8 +9,6 @@ it from an interpreter that has no packages. What has no wheel is built in the s
 from __future__ import annotations
 
 import contextlib
-import csv
-import glob
 import json
 import os
 import re
@@ -172,7 +170,7 @@ def install(path: str, lines: Sequence[str], installer: Installer, no_deps: bool
         report = f"{place}/report.json"
         _pip(path, [*options, "--dry-run", "--report", report], f"{place}/wanted.txt", installer)
         for name in _reported(report):
-            _uninstall(path, name)
+            virtualenv.uninstall(path, name)
         _pip(path, options, f"{place}/wanted.txt", installer)
         _rename_interpreter(path, installer)
         return {}
@@ -297,31 +295,12 @@ def _pip(path: str, options: Sequence[str], file: str, installer: Installer) -> 
     env = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_CONFIG_FILE": os.environ.get("PIP_CONFIG_FILE", "")}
     env = {name: value for name, value in env.items() if value}
     # What the virtualenv has is seen, and nothing of it is run: what a .pth file says holds for site directories only.
-    env["PYTHONPATH"] = ":".join(_site_packages(path))
+    env["PYTHONPATH"] = ":".join(virtualenv.site_packages(path))
     if installer.cache:
         env["PIP_CACHE_DIR"] = f"{installer.cache}/pip"
     if installer.index_url:
         env["PIP_INDEX_URL"] = installer.index_url
     _done(_run([*command, *options, "-r", file], installer, env), installer, path)
-
-
-def _site_packages(path: str) -> list[str]:
-    return sorted(glob.glob(f"{glob.escape(path)}/lib/python3*/site-packages"))
-
-
-def _uninstall(path: str, name: str) -> None:
-    """Remove a package from a virtualenv: pip does so only in the one that its interpreter belongs to."""
-    for folder in _site_packages(path):
-        for record in glob.glob(f"{glob.escape(folder)}/*.dist-info/RECORD"):
-            if canonicalize_name(os.path.basename(os.path.dirname(record)).split("-")[0]) != name:
-                continue
-            with open(record, encoding="utf-8", newline="") as handle:
-                rows = [os.path.normpath(os.path.join(folder, row[0])) for row in csv.reader(handle) if row]
-            for file in rows:
-                if file.startswith(f"{path}/"):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(file)
-            shutil.rmtree(os.path.dirname(record), ignore_errors=True)
 
 
 def _bare(path: str, installer: Installer) -> str:

@@ -8,12 +8,17 @@ CKAN or of releases, and no pillar is read.
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import glob
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterable
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from ckan_deploy.build import relocate
 from ckan_deploy.build.prefixes import inside
@@ -191,6 +196,37 @@ def home_python(path: str) -> str:
         if os.path.exists(found):
             return found
     raise FormulaError(f"the interpreter of {path} is gone from {about['home']}; install Python {short} there.")
+
+
+def site_packages(path: str) -> list[str]:
+    """
+    Return the directories of a virtualenv that packages are installed into: one.
+
+    path
+        Absolute path of the virtualenv.
+    """
+    return sorted(glob.glob(f"{glob.escape(path)}/lib/python3*/site-packages"))
+
+
+def uninstall(path: str, name: str) -> None:
+    """
+    Remove the files of a package, as it says itself which they are; none outside of the virtualenv.
+
+    path
+        Absolute path of the virtualenv.
+    name
+        The normalised name of the package; nothing is done where there is none of that name.
+    """
+    for folder in site_packages(path):
+        for record in glob.glob(f"{glob.escape(folder)}/*.dist-info/RECORD"):
+            if canonicalize_name(os.path.basename(os.path.dirname(record)).split("-")[0]) != name:
+                continue
+            with open(record, encoding="utf-8", newline="") as handle:
+                files = [os.path.normpath(os.path.join(folder, row[0])) for row in csv.reader(handle) if row]
+            for file in filter(lambda file: inside(file, path), files):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file)
+            shutil.rmtree(os.path.dirname(record), ignore_errors=True)
 
 
 def _prefix_problems(path: str, sandbox: Sandbox) -> list[str]:
