@@ -9,11 +9,11 @@ it from an interpreter that has no packages. What has no wheel is built in the s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -40,16 +40,16 @@ class NoWheel(FormulaError):
 @frozen
 class Installer:
     """
-    How packages are installed: ``kind`` (auto, uv, pip), ``uv`` (the program), ``shared`` (where it keeps its cache and
-    finds the wheels that were built here; '' for neither), ``link`` (how files of the cache are shared).
+    How packages are installed: ``shared`` (the directory ``paths:shared``, with its cache and the wheels
+    that were built here), ``kind`` (auto, uv, pip), ``uv`` (the program), ``link`` (how files of its cache are shared).
     """
 
+    shared: str
     kind: str = "auto"
     uv: str = ""
     index_url: str = field(default="", repr=False)
     find_links: str = ""
     offline: bool = False
-    shared: str = ""
     link: str = "hard"
 
     @classmethod
@@ -73,13 +73,13 @@ class Installer:
 
     @property
     def cache(self) -> str:
-        """The directory of its cache, '' for none. Not the one in which earlier versions let build code write."""
-        return os.path.join(self.shared, "packages") if self.shared else ""
+        """The directory of its cache. Not the one in which earlier versions let build code write."""
+        return os.path.join(self.shared, "packages")
 
     @property
     def wheels(self) -> str:
-        """The directory of the wheels that were built on this host, '' for none."""
-        return os.path.join(self.shared, "wheels") if self.shared else ""
+        """The directory of the wheels that were built on this host."""
+        return os.path.join(self.shared, "wheels")
 
 
 class Changes(NamedTuple):
@@ -234,7 +234,7 @@ def check(path: str, installer: Installer, sandbox: Sandbox) -> list[str]:
     """
     if kind(installer) == "uv":
         uv = program(installer)
-        env = {**_uv_env(installer), "UV_CACHE_DIR": "/tmp/uv", "UV_DEFAULT_INDEX": "", "UV_OFFLINE": "1"}
+        env = {**_uv_env(installer), "UV_NO_CACHE": "1", "UV_DEFAULT_INDEX": "", "UV_OFFLINE": "1"}
         said = sandbox.run([uv, "pip", "check", "--python", f"{path}/bin/python"], [path, uv], env=env)
         found = [line for line in map(str.strip, said.stderr.splitlines()) if line.startswith("The package `")]
     else:
@@ -283,7 +283,7 @@ def _uv_env(installer: Installer) -> dict[str, str]:
         # The host's own certificates: an index behind a company's certificate works as it does for apt and git.
         "UV_SYSTEM_CERTS": "1",
         "NO_COLOR": "1",
-        **({"UV_CACHE_DIR": f"{installer.cache}/uv"} if installer.cache else {}),
+        "UV_CACHE_DIR": f"{installer.cache}/uv",
         # Here and not among the arguments: it may hold a password.
         **({"UV_DEFAULT_INDEX": installer.index_url} if installer.index_url else {}),
     }
@@ -296,8 +296,7 @@ def _pip(path: str, options: Sequence[str], file: str, installer: Installer) -> 
     env = {name: value for name, value in env.items() if value}
     # What the virtualenv has is seen, and nothing of it is run: what a .pth file says holds for site directories only.
     env["PYTHONPATH"] = ":".join(virtualenv.site_packages(path))
-    if installer.cache:
-        env["PIP_CACHE_DIR"] = f"{installer.cache}/pip"
+    env["PIP_CACHE_DIR"] = f"{installer.cache}/pip"
     if installer.index_url:
         env["PIP_INDEX_URL"] = installer.index_url
     _done(_run([*command, *options, "-r", file], installer, env), installer, path)
@@ -308,18 +307,16 @@ def _bare(path: str, installer: Installer) -> str:
     Return an interpreter that has no packages, of the Python that a virtualenv is made with: to ask that one where it
     belongs would run what its packages have for each start of Python.
     """
-    about = virtualenv.interpreter(path)
-    python = virtualenv.home_python(path)
-    pip = kind(installer) == "pip"
-    place = os.path.join(
-        installer.shared or tempfile.gettempdir(), "interpreters", f"{about['version']}{'-pip' if pip else ''}"
-    )
-    if not os.path.exists(f"{place}/pyvenv.cfg") or virtualenv.home_python(place) != python:
+    python, pip = virtualenv.home_python(path), kind(installer) == "pip"
+    key = hashlib.sha256(f"{python} {virtualenv.interpreter(path)['version']}".encode()).hexdigest()[:12]
+    place = os.path.join(installer.shared, "interpreters", f"{key}{'-pip' if pip else ''}")
+    if not os.path.exists(f"{place}/.done"):
         os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
         with files.locked(f"{place}.lock"):
-            if not os.path.exists(f"{place}/pyvenv.cfg") or virtualenv.home_python(place) != python:
+            if not os.path.exists(f"{place}/.done"):
                 shutil.rmtree(place, ignore_errors=True)
                 virtualenv.create(place, python=python, pip=pip)
+                files.write(f"{place}/.done", "")
     return f"{place}/bin/python"
 
 
@@ -329,18 +326,15 @@ def _rename_interpreter(path: str, installer: Installer) -> None:
 
 
 def _run(command: Sequence[str], installer: Installer, env: Mapping[str, str]) -> Done:
-    home = installer.cache or "/nonexistent"
-    if installer.cache:
-        os.makedirs(installer.cache, mode=0o755, exist_ok=True)
-    where = home if os.path.isdir(home) else "/"
-    return processes.run(command, env={"HOME": home, **env}, cwd=where, timeout=1800)
+    os.makedirs(installer.cache, mode=0o755, exist_ok=True)
+    return processes.run(command, env={"HOME": installer.cache, **env}, cwd=installer.cache, timeout=1800)
 
 
 def _done(said: Done, installer: Installer, path: str) -> Done:
     if said.retcode == 0:
         return said
     if "No space left on device" in said.stderr + said.stdout:
-        raise FormulaError(f"the disk of {path} or of {installer.cache or 'the cache'} is full.")
+        raise FormulaError(f"the disk of {path} or of {installer.cache} is full.")
     # uv gives the name in a hint.
     names = re.findall(r"^hint: Wheels are required for `([\w.-]+)`", said.stderr, re.MULTILINE)
     if names:
@@ -383,5 +377,4 @@ def _workplace(installer: Installer, given: Mapping[str, Sequence[str]]) -> Iter
 
 def _same_device(installer: Installer, path: str) -> bool:
     """Say whether hard links from the cache into a virtualenv are possible; uv's own cache is left to uv to judge."""
-    place = disk.existing(os.path.abspath(installer.cache)) if installer.cache else path
-    return os.stat(place).st_dev == os.stat(path).st_dev
+    return os.stat(disk.existing(os.path.abspath(installer.cache))).st_dev == os.stat(path).st_dev

@@ -186,7 +186,7 @@ def _is_in_sight(path: str) -> bool:
 def _beside_system(program: str) -> list[str]:
     """The Python of a virtualenv may stand beside the system's, such as in /opt: the directory that it needs."""
     real = os.path.realpath(program)
-    if not os.path.isabs(program) or real.startswith(("/usr/", "/bin/")):
+    if not os.path.basename(real).startswith("python") or real.startswith(("/usr/", "/bin/")):
         return []
     return [os.path.dirname(os.path.dirname(real))]
 

@@ -202,7 +202,7 @@ class Builder:
     def _answer(self, place: str, python: str, call: Mapping[str, object], word: str) -> list[str]:
         reads = [str(call["source"]), *filter(None, [str(call["uv"])]), os.path.dirname(os.path.dirname(python))]
         reads = [path for path in reads if path not in ("/usr", "/")]
-        env = {"UV_CACHE_DIR": "/tmp/uv", "UV_PYTHON_DOWNLOADS": "never"} if call["uv"] else {}
+        env = {"UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never"} if call["uv"] else {}
         said = self.sandbox.run([python, "-B", "-c", BUILD, json.dumps(call)], reads, place, env, network=True)
         if said.retcode != 0:
             raise FormulaError(f"it cannot be built: {processes.tail(said, 4)}.")

@@ -17,13 +17,13 @@ def temporary(shared: str, what: str) -> Iterator[str]:
     Have a directory of root's own for a while. What killed calls have left beside it is removed first.
 
     shared
-        The directory ``paths:shared``, under which it stands; '' for the system's.
+        The directory ``paths:shared``, under which it stands.
     what
         What it is for, in a word.
 
     Yields its path, mode 0700.
     """
-    top = os.path.join(shared, "work") if shared else tempfile.gettempdir()
+    top = os.path.join(shared, "work")
     os.makedirs(top, mode=0o755, exist_ok=True)
     with contextlib.ExitStack() as stack:
         # Directory and lock come into being together, or another call would take it for a killed one's.
