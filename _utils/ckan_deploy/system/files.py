@@ -7,13 +7,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import logging
 import os
 import pwd
+import re
 from collections.abc import Iterator
 from typing import TypeVar, overload
 
 from ckan_deploy.errors import FormulaError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -92,6 +95,41 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def matching(folder: str, pattern: re.Pattern[str]) -> list[str]:
+    """
+    Return the paths of what is in a directory under names of a pattern; none where there is no such directory.
+
+    folder
+        The directory.
+    pattern
+        What the whole name matches.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [os.path.join(folder, name) for name in sorted(names) if pattern.fullmatch(name)]
+
+
+def try_unlink(path: str) -> str:
+    """
+    Remove a file, if that can be done.
+
+    path
+        The file.
+
+    Returns ``''``, also where there is no such file; else a sentence.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        log.warning("%s cannot be removed: %s", path, exc.strerror)
+        return f"{path} cannot be removed ({exc.strerror})"
+    return ""
 
 
 def give(top: str, user: str) -> None:
