@@ -66,3 +66,10 @@ def test_a_long_message_is_cut_after_its_secrets_are_masked(settings: Settings) 
 def test_short_secrets_would_be_found_everywhere(settings: Settings) -> None:
     changed = attrs.evolve(settings, database=attrs.evolve(settings.database, password="abc"))
     assert mask.text("abcdef", changed) == "abcdef"
+
+
+def test_of_a_hook_the_names_of_its_arguments_are_shown(settings: Settings) -> None:
+    hook = {"stage": "verify", "when": "after", "function": "x.y", "args": ["-H", "Key: a"], "kwargs": {"cwd": "/"}}
+    shown = mask.shown(resolve({"env": "a", "site_url": "https://x.org", "database": {"password": "abcd"}, "hooks": [hook],
+                                "secrets": {"session": "sess", "api_token": "tokn"}}))["hooks"][0]  # fmt: skip
+    assert (shown["function"], shown["args"], shown["kwargs"]) == ("x.y", [mask.MASK] * 2, {"cwd": mask.MASK})

@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from ckan_deploy.database import compatibility
 from ckan_deploy.deploy import plan, prune, rollback, stages, status
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases import lock
+from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, shared_files, uwsgi
 from ckan_deploy.sources import origins
 from functional.steps import later_id
 
-REPO = Path(__file__).resolve().parents[2]
 STAGES = ("build", "check", "migrate", "start", "activate", "verify", "finish")
 
 
@@ -41,35 +41,30 @@ def program(host: Quick, release: str) -> Path:
     return file
 
 
-def elsewhere(host: Quick, code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in another process, with `site` as it is here."""
-    intro = f"""
-        import sys; sys.path[:0] = [{str(REPO / "_utils")!r}, {str(REPO / "test")!r}]
-        from fakes import FakeHost
-        from ckan_deploy.releases.site import Site
-        from ckan_deploy.deploy import prune, stages
-        site = Site.of(FakeHost({host.host.pillar!r}))
-    """
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(intro) + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_h22_a_prune_beside_a_deploy_is_refused_by_the_lock_at_each_stage(host, stage):
-    first = host.deploy()
+def elsewhere(host: Quick, work: Callable[[Site], Any]) -> str:
+    """Have it done by a thread of its own, as by another process; returns what it was refused with."""
     told: list[str] = []
 
-    def other() -> None:
-        told.append(elsewhere(host, "prune.prune(site)").stderr)
+    def run() -> None:
+        try:
+            work(host.site())
+        except FormulaError as exc:
+            told.append(str(exc))
 
-    host.hook(stage, "before", other)
-    host.hook(stage, "after", other)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return told[0] if told else ""
+
+
+def test_h22_a_prune_beside_a_deploy_is_refused_by_the_lock_at_each_stage(host):
+    first = host.deploy()
+    told: list[str] = []
+    for stage in STAGES:
+        for when in ("before", "after"):
+            host.hook(stage, when, lambda: told.append(elsewhere(host, prune.prune)))
     second = host.deploy()
-    assert len(told) == 2
+    assert len(told) == 2 * len(STAGES)
     assert all("is at work on this host since" in said and f"(deploy of {second}" in said for said in told)
     assert (host.site().releases.current(), host.releases()) == (second, [first, second])
 
@@ -95,10 +90,9 @@ def test_h21_the_wanted_release_is_spared_and_fewer_than_two_are_refused(host):
     rollback.rollback(host.site(), to=releases[1])
     assert prune.prune(host.site(), keep=2) == [releases[2], releases[4]]
     assert host.releases() == [releases[0], releases[1], releases[3]]
-    for odd in (1, 0, -1, "3", True, None and 0):
-        if odd is not None:
-            with pytest.raises(InvalidArgument, match="keep must be a whole number, 2 or more"):
-                prune.prune(host.site(), keep=odd)  # type: ignore[arg-type]
+    for odd in (1, 0, -1, "3", True):
+        with pytest.raises(InvalidArgument, match="keep must be a whole number, 2 or more"):
+            prune.prune(host.site(), keep=odd)  # type: ignore[arg-type]
 
 
 def test_the_wanted_release_is_the_one_of_now_and_not_of_when_the_job_began(host):
@@ -179,7 +173,7 @@ def test_one_thing_that_cannot_be_removed_does_not_keep_the_rest(host, monkeypat
 
 
 def test_end_standby_waits_for_its_turn(host):
-    host.hook("verify", "before", lambda: told.append(elsewhere(host, "prune.end_standby(site)").stderr))
+    host.hook("verify", "before", lambda: told.append(elsewhere(host, prune.end_standby)))
     told: list[str] = []
     host.deploy()
     assert "is at work on this host since" in told[0]

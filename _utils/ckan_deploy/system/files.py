@@ -67,18 +67,24 @@ def write(
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
-    # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
-    # meanwhile: the directory may be the build user's.
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
-        handle.write(text)
-        handle.flush()
-        if owner != -1:
-            os.fchown(fd, 0, owner)
-        os.fchmod(fd, mode)
-        if durable:
-            os.fsync(fd)
-    os.rename(draft, path)
+    try:
+        # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
+        # meanwhile: the directory may be the build user's.
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
+            handle.write(text)
+            handle.flush()
+            if owner != -1:
+                os.fchown(fd, 0, owner)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        os.rename(draft, path)
+    except OSError as exc:
+        exc.filename = exc.filename or path  # a full disk is told without a name
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
     if durable:
         sync_directory(os.path.dirname(path))
 
