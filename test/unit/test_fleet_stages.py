@@ -476,8 +476,7 @@ def test_a_run_that_lost_its_lock_does_not_say_that_it_had_touched_nothing(maste
     stages.stage(run_of(master), "build")
     Record(master, "production").free()
     assert revert.nothing(master, "production", JOB) == (
-        "another has taken the deploy lock from this run, so it reverts nothing; look with: salt-run ckan.status "
-        "production"
+        "the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status production"
     )
     assert revert.nothing(master, "production", "2") == revert.nothing(master, {"x": 1}, JOB) == "nothing was touched"
 

@@ -7,6 +7,7 @@ import pytest
 
 from ckan_deploy.settings import mask
 from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.parts import Hook
 from ckan_deploy.settings.resolve import resolve
 
 PASSWORD = "p@ss:for/ckan%#"
@@ -69,7 +70,6 @@ def test_short_secrets_would_be_found_everywhere(settings: Settings) -> None:
 
 
 def test_of_a_hook_the_names_of_its_arguments_are_shown(settings: Settings) -> None:
-    hook = {"stage": "verify", "when": "after", "function": "x.y", "args": ["-H", "Key: a"], "kwargs": {"cwd": "/"}}
-    shown = mask.shown(resolve({"env": "a", "site_url": "https://x.org", "database": {"password": "abcd"}, "hooks": [hook],
-                                "secrets": {"session": "sess", "api_token": "tokn"}}))["hooks"][0]  # fmt: skip
+    hook = Hook("verify", "after", "x.y", ["-H", "Key: a"], {"cwd": "/"})
+    shown = mask.shown(attrs.evolve(settings, hooks=(hook,)))["hooks"][0]
     assert (shown["function"], shown["args"], shown["kwargs"]) == ("x.y", [mask.MASK] * 2, {"cwd": mask.MASK})

@@ -56,9 +56,7 @@ def nothing(master: Master, env: Any, job: str) -> str:
         return "nothing was touched"
     if told.get("ended"):
         return f"the run has ended already ({told.get('result')})"
-    return (
-        f"another has taken the deploy lock from this run, so it reverts nothing; look with: salt-run ckan.status {env}"
-    )
+    return f"the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status {env}"
 
 
 def recover(master: Master, env: str) -> dict[str, Any]:
