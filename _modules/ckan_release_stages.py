@@ -259,7 +259,7 @@ def abort(release: str, reason: str = "", by: str = "", job: str = "") -> dict[s
     reason, by, job
         Why, who asked, and the run of the master that this belongs to.
 
-    Returns ``{"current": id, "removed": bool}``.
+    Returns ``{"current": id, "removed": bool}``, and ``warnings`` where there are any.
 
     CLI Example:
 

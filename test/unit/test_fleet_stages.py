@@ -453,3 +453,38 @@ def test_a_dead_run_is_reverted_before_another_one_begins(master: FakeMaster) ->
     aborted = master.told("ckan_release.abort")[-1][1]
     assert aborted == {"release": dead, "reason": "the run died", "by": "ann", "job": "2"}
     assert record.lock().job == "2"
+
+
+def test_a_refusal_after_a_dead_run_was_reverted_says_that_hosts_were_touched(
+    master: FakeMaster, last_words: list[str]
+) -> None:
+    begin.plan(master, "production", job=JOB)
+    stages.stage(run_of(master), "build")
+    lock = Path(Record(master, "production").folder, "lock.json")
+    lock.write_text(re.sub(r'"started": [\d.]+', '"started": 1.0', lock.read_text()))
+    master.answers = failing("ckan_release.plan", "web1", cause="no base")
+    refused = begin.plan(master, "production", job="2", steal=True)
+    assert refused["comment"] == (
+        f"web1 failed at plan: no base -- what the run before had left was reverted first: web1, web2 on {FIRST}"
+    )
+    assert last_words[-1].startswith("deploy to production was refused: web1 failed at plan")
+    assert "nothing was touched" not in last_words[-1]
+
+
+def test_a_run_that_lost_its_lock_does_not_say_that_it_had_touched_nothing(master: FakeMaster) -> None:
+    begin.plan(master, "production", job=JOB)
+    stages.stage(run_of(master), "build")
+    Record(master, "production").free()
+    assert revert.nothing(master, "production", JOB) == (
+        "the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status production"
+    )
+    assert revert.nothing(master, "production", "2") == revert.nothing(master, {"x": 1}, JOB) == "nothing was touched"
+
+
+def test_a_run_that_had_ended_is_told_so_when_its_lock_is_freed(master: FakeMaster) -> None:
+    begin.plan(master, "production", job=JOB)
+    run = run_of(master)
+    run.ended, run.result = "2026-01-01T00:00:00Z", "ok"
+    run.save()
+    assert revert.recover(master, "production") == {"ok": True, "comment": "it had ended (ok)"}
+    assert revert.nothing(master, "production", JOB) == "the run has ended already (ok)"

@@ -7,13 +7,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import logging
 import os
 import pwd
+import re
 from collections.abc import Iterator
 from typing import TypeVar, overload
 
 from ckan_deploy.errors import FormulaError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -64,18 +67,24 @@ def write(
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
-    # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
-    # meanwhile: the directory may be the build user's.
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
-        handle.write(text)
-        handle.flush()
-        if owner != -1:
-            os.fchown(fd, 0, owner)
-        os.fchmod(fd, mode)
-        if durable:
-            os.fsync(fd)
-    os.rename(draft, path)
+    try:
+        # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
+        # meanwhile: the directory may be the build user's.
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
+            handle.write(text)
+            handle.flush()
+            if owner != -1:
+                os.fchown(fd, 0, owner)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        os.rename(draft, path)
+    except OSError as exc:
+        exc.filename = exc.filename or path  # a full disk is told without a name
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
     if durable:
         sync_directory(os.path.dirname(path))
 
@@ -92,6 +101,41 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def matching(folder: str, pattern: re.Pattern[str]) -> list[str]:
+    """
+    Return the paths of what is in a directory under names of a pattern; none where there is no such directory.
+
+    folder
+        The directory.
+    pattern
+        What the whole name matches.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [os.path.join(folder, name) for name in sorted(names) if pattern.fullmatch(name)]
+
+
+def try_unlink(path: str) -> str:
+    """
+    Remove a file, if that can be done.
+
+    path
+        The file.
+
+    Returns ``''``, also where there is no such file; else a sentence.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        log.warning("%s cannot be removed: %s", path, exc.strerror)
+        return f"{path} cannot be removed ({exc.strerror})"
+    return ""
 
 
 def give(top: str, user: str) -> None:
