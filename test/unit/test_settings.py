@@ -361,6 +361,9 @@ def test_an_extension_s_name_that_could_be_a_path_or_an_option_is_refused(name):
         ("https://me:hunter2@git.example.org/a.git", "has a password or a token in it"),
         ("https://hunter2@git.example.org/a.git", "has a password or a token in it"),
         ("ssh://git:hunter2@git.example.org/a.git", "has a password or a token in it"),
+        ("https://git.example.org/a.git?private_token=hunter2", "has a query or a fragment"),
+        ("https://git.example.org/a.git?x=hunter2", "has a query or a fragment"),
+        ("https://git.example.org/a.git#hunter2", "has a query or a fragment"),
         ("https://[git.example.org/a.git", "cannot be read as an address"),
         ("https://me:hunter2/x@git.example.org/a.git", "cannot be read as an address"),
         ("https://git.example.org/a\n.git", "has control characters or line breaks"),
@@ -371,6 +374,50 @@ def test_an_origin_that_could_run_a_program_or_hold_a_password_is_refused(url, w
     message = refused(extension(url=url))
     assert message.startswith("ckan:extensions:ckanext-a:url ") and why in message
     assert "hunter2" not in message and "touch" not in message
+
+
+@pytest.mark.parametrize("leaf", ["upstream", "archive"])
+@pytest.mark.parametrize("query", ["access_token=hunter2", "a=b&X-Amz-Signature=hunter2", "sig=hunter2", "key=hunter2"])
+def test_a_token_in_the_query_of_an_address_is_refused_and_never_quoted(leaf, query):
+    address = f"https://h.example.org/a-1.0.tar.gz?{query}"
+    given = {"url": "https://h.example.org/a.git", "ref": "main", "upstream": address}
+    if leaf == "archive":
+        given = {"archive": address, "hash": "sha256=" + "0" * 64}
+    message = refused(pillar(extensions={"a": given}))
+    assert message.startswith(f"ckan:extensions:a:{leaf} has a ") and "hunter2" not in message
+    plain = {"archive": "https://h.example.org/a-1.0.tar.gz?version=2", "hash": "sha256=" + "0" * 64}
+    assert resolve(pillar(extensions={"a": plain})).extensions["a"].archive.endswith("?version=2")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:hunter2@h/x.whl", "https://hunter2@h/x.whl", "https://h/x?token=hunter2"]
+)
+def test_a_token_in_the_address_of_a_requirement_is_refused_and_never_quoted(address):
+    for given in (
+        extension(override=[f"x @ {address}"]),
+        pillar(base={"version": "2.12.0", "packages": [f"x@{address}"]}),
+    ):
+        message = refused(given)
+        assert "a password or a token" in message and "hunter2" not in message
+
+
+def test_h06_a_deploy_key_with_other_line_breaks_is_taken_and_one_with_a_passphrase_is_named(tmp_path):
+    def made(passphrase: str, *options: str) -> str:
+        path = tmp_path / f"key{len(list(tmp_path.iterdir()))}"
+        subprocess.run(["ssh-keygen", "-q", "-N", passphrase, *options, "-f", path], check=True)
+        return path.read_text()
+
+    plain = made("", "-t", "ed25519")
+    url = "ssh://git@git.example.org/a.git"
+    got = resolve(extension(url=url, deploy_key=plain.replace("\n", "\r\n")))
+    assert got.extensions["ckanext-a"].deploy_key == plain
+    for key in (made("hunter2", "-t", "ed25519"), made("hunter2", "-t", "rsa", "-m", "PEM", "-b", "2048"),
+                made("hunter2", "-t", "rsa", "-m", "PKCS8", "-b", "2048")):  # fmt: skip
+        message = refused(extension(url=url, deploy_key=key))
+        assert message == (
+            "ckan:extensions:ckanext-a:deploy_key has a passphrase, which nobody could type; make a key without one"
+        )
+    assert resolve(extension(url=url, deploy_key=made("", "-t", "rsa", "-m", "PEM", "-b", "2048")))
 
 
 @pytest.mark.parametrize(
@@ -600,7 +647,7 @@ def test_show_masks_secrets_and_tells_all_else():
             solr_url="http://me:hunter2@solr.example.org/solr/ckan",
             installer={"index_url": "https://me:hunter2@index.example.org/simple", "find_links": "https://hunter2@h/w"},
             config={
-                "smtp.password": "hunter2", "beaker.session.secret": "hunter2", "ckanext.x.api_key": "hunter2",
+                "x.address": "https://h/?access_token=hunter2&a=b", "smtp.password": "hunter2", "beaker.session.secret": "hunter2", "ckanext.x.api_key": "hunter2",
                 "x.apikey": "hunter2", "ckan.recaptcha.privatekey": "hunter2", "api_token.x": "hunter2",
                 "smtp.passwd": "hunter2", "ckan.datastore.write_url": "postgresql://u:hunter2@h/d",
                 "x.urls": ["https://u:hunter2@h/"], "ckan.site_title": "Data", "ckan.max_size": 5,

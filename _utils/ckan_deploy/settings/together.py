@@ -8,6 +8,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from ckan_deploy.settings.origins import has_secret
+
 # What a unix socket's path may have at most, in bytes.
 SOCKET_LIMIT = 107
 _SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -60,6 +62,8 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     _check_datastore(settings, problems)
     for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
         problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
+    if any(map(has_secret, settings["base"]["packages"])):
+        problems.append("ckan:base:packages has an item with a password or a token in its address; take it out")
     _check_names(settings, problems)
     _check_web(settings, problems)
 

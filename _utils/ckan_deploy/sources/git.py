@@ -182,7 +182,7 @@ def _reason(done: Done, origin: Origin, timeout: int) -> str:
     text = done.stderr if done.stderr.strip() else done.stdout
     for secret in filter(None, (origin.token, *origin.deploy_key.splitlines())):
         text = text.replace(secret, "****")
-    text = re.sub(r"://[^/@\s]+@", "://", text)
+    text = processes.without_logins(text)
     server = urlsplit(origin.url).hostname or origin.url.partition(":")[0].rpartition("@")[2]
     if "HOST IDENTIFICATION HAS CHANGED" in text or "No matching host key" in text:
         return (
