@@ -14,8 +14,8 @@ _ODD = re.compile(r"[^\w/.+@=~-]")
 _SYSTEM = frozenset(
     "/ /bin /boot /dev /etc /etc/apache2 /etc/cron.d /etc/nginx /etc/ssl /etc/supervisor /etc/systemd /home /lib "
     "/lib32 /lib64 /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr /usr/bin /usr/lib /usr/local "
-    "/usr/local/bin /usr/local/lib /usr/sbin /usr/share /var /var/backups /var/cache /var/lib /var/log /var/mail /var/run "
-    "/var/spool /var/tmp /var/www".split()
+    "/usr/local/bin /usr/local/lib /usr/sbin /usr/share /var /var/backups /var/cache /var/lib /var/log /var/mail "
+    "/var/run /var/spool /var/tmp /var/www".split()
 )
 _KERNEL = ("/boot/", "/dev/", "/proc/", "/sys/")
 # What nothing else may stand in, and why.
