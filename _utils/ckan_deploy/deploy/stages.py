@@ -20,6 +20,7 @@ from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files
+from ckan_deploy.sources import seen
 from ckan_deploy.system import arguments
 
 # Seconds that a deploy which is reverted waits for what is still at work on the host.
@@ -70,6 +71,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
             packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
+            _refuse_lost_patches(site, path, manifest)
             shared_files.own(site, path)
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)
@@ -239,6 +241,15 @@ def _leave(site: Site, manifest: Manifest, by: str, reason: str) -> None:
         # A first deploy: there was no link before, or one of somebody else's.
         site.releases.restore_link(manifest.previous_link)
         app_server.switched(site)
+
+
+def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
+    if not manifest.resolution:
+        return
+    extensions = {name: pin.patches for name, pin in manifest.resolution.extensions.items()}
+    lost = seen.lost(path, manifest.resolution.patches, extensions, Installer.of(site.settings).user)
+    if lost:
+        raise FormulaError("; ".join(lost) + ".")
 
 
 @contextlib.contextmanager
