@@ -56,13 +56,13 @@ ckan-apache-modules:
 {%- if settings.manage.user %}
 ckan-group:
   group.present:
-    - name: {{ settings.group }}
+    - name: {{ settings.group | json }}
     - system: True
 
 ckan-user:
   user.present:
-    - name: {{ settings.user }}
-    - gid: {{ settings.group }}
+    - name: {{ settings.user | json }}
+    - gid: {{ settings.group | json }}
     - system: True
     - createhome: False
     - require:
@@ -73,7 +73,7 @@ ckan-user:
 # Build code of extensions runs as this one, in a sandbox: it owns nothing, and reads no secret.
 ckan-build-user:
   user.present:
-    - name: {{ settings.build_user }}
+    - name: {{ settings.build_user | json }}
     - usergroup: True
     - system: True
     - createhome: False
@@ -99,8 +99,8 @@ ckan-data:
       - {{ paths.data }}
       - {{ paths.data }}/storage
       - {{ paths.data }}/sessions
-    - user: {{ settings.user }}
-    - group: {{ settings.group }}
+    - user: {{ settings.user | json }}
+    - group: {{ settings.group | json }}
     - mode: '0755'
     - makedirs: True
 

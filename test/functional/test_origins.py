@@ -19,6 +19,8 @@ from stub import repos, wheels
 
 pytestmark = pytest.mark.slow
 
+REPO = Path(__file__).resolve().parents[2]
+
 IMPORT_ALL = (
     "from importlib.metadata import entry_points\n"
     "for point in sorted(entry_points(group='ckan.plugins'), key=lambda p: p.name):\n"
@@ -252,6 +254,71 @@ def test_a_patch_of_an_extension_is_in_the_release_and_a_changed_one_is_another_
         found.append(host.python(release, "import ckanext.alpha.plugin as p; print(p.TEXT)"))
     assert found == ["patched", "patched again"]
     assert host.diff()["patches"]["changed"] == ["salt://alpha.patch (ckanext-alpha)"]
+
+
+def other_ckan(folder: Path, version: str) -> Path:
+    """The stand-in for CKAN once more, as another version."""
+    shutil.copytree(REPO / "test/stub/ckan", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace('version = "2.12.0"', f'version = "{version}"'))
+    (folder / "ckan/one.py").write_text("ONE = 1\n")
+    return folder
+
+
+@pytest.mark.parametrize("way", ["an override", "CKAN as an extension", "a package with a file of CKAN"])
+def test_h02_a_patch_of_core_that_something_else_undoes_stops_before_the_switch(host, origins, shelf, own_base, way):
+    (package(own_base) / "ckan/one.py").write_text("ONE = 1\n")
+    diff = "--- a/ckan/one.py\n+++ b/ckan/one.py\n@@ -1 +1 @@\n-ONE = 1\n+ONE = 11\n"
+    (origins / "core.patch").write_text(diff)
+    host.file_roots = [str(origins)]
+    host.pillar["patches"] = ["salt://core.patch"]
+    before = deployed(host)
+    assert host.python(before, "from ckan import one; print(one.ONE)") == "11"
+    if way == "an override":
+        subprocess.run(
+            [uv_path(), "build", "-q", "--wheel", "-o", shelf, other_ckan(origins / "ckan", "2.12.1")], check=True
+        )
+        repo = repos.make_repo(origins, "alpha", "one", requirements=["ckan>=2.12.1"], backend="uv_build")
+        host.pillar["extensions"] = {"ckanext-alpha": extension(repo, override=["ckan==2.12.1"])}
+        why = "an override of ckan"
+    elif way == "CKAN as an extension":
+        repo = other_ckan(origins / "ckan", "2.12.0")
+        repos.git(repo, "init", "-q", "--initial-branch", "main")
+        repos.git(repo, "add", "--all")
+        repos.git(repo, "commit", "-qm", "ours")
+        host.pillar["extensions"] = {"ckan": extension(repo)}
+        why = "list the patch under ckan:extensions:ckan:patches"
+    else:
+        wheels.make_wheel(shelf, "ckanext-rude", "1.0", {"ckanext/rude/__init__.py": "", "ckan/one.py": "ONE = 1\n"})
+        host.pillar["extensions"] = {"ckanext-rude": {"version": "1.0"}}
+        why = "a package that ships files of CKAN"
+    with pytest.raises(CommandExecutionError) as failure:
+        host.deploy()
+    for word in ("failed at check", "salt://core.patch was applied, but ckan/one.py is not as it left it", why):
+        assert word in str(failure.value)
+    assert (host.current(), host.releases()) == (before, [before])
+
+
+def test_h02_a_patch_of_an_extension_that_another_package_hides_stops_before_the_switch(host, origins, shelf):
+    repo = repos.make_repo(origins, "alpha", "one", backend="uv_build")
+    plugin = (repo / "ckanext/alpha/plugin.py").read_text()
+    (repo / "ckanext/alpha/plugin.py").write_text(plugin.replace("TEXT = 'one'", "TEXT = 'ours'"))
+    (origins / "a.patch").write_text(repos.git(repo, "diff") + "\n")
+    repos.git(repo, "checkout", "-q", ".")
+    host.file_roots = [str(origins)]
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo, patches=["salt://a.patch"])}
+    host.pillar["plugins"] = ["alpha"]
+    before = deployed(host)
+    assert host.python(before, "import ckanext.alpha.plugin as p; print(p.TEXT)") == "ours"
+    wheels.make_wheel(
+        shelf, "ckanext-rude", "1.0", {"ckanext/alpha/__init__.py": "", "ckanext/alpha/plugin.py": plugin}
+    )
+    host.pillar["extensions"]["ckanext-rude"] = {"version": "1.0"}
+    with pytest.raises(CommandExecutionError) as failure:
+        host.deploy()
+    assert "salt://a.patch was applied, but ckanext/alpha/plugin.py is not as it left it" in str(failure.value)
+    assert "something else brings the module of ckanext-alpha" in str(failure.value)
+    assert (host.current(), host.releases()) == (before, [before])
 
 
 @pytest.mark.parametrize("value", ["2.10", "0012345", "1234567", "off"])

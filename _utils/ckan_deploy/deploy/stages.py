@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
 from ckan_deploy.deploy import prune, switch
@@ -21,6 +22,7 @@ from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files
+from ckan_deploy.sources import seen
 from ckan_deploy.system import arguments
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
             packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
+            _refuse_lost_patches(site, path, manifest)
             shared_files.own(site, path)
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)
@@ -280,6 +283,16 @@ def _note_failed(site: Site, release: str, by: str, reason: str) -> None:
         site.releases.set_state(release, "failed", by, reason)
     except (FormulaError, OSError) as exc:
         log.warning("release %s is not marked failed: %s", release, sentence(exc))
+
+
+def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
+    if not manifest.resolution:
+        return
+    extensions = {name: pin.patches for name, pin in manifest.resolution.extensions.items()}
+    sandbox = Sandbox.of(site.settings)
+    lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
+    if lost:
+        raise FormulaError("; ".join(lost) + ".")
 
 
 @contextlib.contextmanager

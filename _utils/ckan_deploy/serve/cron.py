@@ -133,6 +133,11 @@ def _line(site: Site, name: str, job: CronJob) -> str:
         command = ["/bin/sh", "-c", job.shell]
     words = ["bin/python", _script(site), *(["--once"] if job.once else [])]
     words += ["--site", settings.site, "--env", settings.env, "--ini", ini_, name, "--", *command]
-    # Cron ends the command at a bare %.
-    run = f"cd -P {site.paths.current} && exec {shlex.join(words)}".replace("%", r"\%")
-    return f"{job.schedule} {settings.user} {run}\n"
+    return f"{job.schedule} {settings.user} {_escaped(f'cd -P {site.paths.current} && exec {shlex.join(words)}')}\n"
+
+
+def _escaped(command: str) -> str:
+    """Return a command of sh as it stands in a crontab, which ends it at a bare %."""
+    # Cron takes a backslash before % for its own, and two for one of the command and a bare %. So they are parted:
+    # where there is a backslash, shlex has put the word into single quotes.
+    return command.replace("\\%", "\\''%").replace("%", r"\%")

@@ -15,6 +15,11 @@ from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
+HOST = r"[0-9A-Za-z_.:-]*"
+# Of a page that is asked for: what an address may have, without quotes.
+PAGE = r"/[0-9A-Za-z_.~!$&()*+,;=:@%/?-]*"
+# Of one that stands in the files of nginx and Apache, too.
+PLAIN_PAGE = r"/[0-9A-Za-z_.~!&()*+,=:@/?-]*"
 
 
 @frozen
@@ -93,7 +98,7 @@ class Build:
 class Database:
     """PostgreSQL."""
 
-    host: str = setting("localhost", "Host of PostgreSQL.")
+    host: str = setting("localhost", "Host of PostgreSQL.", pattern=HOST)
     port: int = setting(5432, "Port of PostgreSQL.", least=1, most=65535)
     name: str = setting("ckan_default", "Name of the database.")
     user: str = setting("ckan_default", "User of the database.")
@@ -107,7 +112,7 @@ class Datastore:
     """The database of the datastore."""
 
     name: str = setting("", "Name of the datastore's database; empty for a portal without a datastore.")
-    host: str = setting("", "Its host; by default `database:host`.")
+    host: str = setting("", "Its host; by default `database:host`.", pattern=HOST)
     port: int = setting(0, "Its port; by default `database:port`.")
     user: str = setting("", "Who writes into it; by default `database:user`, with its password.")
     password: str = setting("", "Password of that user.", secret=True)
@@ -197,7 +202,7 @@ class Web:
     boot_timeout: int = setting(90, "Seconds an app server has to answer after its start.", least=1)
     drain_timeout: int = setting(20, "Seconds an old app server has to finish its requests.")
     warm: tuple[str, ...] = setting(
-        ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=r"/\S*"
+        ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=PAGE
     )
     standby: int = setting(
         0,
@@ -210,7 +215,11 @@ class Web:
         0, "Memory of a process of uWSGI, after which it is replaced between requests. 0: no limit."
     )
     upload_limit_mb: int = setting(100, "Largest upload, in MB.", least=1)
-    health_path: str = setting("/api/3/action/status_show", "What the health check asks for.", pattern=r"/\S*")
+    health_path: str = setting(
+        "/api/3/action/status_show",
+        "What the health check asks for: a path without quotes, blanks and characters that web servers read otherwise.",
+        pattern=PLAIN_PAGE,
+    )
     health_status: int = setting(200, "The status it expects.", least=100)
     health_text: str = setting("", "Text that the answer must hold.")
     health_attempts: int = setting(3, "How often it asks, a second apart, before it fails.", least=1)
@@ -225,7 +234,10 @@ class Web:
         False, "In maintenance mode the health path answers all, such as a load balancer; else the host itself only."
     )
     health_url: str = setting(
-        "", "Address of this host's web server; by default the port of `tls:listen`, or of `web:listen`."
+        "",
+        "Address of this host's web server, `http(s)://host:port`; by default the port of `tls:listen`, or of "
+        "`web:listen`.",
+        pattern=r"(https?://[0-9A-Za-z_.:\[\]-]+/?)?",
     )
     nginx_conf: str = setting("", "Main configuration of an nginx of our own; empty for the system's.")
     apache_conf: str = setting("", "Main configuration of an Apache of our own; empty for the system's.")

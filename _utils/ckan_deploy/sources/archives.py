@@ -10,10 +10,8 @@ import hashlib
 import lzma
 import os
 import re
-import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,8 +20,11 @@ from urllib.parse import unquote, urlsplit
 
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.host import Host
+from ckan_deploy.system import files
 
 LIMIT = 500 * 2**20
+# How the names of directories begin in which archives arrive.
+DRAFT = ".fetch-"
 WHEEL = re.compile(r"[^-]+-[^-]+(-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl")
 ZIPS = (".whl", ".zip")
 TARS: dict[str, Callable[..., Any]] = {
@@ -113,23 +114,20 @@ def _fetch(host: Host, key: str, source: str, source_hash: str, directory: str) 
     target = os.path.join(directory, wanted[:16], file)
     if os.path.isfile(target) and _digest(target, kind) == wanted:
         return target
-    draft = ""
     try:
         _make(directory)
+        files.sweep(directory, DRAFT)
         # A directory for each run: two deploys at once do not write to one file.
-        draft = tempfile.mkdtemp(prefix=".fetch-", dir=directory)
-        got = _download(host, source, os.path.join(draft, file), f"{shown} of {key}:archive")
-        _expect(got, kind, wanted, key, shown)
-        os.chmod(got, 0o644)
-        _make(os.path.dirname(target))
-        os.replace(got, target)
+        with files.scratch(directory, DRAFT) as draft:
+            got = _download(host, source, os.path.join(draft, file), f"{shown} of {key}:archive")
+            _expect(got, kind, wanted, key, shown)
+            os.chmod(got, 0o644)
+            _make(os.path.dirname(target))
+            os.replace(got, target)
     except OSError as exc:
         raise FormulaError(
             f"the archive {shown} cannot be kept in {directory} ({exc.strerror}); correct that and deploy again."
         ) from exc
-    finally:
-        if draft:
-            shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

@@ -29,6 +29,8 @@ from ckan_deploy.system import files
 REQUIREMENT_FILES = ("requirements.txt", "pip-requirements.txt", "requirements/base.txt")
 # What is known of a checkout, kept with it: its commit's subject, and what became of its patches.
 NOTES = ".git/ckan-notes.json"
+# Behind the name of a checkout that is being removed.
+GONE = ".gone"
 PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
@@ -144,7 +146,12 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
             for entry in sorted(os.listdir(folder)) if mine else []:
                 path = os.path.join(folder, entry)
                 if entry != ".lock" and path.removesuffix(".wheels") not in kept:
-                    shutil.rmtree(path)
+                    # Out of its place first: one that is removed in part must not be taken for a checkout.
+                    gone = path if path.endswith(GONE) else path + GONE
+                    if gone != path:
+                        shutil.rmtree(gone, ignore_errors=True)
+                        os.rename(path, gone)
+                    shutil.rmtree(gone)
                     removed.append(path)
     return removed
 
@@ -153,10 +160,10 @@ def _checkout(host: Host, name: str, extension: Extension, pin: Pin, shared: str
     target = place(pin, shared)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with files.locked(os.path.join(os.path.dirname(target), ".lock")):
-        if os.path.isdir(target) and os.lstat(target).st_uid != os.geteuid():
-            # Of an earlier version of the formula, which let build code write here.
-            shutil.rmtree(target)
-        if not os.path.isdir(target):
+        # One of another user is of an earlier version of the formula, which let build code write here.
+        theirs = os.path.isdir(target) and os.lstat(target).st_uid != os.geteuid()
+        if theirs or not os.path.isfile(os.path.join(target, NOTES)):
+            shutil.rmtree(target, ignore_errors=True)  # the notes are written last
             _make(host, target, extension, pin, shared)
     package = os.path.join(target, extension.subdirectory) if extension.subdirectory else target
     if not any(os.path.isfile(os.path.join(package, file)) for file in PROJECT_FILES):
@@ -200,7 +207,9 @@ def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str) 
         patched = patches.apply(host, draft, read)
         with open(f"{draft}/{NOTES}", "x", encoding="utf-8") as handle:
             json.dump({"subject": got.subject, "patches": [patch.to_json() for patch in patched]}, handle)
+        files.sync_tree(draft)
         os.rename(draft, target)
+        files.sync_directory(os.path.dirname(target))
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

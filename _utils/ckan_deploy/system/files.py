@@ -11,10 +11,13 @@ import logging
 import os
 import pwd
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import TypeVar, overload
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import processes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -138,6 +141,21 @@ def try_unlink(path: str) -> str:
     return ""
 
 
+def sync_tree(path: str) -> None:
+    """
+    Make sure that a tree which was just made outlives a power failure.
+
+    path
+        Its top.
+
+    Raises ``FormulaError`` where the disk does not take it.
+    """
+    # A call for the whole file system: one for each file takes seconds.
+    done = processes.run(["sync", "-f", path])
+    if done.retcode != 0:
+        raise FormulaError(f"{path} cannot be written to disk ({processes.tail(done)}); correct that and deploy again.")
+
+
 def give(top: str, user: str) -> None:
     """
     Give a tree to a user; links are not followed.
@@ -167,13 +185,64 @@ def locked(path: str, wait: bool = True) -> Iterator[bool]:
 
     Yields whether the lock is held: False only without ``wait``.
     """
-    with open(path, "w", encoding="utf-8") as handle:
+    with _held(path, os.O_WRONLY | os.O_CREAT, wait) as mine:
+        yield mine
+
+
+@contextlib.contextmanager
+def scratch(parent: str, prefix: str) -> Iterator[str]:
+    """
+    Make a directory that only we may enter, and remove it at the end. A ``sweep`` of another process leaves it alone.
+
+    parent
+        Where it is made; must exist.
+    prefix
+        How its name begins.
+
+    Yields its path.
+    """
+    with contextlib.ExitStack() as stack:
+        with _held(parent):
+            # Directory and lock come into being together, or another run's sweep would take it for a killed run's.
+            place = tempfile.mkdtemp(prefix=prefix, dir=parent)  # 0700
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            stack.enter_context(_held(place))
+        yield place
+
+
+def sweep(parent: str, prefix: str) -> None:
+    """
+    Remove what killed processes have left of ``scratch``: nobody holds its lock any more.
+
+    parent, prefix
+        As for ``scratch``.
+    """
+    if not os.path.isdir(parent):
+        return
+    with _held(parent):
+        for name in os.listdir(parent):
+            place = os.path.join(parent, name)
+            if not name.startswith(prefix):
+                continue
+            # One that has just ended has removed it itself.
+            with contextlib.suppress(FileNotFoundError), _held(place, wait=False) as left:
+                if left:
+                    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(path: str, flags: int = os.O_RDONLY | os.O_DIRECTORY, wait: bool = True) -> Iterator[bool]:
+    """The lock of a file or, by default, of a directory."""
+    fd = os.open(path, flags, 0o666)
+    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            mine = False
+        yield mine
+    finally:
+        os.close(fd)
 
 
 def _group(name: str) -> int:

@@ -20,6 +20,12 @@ from ckan_deploy.errors import FormulaError
 
 # How long is waited for the end of a program that was killed.
 END_SECONDS = 5
+# Of an address: `?private_token=...`, `&X-Amz-Signature=...`.
+_SECRET_PARAMETER = re.compile(
+    r"([?&;][^=&;#?\s]*(?:passw|passphrase|secret|token|credential|signature|auth(?!or)|key|\bsig)[^=&;#?\s]*=)"
+    r"([^&;#\s\"'<>)]+)",
+    re.I,
+)
 
 
 class Done(NamedTuple):
@@ -121,7 +127,30 @@ def tail(said: Done, lines: int = 12, hide: Iterable[str] = ()) -> str:
     told = " ".join(kept[-lines:]) or "no message"
     for secret in filter(None, hide):
         told = told.replace(secret, "****")
-    return re.sub(r"://[^/@\s]+@", "://", told)
+    return without_logins(told)
+
+
+def without_logins(text: str, instead: str = "") -> str:
+    """
+    Return a text without what looks like a login in an address, or like a token in its query.
+
+    text
+        The text.
+    instead
+        What stands in the place of a login; by default nothing.
+    """
+    text = re.sub(r"://[^\s/@]*@", f"://{instead}@" if instead else "://", text)
+    return _SECRET_PARAMETER.sub(rf"\g<1>{instead or '****'}", text)
+
+
+def secret_parameters(address: str) -> list[str]:
+    """
+    Return the values in an address's query that look like secrets by their names.
+
+    address
+        The address.
+    """
+    return [match[2] for match in _SECRET_PARAMETER.finditer(address)]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
