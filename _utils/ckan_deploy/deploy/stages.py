@@ -70,7 +70,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
             packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
-            shared_files.own(site, path)
+            warned += shared_files.own(site, path)["warnings"]
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)
             if newer["problem"]:

@@ -20,7 +20,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, official_files, services, virtual_host
 from ckan_deploy.serve.official_files import PROGRAMS
-from ckan_deploy.system import supervisor
+from ckan_deploy.system import safely, supervisor
 
 
 def retire(site: Site) -> list[str]:
@@ -71,7 +71,7 @@ def restore(site: Site) -> list[str]:
     if not kept:
         raise FormulaError("nothing of the official package was kept on this host.")
     for name, path in kept.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        safely.ensure(os.path.dirname(path))
         shutil.copy2(official_files.copy_of(site, name), path)
     for name in PROGRAMS:
         if name in kept:
