@@ -20,7 +20,7 @@ from typing import TextIO
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import now
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, safely
 
 # The locks that this job holds already: a deploy that runs its stages one after the other holds one for all.
 HELD: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("ckan_lock_held", default=())
@@ -53,7 +53,7 @@ def held(
         return
     if locked:
         refuse(site, job)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    safely.ensure(os.path.dirname(path))
     # Kept after the end: a lock on a file that another one has removed would keep nobody out.
     with open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644)) as handle:
         _take(handle, wait)

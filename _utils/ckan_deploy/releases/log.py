@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.releases.ids import now
+from ckan_deploy.system import safely
 
 
 @frozen
@@ -30,7 +31,7 @@ class Log:
         entry
             What happened: ``stage``, ``release``, ``result``, ``seconds``, ``by``, ``reason``; what is '' is left out.
         """
-        os.makedirs(self.folder, exist_ok=True)
+        safely.ensure(self.folder)
         said = {name: value for name, value in entry.items() if value != ""}
         line = json.dumps({"at": now(), **said}, sort_keys=True, ensure_ascii=False) + "\n"
         # One write call in append mode: lines of two processes do not mix.

@@ -117,6 +117,19 @@ def give(top: str, user: str) -> None:
 
 
 @contextlib.contextmanager
+def usual_modes() -> Iterator[None]:
+    """
+    Let what is made without a mode be readable by all and writable by its owner, as long as the context lasts: a
+    hardened host has another umask, and users that a release needs could not enter its directories.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def locked(path: str, wait: bool = True) -> Iterator[bool]:
     """
     Hold the lock of a file for as long as the context lasts; the kernel frees it with the process.
