@@ -68,7 +68,7 @@ ckan-user:
     - require:
       - group: ckan-group
     - require_in:
-      - file: ckan-data
+      - ckan_data: ckan-data
 
 # Build code of extensions runs as this one, in a sandbox: it owns nothing, and reads no secret.
 ckan-build-user:
@@ -83,6 +83,7 @@ ckan-build-user:
       - file: ckan-directories
 {%- endif %}
 
+# Root's, since root works there.
 ckan-directories:
   file.directory:
     - names:
@@ -90,29 +91,14 @@ ckan-directories:
       - {{ paths.shared }}
       - {{ paths.config }}
       - {{ paths.log }}
-    - mode: '0755'
-    - makedirs: True
-
-ckan-data:
-  file.directory:
-    - names:
-      - {{ paths.data }}
-      - {{ paths.data }}/storage
-      - {{ paths.data }}/sessions
-    - user: {{ settings.user | json }}
-    - group: {{ settings.group | json }}
-    - mode: '0755'
-    - makedirs: True
-
-# Root's: copies of what CKAN builds into its releases, for the web server to serve.
-ckan-webassets:
-  file.directory:
-    - name: {{ paths.data }}/webassets
     - user: root
     - group: root
     - mode: '0755'
-    - require:
-      - file: ckan-data
+    - makedirs: True
+
+# Root's, with the directories of CKAN's user and the published web assets in it.
+ckan-data:
+  ckan_data.present
 
 {%- if settings.manage.packages and settings.installer.uv == paths.shared ~ '/tools/bin/uv' %}
 

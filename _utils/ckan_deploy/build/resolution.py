@@ -24,11 +24,13 @@ from ckan_deploy.sources import origins, patches, repositories
 from ckan_deploy.sources.git import Origin
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch, Pin
+from ckan_deploy.system import files
 
 T = TypeVar("T")
 AT_ONCE = 8
 
 
+@files.usual_modes()
 def resolve(site: Site) -> Resolution:
     """
     Decide what a release will hold.

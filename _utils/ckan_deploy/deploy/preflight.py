@@ -8,14 +8,14 @@ import pwd
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, cron, health
+from ckan_deploy.serve import app_server, cron, health, shared_files
 from ckan_deploy.system import disk
 
 
 def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     """
-    Say what is in the way: no base, no build user, a newer release, ``current`` itself, disk, supervisor, web server,
-    cron, hooks.
+    Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, directories
+    that others may write to, supervisor, web server, cron, hooks.
 
     site
         The site.
@@ -27,6 +27,7 @@ def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     Returns a list of sentences, empty when nothing is in the way.
     """
     found = [*_build_problems(site), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
+    found += shared_files.exposed(site)
     found += filter(
         None, (site.releases.link_problem(), app_server.supervisor_problem(site), health.front_problem(site))
     )

@@ -76,7 +76,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
             overridden = manifest.resolution.overridden if manifest.resolution else {}
             packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             _refuse_lost_patches(site, path, manifest)
-            shared_files.own(site, path)
+            warned += shared_files.own(site, path)["warnings"]
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)
             if newer["problem"]:

@@ -23,7 +23,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import reserve
 from ckan_deploy.releases.ids import ID_PATTERN, now
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments, files
+from ckan_deploy.system import arguments, files, safely
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def busy(site: Site) -> str:
 
 def _file_of_lock(path: str) -> TextIO:
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        safely.ensure(os.path.dirname(path))
         # Kept after the end: a lock on a file that another one has removed would keep nobody out.
         return open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644))
     except OSError as exc:

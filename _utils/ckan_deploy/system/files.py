@@ -46,8 +46,9 @@ def read(path: str, default: object = "", errors: str = "strict") -> object:
 
 
 def write(
-    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False
-) -> None:
+    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False,
+    owner: str = "",
+) -> None:  # fmt: skip
     """
     Write a file in UTF-8, in place of the one that is there.
 
@@ -63,10 +64,14 @@ def write(
         What becomes of characters that UTF-8 does not have, as for ``open``.
     durable
         Make sure that it outlives a power failure.
+    owner
+        Its owner, where root writes it; empty for root.
 
-    Raises ``FormulaError`` where there is no such group, ``OSError``.
+    Raises ``FormulaError`` where there is no such group, ``KeyError`` where there is no such owner, ``OSError``.
     """
-    owner = _group(group) if group and os.geteuid() == 0 else -1
+    root = os.geteuid() == 0
+    gid = _group(group) if group and root else -1
+    uid = pwd.getpwnam(owner).pw_uid if owner and root else -1
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
@@ -77,8 +82,8 @@ def write(
         with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
             handle.write(text)
             handle.flush()
-            if owner != -1:
-                os.fchown(fd, 0, owner)
+            if (uid, gid) != (-1, -1):
+                os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)
@@ -171,6 +176,19 @@ def give(top: str, user: str) -> None:
     for folder, folders, files in os.walk(top):
         for name in [".", *folders, *files]:
             os.chown(os.path.join(folder, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def usual_modes() -> Iterator[None]:
+    """
+    Let what is made without a mode be readable by all and writable by its owner, as long as the context lasts: a
+    hardened host has another umask, and users that a release needs could not enter its directories.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager
