@@ -28,14 +28,17 @@ class Postgres(Service):
         Directory of all the parts.
     name
         Name of the service in it.
+    locale
+        What the cluster is made with; ``C`` is what Debian makes where LANG is not set, without UTF-8.
     """
 
     # PostgreSQL refuses to run as root.
     user = "postgres"
 
-    def __init__(self, sandbox: str | Path, name: str = "postgres") -> None:
+    def __init__(self, sandbox: str | Path, name: str = "postgres", locale: str = "C.UTF-8") -> None:
         # SIGTERM would wait until all clients have left.
         super().__init__(sandbox, name, stop_signal=signal.SIGINT)
+        self.locale = locale
         self.data = self.directory / "data"
         self.port = 0
         self._password_file = self.directory / "password"
@@ -68,9 +71,9 @@ class Postgres(Service):
         if os.getuid() == 0:
             shutil.chown(self._password_file, self.user)
         shutil.rmtree(self.data, ignore_errors=True)
-        command = [_programs() / "initdb", "-D", self.data, "--username=postgres", "--encoding=UTF8"]
+        command = [_programs() / "initdb", "-D", self.data, "--username=postgres"]
         command += [
-            "--locale=C.UTF-8",
+            f"--locale={self.locale}",
             "--auth=scram-sha-256",
             f"--pwfile={self._password_file}",
             "--no-sync",
@@ -142,5 +145,5 @@ class Postgres(Service):
         quoted = password.replace("'", "''")
         if not self.sql("postgres", f"select 1 from pg_roles where rolname = '{user}'"):
             self.sql("postgres", f"create role \"{user}\" login password '{quoted}'")
-        # From template0, so that a template changed by someone does not matter.
-        self.sql("postgres", f'create database "{name}" owner "{user}" template template0')
+        # As CKAN's manual says: from template0, so that a template changed by someone does not matter, and as UTF-8.
+        self.sql("postgres", f'create database "{name}" owner "{user}" template template0 encoding \'UTF8\'')

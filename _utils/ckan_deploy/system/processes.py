@@ -46,6 +46,7 @@ def run(
     cwd: str = "/",
     timeout: float | None = 600,
     stdin: str = "",
+    pass_fds: Sequence[int] = (),
 ) -> Done:
     """
     Run a program and return what it said.
@@ -63,6 +64,8 @@ def run(
         Seconds, after which it is killed with all that it started; None for no limit.
     stdin
         What it reads.
+    pass_fds
+        Open files that it gets besides, under the same numbers.
 
     Returns ``Done``. Raises ``FormulaError`` where there is no such program or it cannot be started, and nothing for
     one that fails; one that was killed for its time has exit code 1 and says so.
@@ -80,7 +83,7 @@ def run(
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
-            env={**inherited, **variables}, umask=0o022, preexec_fn=detach,
+            env={**inherited, **variables}, umask=0o022, preexec_fn=detach, pass_fds=pass_fds,
         )  # fmt: skip
     except OSError as exc:
         raise FormulaError(f"{command[0]} cannot be run in {cwd} ({exc.strerror}); correct that.") from exc
