@@ -23,7 +23,7 @@ from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.system import processes
 
 
-def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict[str, float]:
+def clone(source: str, target: str, link: str = "hard", owner: str = "", user: str = "") -> dict[str, float]:
     """
     Make ``target`` a complete virtualenv of its own from the virtualenv ``source``.
 
@@ -42,6 +42,8 @@ def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict
     owner
         User, or ``user:group``, who gets the new directories and the new files. Files shared with the source keep
         the owner that they have. Default: whoever runs this.
+    user
+        User who runs its interpreter for the check. Default: the owner.
 
     Returns ``{"files": n, "linked": n, "copied": n, "rewritten": n, "seconds": x}``.
 
@@ -57,11 +59,11 @@ def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict
         )
     if inside(os.path.realpath(target), os.path.realpath(source)):
         raise InvalidArgument(f"{target} lies inside the source {source}; choose a target outside of it.")
-    user, ids = _owner(owner)
+    owner_name, ids = _owner(owner)
     _make_target(target)
     try:
         copied = relocate.copy(source, target, link=link, ids=ids)
-        problems = verify(target, forbidden=copied.prefixes, user=user)
+        problems = verify(target, forbidden=copied.prefixes, user=user or owner_name)
         if problems:
             raise FormulaError(
                 f"{source} does not clone to a sound virtualenv: {problems[0]}; repair {source} and try again."
