@@ -10,8 +10,10 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.serve import shared_files, uwsgi
+from ckan_deploy.serve import answers, shared_files, uwsgi
+from ckan_deploy.system import safely
 from fakes import fake_site
 from parts.process import sandbox
 
@@ -376,12 +379,36 @@ def test_f15_what_is_on_a_disk_that_cannot_be_written_to_is_a_warning(old_portal
 
 def test_a_tree_that_is_nested_without_end_stops_nothing(old_portal):
     portal = old_portal
+    before = os.getcwd()
     with as_web_user():
-        before = os.getcwd()
         os.chdir(portal.data / "storage")
         for _ in range(1200):
             os.mkdir("d")
             os.chdir("d")
         os.chdir(before)
     own(portal)
-    subprocess.run(["rm", "-rf", portal.data / "storage/d"], check=True)
+    with safely.directory(str(portal.data)) as folder:
+        safely.remove(folder, "storage")
+    assert not (portal.data / "storage").exists()
+
+
+def test_an_answer_without_end_does_not_fill_the_memory(old_portal):
+    portal, sent = old_portal, []
+
+    def serve(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for _ in range(96):
+                client.sendall(b" " * 2**20)
+                sent.append(2**20)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(portal.run / "web.sock"))
+        server.listen()
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        assert "is answered by release unknown" in answers.socket_problem(portal.site, str(portal.release))
+        thread.join()
+    assert sum(sent) < 2 * answers.MOST_BYTES

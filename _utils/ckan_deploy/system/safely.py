@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.system import ownership
+from ckan_deploy.system import ownership, processes
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # As many as the kernel follows.
@@ -267,8 +267,12 @@ def remove(folder: int, name: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            # Below its top rmtree goes by descriptors itself, and it refuses a link.
-            shutil.rmtree(f"/proc/self/fd/{folder}/{name}")
+            # Below its top rmtree goes by descriptors itself, and it refuses a link; rm does so, too, at any depth.
+            place = f"/proc/{os.getpid()}/fd/{folder}/{name}"
+            try:
+                shutil.rmtree(place)
+            except RecursionError:
+                processes.run(["rm", "-rf", "--", place])
         else:
             os.unlink(name, dir_fd=folder)
 
