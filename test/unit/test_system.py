@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import pty
 import stat
 import time
 from pathlib import Path
@@ -111,3 +112,15 @@ def test_a_dictionary_that_a_manifest_cannot_hold_is_refused():
     for odd in ([], "x", {"a": datetime.date(2026, 1, 1)}, {"a": {1, 2}}):
         with pytest.raises(InvalidArgument, match="index must be a dictionary"):
             arguments.mapping("index", odd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs programs as another user")
+@pytest.mark.parametrize(("user", "code"), [("", 0), ("www-data", 2)])
+def test_a_program_of_another_user_cannot_type_at_roots_terminal(user: str, code: int):
+    pid, terminal = pty.fork()
+    if not pid:
+        done = processes.run(["sh", "-c", ": < /dev/tty"], user=user)
+        os._exit(done.retcode)
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == code
