@@ -44,6 +44,7 @@ if told[0] == "pg_dump" and "-f" in told:
 """
 ANSWERS = {
     "--version": "pg_dump (PostgreSQL) 15.3",
+    "/ 1048576": "999999999",
     "pg_database_size": "1000|15|",
     "rolcreatedb": "t|",
     "jsonb_build_object": json.dumps(
@@ -205,6 +206,7 @@ def test_a_file_beside_a_dump_that_cannot_be_read_is_said(root: Path, site: Site
     [
         ({"rolcreatedb": "f|"}, "ckan_default may not make databases on localhost; name somebody who may in"),
         ({"rolcreatedb": "t|metabase"}, "metabase is connected to ckan_default, and ckan_default may not end that"),
+        ({"data_directory": "/"}, "a second database beside ckan_default takes 999999999 MB, and "),
         ({"-L": '!pg_restore: error: query failed: ERROR:  permission denied to create extension "postgis"'},
          "the database has the extension postgis, which only a superuser of PostgreSQL may make"),
     ],

@@ -10,6 +10,7 @@ superuser, the administrator what is, and what belongs to the database itself.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT
 from ckan_deploy.releases.site import Site
+from ckan_deploy.system import disk
 
 # After which a database that a restore has left over goes, whichever host that was on.
 DAY = 86400
@@ -134,6 +136,8 @@ def trial(site: Site) -> list[str]:
     ``FormulaError`` with what keeps a restore from working.
     """
     warnings = sweep(site)
+    if problem := _no_room(site):
+        raise FormulaError(problem)
     with backup.tables_only(site) as file:
         new, differs = _made(site, file, properties.read(site), names.trial(site))
     _drop(site, new)
@@ -198,6 +202,22 @@ def obstacle(site: Site) -> str:
             f"{postgres.identifier(me)}"
         )
     return ""
+
+
+def _no_room(site: Site) -> str:
+    """Say whether the database server lacks the room for another such database: only where it is on this host."""
+    about = site.settings.database
+    if about.host not in ("localhost", "127.0.0.1", "::1") and not about.host.startswith("/"):
+        return ""
+    # Nothing for whoever may not read it.
+    place = postgres.admin(site, "select setting from pg_settings where name = 'data_directory'").strip()
+    size = postgres.run(site, [*postgres.PSQL, "-c", "select pg_database_size(current_database()) / 1048576"])
+    if not place or not os.path.isdir(place) or (free := disk.free_mb(place)) >= int(size):
+        return ""
+    return (
+        f"a second database beside {about.name} takes {size.strip()} MB, and {free} MB are free at {place}, where "
+        "PostgreSQL has its data; make room"
+    )
 
 
 def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, list[str]]:
