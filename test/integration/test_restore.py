@@ -193,9 +193,7 @@ def test_a_connection_that_could_not_be_ended_is_known_before(database: Database
     client = database.cluster.hold("ckan_default", "lock table package in access share mode")
     try:
         for tried in (lambda: restore.trial(site), lambda: restore.restore(site, "before", "before")):
-            with pytest.raises(
-                FormulaError, match=said
-            ):
+            with pytest.raises(FormulaError, match=said):
                 tried()
         assert database.names() == "ckan_default" and database.sql(ROWS) == "Straßenbäume – données"
         restore.restore(database.site(**ADMIN), "before", "before")

@@ -221,6 +221,9 @@ def test_a_portal_is_not_closed_where_the_database_could_not_be_given_back(
         migration.foresee(closed, Manifest(RELEASE, "built"), checked)
     assert "visitors would get the maintenance page" in str(caught.value) and said in str(caught.value)
     assert "set ckan:backup:when to never" in str(caught.value)
+    with pytest.raises(FormulaError, match="visitors would get the maintenance page"):
+        before = fake_site(root, disk_free_mb=0, migration={"when": "before"})
+        migration.foresee(before, Manifest(RELEASE, "built"), checked, forced=True)
     # Where nobody is closed out nothing has to be given back, and it may be the operator's own business.
     before = fake_site(root, disk_free_mb=0, migration={"when": "before"})
     assert migration.foresee(before, Manifest(RELEASE, "built"), checked) == {"maintenance": False, "warnings": []}

@@ -120,7 +120,7 @@ class _Deploy:
         """All stages after the plan, in order; ``closed`` as for ``deploy``."""
         seconds: dict[str, float] = {}
         self._timed(seconds, "build", self._build)
-        checked = self._timed(seconds, "check", self._check)
+        checked = self._timed(seconds, "check", lambda: self._check(closed))
         closes = self._close("migrate") if closed or checked.get("maintenance") else False
         for name, run in (
             ("migrate", self._migrate), ("start", self._start), ("activate", self._activate), ("verify", self._verify),
@@ -149,8 +149,8 @@ class _Deploy:
         stages.build(self.site, self.release, self.resolution, self.by, self.job)
         return {}
 
-    def _check(self) -> dict[str, Any]:
-        return stages.check(self.site, self.release, self.by, self.job, self.served)
+    def _check(self, closes: bool) -> dict[str, Any]:
+        return stages.check(self.site, self.release, self.by, self.job, self.served, closes)
 
     def _close(self, name: str) -> bool:
         try:
