@@ -586,3 +586,21 @@ def test_f03_after_a_failed_upgrade_the_database_is_what_it_was_and_the_portal_a
     status, page, _ = site.get("/dataset/baeume")
     assert status == 200 and "Straßenbäume – données" in page
     assert site.ask("package_show?id=baeume")["title"] == "Straßenbäume – données"
+
+
+def test_h10_an_extension_of_a_superuser_s_is_refused_at_check_or_given_back_by_the_administrator(site: Site):
+    before, sql = site.current("web1"), site.postgres.sql
+    sql("ckan_default", "create extension dblink")
+    sql("postgres", "create role chief superuser login password 'of-the-chief'")
+    seen = site.postgres.seen("ckan_default")
+    with Visitors(site.front_port, threads=2) as visitors:
+        done = site.deploy()
+    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
+    assert "dblink, which only a superuser" in done["summary"] and visitors.failed == []
+    admin = {**site.settings["database"], "admin_user": "chief", "admin_password": "of-the-chief"}
+    site.write_pillar({**site.settings, "database": admin, "migration": {"when": "maintenance", "rehearse": True}})
+    done = site.deploy()
+    assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
+    assert "the database is as it was before the migration" in done["summary"] and "of-the-chief" not in done["text"]
+    assert site.postgres.seen("ckan_default") == seen and {site.current(host) for host in site.hosts} == {before}
+    assert site.get("/dataset/baeume")[0] == 200

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ckan_deploy.releases.ids import new_id
 from ckan_deploy.releases.site import Site
 from daemon.conftest import eventually
 from fakes import REPO, fake_site
+from parts import system
 from parts.portal import next_second
 from parts.postgres import Postgres
 from parts.process import sandbox, stop_all
@@ -156,6 +158,27 @@ def test_h10_extensions_owners_and_settings_that_need_a_superuser_come_back_by_t
     assert database.sql("select obj_description(oid, 'pg_extension') from pg_extension where extname = 'dblink'") == (
         "to the archive"
     )
+
+
+def test_h10_postgis_comes_back_by_the_administrator_and_without_one_it_is_known_before(database: Database):
+    system.ensure_packages([Postgres.package("postgis-3")])
+    database.sql("create extension postgis")
+    database.sql("insert into spatial_ref_sys (srid, auth_name, srtext) values (998999, 'city', 'of our own')")
+    database.as_ckan(
+        "create table package_extent (id int, place geometry(point, 4326)); create index on package_extent using gist "
+        "(place); insert into package_extent values (1, 'srid=4326;point(16.37 48.2)')"
+    )
+    with pytest.raises(FormulaError, match="extension postgis, which only a superuser .* ckan:database:admin_user"):
+        restore.trial(database.site())
+    site, before = database.site(**ADMIN), database.cluster.seen("ckan_default")
+    assert restore.trial(site) == []
+    backup.dump(site, "before")
+    for name in (restore.restore(site, "before", "before")["database"], "a copy"):
+        with restore.copied(site, "before") if name == "a copy" else nullcontext(name) as there:
+            assert database.cluster.sql(there, "select st_astext(place) from package_extent") == "POINT(16.37 48.2)"
+            assert database.cluster.sql(there, "select auth_name from spatial_ref_sys where srid = 998999") == "city"
+            assert len(database.cluster.seen(there)) == len(before)
+    assert database.seen() == before
 
 
 def test_h10_without_an_administrator_it_is_known_before_that_a_restore_cannot_work(database: Database):

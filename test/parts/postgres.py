@@ -138,6 +138,11 @@ class Postgres(Service):
             raise PartError(f"PostgreSQL refused a statement: {result.stderr.strip()}")
         return result.stdout.strip()
 
+    @staticmethod
+    def package(name: str) -> str:
+        """Return the Debian package of an extension for this version of PostgreSQL, such as of `postgis-3`."""
+        return f"postgresql-{_programs().parent.name}-{name}"
+
     def seen(self, database: str) -> list[str]:
         """Return what a database is besides its rows, a line each: by it two of them are compared.
 

@@ -205,7 +205,10 @@ def test_a_file_beside_a_dump_that_cannot_be_read_is_said(root: Path, site: Site
     ("answers", "said"),
     [
         ({"rolcreatedb": "f|"}, "ckan_default may not make databases on localhost; name somebody who may in"),
-        ({"rolcreatedb": "t|metabase"}, "metabase is connected to ckan_default, and ckan_default may not end that"),
+        ({"rolcreatedb": "t|false|metabase"}, "type in psql: grant pg_signal_backend to \"ckan_default\"; or set"),
+        ({"rolcreatedb": "t|true|postgres"}, "postgres is connected to ckan_default, and ckan_default may not end that "
+                                             "for a restore; wait for it, or name a superuser in ckan:database:admin_"
+                                             "user and admin_password; or set"),
         ({"data_directory": "/"}, "a second database beside ckan_default takes 999999999 MB, and "),
         ({"-L": '!pg_restore: error: query failed: ERROR:  permission denied to create extension "postgis"'},
          "the database has the extension postgis, which only a superuser of PostgreSQL may make"),

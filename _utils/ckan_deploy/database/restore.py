@@ -27,9 +27,10 @@ from ckan_deploy.system import disk
 DAY = 86400
 # Whether who asks may make databases, and whose connections to the site's own they may not end.
 _MAY = (
-    "select rolcreatedb or rolsuper, (select string_agg(distinct usename, ', ') from pg_stat_activity join pg_roles "
-    "other on other.oid = usesysid where {named} and not me.rolsuper and (other.rolsuper or not (pg_has_role(usesysid, "
-    "'member') or pg_has_role('pg_signal_backend', 'member')))) from pg_roles me where rolname = current_user"
+    "select rolcreatedb or rolsuper, (select bool_or(other.rolsuper)::text || '|' || string_agg(distinct usename, ', ')"
+    " from pg_stat_activity join pg_roles other on other.oid = usesysid where {named} and not me.rolsuper and "
+    "(other.rolsuper or not (pg_has_role(usesysid, 'member') or pg_has_role('pg_signal_backend', 'member')))) "
+    "from pg_roles me where rolname = current_user"
 )
 
 
@@ -189,17 +190,19 @@ def obstacle(site: Site) -> str:
     about = site.settings.database
     me, server = about.admin_user or about.user, about.host
     sql = _MAY.format(named=_named(about.name))
-    may, _, connected = postgres.admin(site, sql).strip().partition("|")
+    quoted = postgres.identifier(me)
+    may, superuser, who = (*postgres.admin(site, sql).strip().split("|", 2), "", "")[:3]
     if may != "t":
         return (
             f"{me} may not make databases on {server}; name somebody who may in ckan:database:admin_user and "
-            "admin_password"
+            f"admin_password, or have a superuser type in psql: alter role {quoted} createdb"
         )
-    if connected:
+    if who:
+        # Those of a superuser only another one may end.
+        right = "" if superuser == "true" else f", or have one type in psql: grant pg_signal_backend to {quoted}"
         return (
-            f"{connected} is connected to {about.name}, and {me} may not end that for a restore; name a superuser in "
-            "ckan:database:admin_user and admin_password, or have one type in psql: grant pg_signal_backend to "
-            f"{postgres.identifier(me)}"
+            f"{who} is connected to {about.name}, and {me} may not end that for a restore; wait for it, or name a "
+            f"superuser in ckan:database:admin_user and admin_password{right}"
         )
     return ""
 
