@@ -185,7 +185,8 @@ def handed_over(host, path: Path) -> Path:
 
 def test_root_never_runs_what_it_adopts(host, theirs):
     release = host.adopt("20190412093000")["id"]
-    assert [path.name for path in (host.root / "ran").iterdir()] == [str(WEB_USER.pw_uid)]
+    # In the sandbox it is run, and reaches nothing of the host.
+    assert [path.name for path in (host.root / "ran").iterdir()] == []
     assert host.python(release, "import ckan").strip() == ""
 
 

@@ -87,7 +87,8 @@ def _adopt(site: Site, planned: Adoption, by: str) -> Manifest:
             if not planned.in_place:
                 site.releases.remove(planned.id)
             raise
-        state = "live" if site.releases.current() == planned.id else "retired"
+        # Not by `current()`: it is no release of ours before its manifest is written.
+        state = "live" if os.path.realpath(site.paths.current) == os.path.realpath(path) else "retired"
         return site.releases.note_new(planned.id, state, "adopted", **about, **filled)
 
 
