@@ -124,3 +124,13 @@ def test_a_program_of_another_user_cannot_type_at_roots_terminal(user: str, code
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == code
+
+
+def test_of_a_log_the_end_is_read_however_long_it_is(tmp_path: Path):
+    log = tmp_path / "log"
+    assert files.end_of(str(log)) == ""
+    with log.open("wb") as handle:
+        handle.truncate(2**40)
+        handle.seek(0, os.SEEK_END)
+        handle.write("Indexing dataset 1/2\xff é".encode("utf-8", "surrogateescape"))
+    assert files.end_of(str(log)).endswith("1/2\xff é") and len(files.end_of(str(log))) <= 65536

@@ -358,6 +358,9 @@ def test_a_storage_that_an_option_puts_at_the_data_itself_stays_ckans(old_portal
     assert put(portal, f"{portal.data}/webassets", "link to a directory")
     with pytest.raises(FormulaError, match="webassets is a link"):
         publish(portal)
+    own(portal)
+    publish(portal)
+    assert (portal.data / "webassets/base/main.css").is_file() and not (portal.data / "webassets").is_symlink()
     portal.check()
 
 

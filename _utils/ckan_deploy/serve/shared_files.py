@@ -228,12 +228,13 @@ def _is_ckans(site: Site) -> bool:
 
 
 def _is_others(folder: int, name: str) -> bool:
-    """Whether a name in root's directory stands for something else than a directory of root's, or a link to one."""
+    """Whether a name in a directory stands for something else than a directory of root's, or a link of root's."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return status.st_uid != 0 or not (stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode))
+    link = stat.S_ISLNK(status.st_mode) and ownership.is_roots(os.fstat(folder))
+    return status.st_uid != 0 or not (stat.S_ISDIR(status.st_mode) or link)
 
 
 def _owner(site: Site) -> tuple[int, int]:
