@@ -304,3 +304,29 @@ def test_compile_replaces_linked_bytecode(source, tmp_path):
     assert result["compiled"] == 1
     assert result["failed"] == [f"{site(target)}/broken.py"]
     assert cached.read_bytes() == before
+
+
+def test_a_name_that_is_made_a_link_while_it_is_copied_leads_nowhere(source, tmp_path, monkeypatch):
+    """The source may be somebody's: each name is another thing when it is opened than when it was listed."""
+    secret = tmp_path / "secret"
+    secret.write_text("of root's")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/secret.py").write_text("of root's")
+    (site(source) / "swapped.py").write_text("x = 1\n")
+    os.chown(site(source) / "swapped.py", 65534, 65534)
+    (site(source) / "folder").mkdir()
+    real = relocate._opened
+
+    def swap(name, folder, kind=0):
+        for place, victim in ((site(source) / "swapped.py", secret), (site(source) / "folder", tmp_path / "elsewhere")):
+            if name == place.name and not place.is_symlink():
+                place.rmdir() if place.is_dir() else place.unlink()
+                place.symlink_to(victim)
+        return real(name, folder, kind)
+
+    monkeypatch.setattr(relocate, "_opened", swap)
+    for _ in range(2):
+        with pytest.raises(FormulaError, match="failed"):
+            clone(str(source), str(tmp_path / "target"))
+        assert not list(tmp_path.glob("target/**/*secret*"))
+    assert not (tmp_path / "target").exists()
