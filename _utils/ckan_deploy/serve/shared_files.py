@@ -189,7 +189,9 @@ def clear_log(site: Site, path: str) -> None:
     with _told(f"{site.paths.log} cannot be made"), safely.directory(site.paths.log, make=True) as folder:
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if not (ownership.is_roots(status) and stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+            plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            # A directory leads nowhere: supervisor says that it cannot write there.
+            if not (plain and ownership.is_roots(status)) and not stat.S_ISDIR(status.st_mode):
                 safely.remove(folder, name)
 
 
