@@ -70,7 +70,7 @@ def adopt(site: Site, name: str, release: str = "", ini_file: str = "", by: str 
             if not planned.in_place:
                 site.releases.remove(planned.id)
             raise
-        state = "live" if site.releases.current() == planned.id else "retired"
+        state = "live" if site.releases.linked() == planned.id else "retired"
         return site.releases.note_new(planned.id, state, "adopted", **about, **filled)
 
 
