@@ -6,7 +6,7 @@ include:
 
 ckan-release:
   ckan_release.live:
-    - name: {{ settings.env }}
+    - name: {{ settings.env | json }}
     - require:
       - sls: ckan.base
       - sls: ckan.web

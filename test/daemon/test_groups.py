@@ -145,6 +145,7 @@ def test_a_host_known_to_be_down_is_left_out_and_catches_up_by_its_highstate(sit
     assert (again["ckan-release"]["changes"], site.linked()) == ({}, [wanted] * 3)
 
 
+@pytest.mark.long
 def test_a_host_that_missed_a_rollback_goes_back_by_its_highstate(site):
     first, second = site.good_deploy("Hello r1"), site.good_deploy("Hello r2")
     site.fleet.stop_minion("web3")
@@ -190,6 +191,7 @@ def test_a_release_that_one_host_lacks_is_no_target_of_a_rollback(site):
         gone.symlink_to(kept)
 
 
+@pytest.mark.long
 def test_a_minion_killed_in_a_stage_leaves_all_on_one_release_and_is_named_with_what_to_type(site):
     release = site.good_deploy("Hello before the kill")
     hook = {"stage": "check", "when": "before", "function": "cmd.run", "args": ["sleep 20"]}
@@ -217,6 +219,7 @@ def test_a_minion_killed_in_a_stage_leaves_all_on_one_release_and_is_named_with_
     assert "is not locked" in site.fleet.run("salt-run", "ckan.lock_status", "production").stdout
 
 
+@pytest.mark.long
 def test_a_master_restarted_in_a_deploy_leaves_all_on_one_release(site):
     release = site.good_deploy("Hello before the restart")
     hook = {"stage": "check", "when": "before", "function": "cmd.run", "args": ["sleep 8"]}

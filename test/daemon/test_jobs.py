@@ -236,6 +236,7 @@ def cron(work: WorkSite) -> Iterator[Callable[[], None]]:
     service.stop()
 
 
+@pytest.mark.long
 def test_lines_of_cron_run_in_the_current_release_and_the_ones_marked_once_on_one_host(work, cron):
     out = work.sandbox / "jobs/cron"
     lines = {

@@ -19,6 +19,8 @@ from stub import repos, wheels
 
 pytestmark = pytest.mark.slow
 
+REPO = Path(__file__).resolve().parents[2]
+
 IMPORT_ALL = (
     "from importlib.metadata import entry_points\n"
     "for point in sorted(entry_points(group='ckan.plugins'), key=lambda p: p.name):\n"
@@ -254,6 +256,71 @@ def test_a_patch_of_an_extension_is_in_the_release_and_a_changed_one_is_another_
     assert host.diff()["patches"]["changed"] == ["salt://alpha.patch (ckanext-alpha)"]
 
 
+def other_ckan(folder: Path, version: str) -> Path:
+    """The stand-in for CKAN once more, as another version."""
+    shutil.copytree(REPO / "test/stub/ckan", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace('version = "2.12.0"', f'version = "{version}"'))
+    (folder / "ckan/one.py").write_text("ONE = 1\n")
+    return folder
+
+
+@pytest.mark.parametrize("way", ["an override", "CKAN as an extension", "a package with a file of CKAN"])
+def test_h02_a_patch_of_core_that_something_else_undoes_stops_before_the_switch(host, origins, shelf, own_base, way):
+    (package(own_base) / "ckan/one.py").write_text("ONE = 1\n")
+    diff = "--- a/ckan/one.py\n+++ b/ckan/one.py\n@@ -1 +1 @@\n-ONE = 1\n+ONE = 11\n"
+    (origins / "core.patch").write_text(diff)
+    host.file_roots = [str(origins)]
+    host.pillar["patches"] = ["salt://core.patch"]
+    before = deployed(host)
+    assert host.python(before, "from ckan import one; print(one.ONE)") == "11"
+    if way == "an override":
+        subprocess.run(
+            [uv_path(), "build", "-q", "--wheel", "-o", shelf, other_ckan(origins / "ckan", "2.12.1")], check=True
+        )
+        repo = repos.make_repo(origins, "alpha", "one", requirements=["ckan>=2.12.1"], backend="uv_build")
+        host.pillar["extensions"] = {"ckanext-alpha": extension(repo, override=["ckan==2.12.1"])}
+        why = "an override of ckan"
+    elif way == "CKAN as an extension":
+        repo = other_ckan(origins / "ckan", "2.12.0")
+        repos.git(repo, "init", "-q", "--initial-branch", "main")
+        repos.git(repo, "add", "--all")
+        repos.git(repo, "commit", "-qm", "ours")
+        host.pillar["extensions"] = {"ckan": extension(repo)}
+        why = "list the patch under ckan:extensions:ckan:patches"
+    else:
+        wheels.make_wheel(shelf, "ckanext-rude", "1.0", {"ckanext/rude/__init__.py": "", "ckan/one.py": "ONE = 1\n"})
+        host.pillar["extensions"] = {"ckanext-rude": {"version": "1.0"}}
+        why = "a package that ships files of CKAN"
+    with pytest.raises(CommandExecutionError) as failure:
+        host.deploy()
+    for word in ("failed at check", "salt://core.patch was applied, but ckan/one.py is not as it left it", why):
+        assert word in str(failure.value)
+    assert (host.current(), host.releases()) == (before, [before])
+
+
+def test_h02_a_patch_of_an_extension_that_another_package_hides_stops_before_the_switch(host, origins, shelf):
+    repo = repos.make_repo(origins, "alpha", "one", backend="uv_build")
+    plugin = (repo / "ckanext/alpha/plugin.py").read_text()
+    (repo / "ckanext/alpha/plugin.py").write_text(plugin.replace("TEXT = 'one'", "TEXT = 'ours'"))
+    (origins / "a.patch").write_text(repos.git(repo, "diff") + "\n")
+    repos.git(repo, "checkout", "-q", ".")
+    host.file_roots = [str(origins)]
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo, patches=["salt://a.patch"])}
+    host.pillar["plugins"] = ["alpha"]
+    before = deployed(host)
+    assert host.python(before, "import ckanext.alpha.plugin as p; print(p.TEXT)") == "ours"
+    wheels.make_wheel(
+        shelf, "ckanext-rude", "1.0", {"ckanext/alpha/__init__.py": "", "ckanext/alpha/plugin.py": plugin}
+    )
+    host.pillar["extensions"]["ckanext-rude"] = {"version": "1.0"}
+    with pytest.raises(CommandExecutionError) as failure:
+        host.deploy()
+    assert "salt://a.patch was applied, but ckanext/alpha/plugin.py is not as it left it" in str(failure.value)
+    assert "something else brings the module of ckanext-alpha" in str(failure.value)
+    assert (host.current(), host.releases()) == (before, [before])
+
+
 @pytest.mark.parametrize("value", ["2.10", "0012345", "1234567", "off"])
 def test_a12_a_ref_without_quotes_is_refused_and_nothing_is_made(host, origins, value):
     import yaml
@@ -301,56 +368,22 @@ def test_diff_names_commits_packages_and_options_and_no_value(host, origins, she
     assert host.diff()["from"] == first
 
 
-def test_build_code_runs_as_the_build_user_and_the_release_is_not_its_own(host, origins):
-    repo = old_style(origins, "alpha", "setuptools")
-    setup = repo / "setup.py"
-    setup.write_text(
-        "import os\n"
-        "here = os.path.dirname(os.path.abspath(__file__))\n"
-        "open(os.path.join(here, 'who.txt'), 'w').write(f'{os.geteuid()} {os.environ.get(\"HOME\")}')\n"
-        + setup.read_text().replace(", namespace_packages=['ckanext']", "")
-    )
-    (repo / "ckanext/__init__.py").unlink()
-    repos.git(repo, "add", "-A")
-    repos.git(repo, "commit", "-qm", "say who builds")
-    host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
-    release = host.home / "releases" / deployed(host)
-    who = (release / "src/ckanext-alpha/who.txt").read_text().split()
-    assert who[0] == str(shutil._get_uid("nobody"))
-    assert who[1] != "/root"
-    # But for what CKAN writes while it runs.
-    assert (release / "run").owner() == "www-data"
-    for folder, folders, _ in os.walk(release):
-        folders[:] = [name for name in folders if (folder, name) != (str(release), "run")]
-        for name in [".", *folders]:
-            assert os.lstat(os.path.join(folder, name)).st_uid == 0, (folder, name)
-    done = subprocess.run(["runuser", "-u", "nobody", "--", "touch", release / "src/ckanext-alpha/x"], check=False)
-    assert done.returncode != 0
-    done = subprocess.run(["runuser", "-u", "nobody", "--", "cat", release / "production.ini"], check=False)
-    assert done.returncode != 0
-
-
 def test_a_second_release_with_the_same_contents_builds_nothing(host, origins):
     repo = old_style(origins, "alpha", "setuptools")
-    log = Path(f"/tmp/ckan-builds-{os.getpid()}")
     setup = repo / "setup.py"
     setup.write_text(
-        f"open({str(log)!r}, 'a').write('built ')\n" + setup.read_text().replace(", namespace_packages=['ckanext']", "")
+        "import uuid\nopen('ckanext/alpha/build.py', 'w').write(f'BUILD = {str(uuid.uuid4())!r}')\n"
+        + setup.read_text().replace(
+            "packages=find_packages(), namespace_packages=['ckanext']", "packages=['ckanext.alpha']"
+        )
     )
     (repo / "ckanext/__init__.py").unlink()
     repos.git(repo, "add", "-A")
-    repos.git(repo, "commit", "-qm", "count the builds")
+    repos.git(repo, "commit", "-qm", "each build is another one")
     host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
-    log.touch()
-    log.chmod(0o666)
-    try:
-        first = deployed(host)
-        count = log.read_text()
-        assert count
-        second = deployed(host)
-        assert log.read_text() == count
-    finally:
-        log.unlink()
+    first, second = deployed(host), deployed(host)
+    builds = [host.python(release, "import ckanext.alpha.build as b; print(b.BUILD)") for release in (first, second)]
+    assert len(builds[0]) == 36 and builds[0] == builds[1]
     ask = "import ckanext.alpha.plugin as p; print(p.__file__)"
     for release in (first, second):
         assert host.python(release, ask).startswith(f"{host.home}/releases/{release}/src/ckanext-alpha/")
@@ -396,7 +429,7 @@ def test_checkouts_that_no_release_needs_go_with_the_prune(host, origins):
         deployed(host)
     commits = repos.git(repo, "log", "--format=%H", "-n", "2").split()
     sources = [p.name for p in (host.home / "shared/sources").glob("*/*") if p.name != ".lock"]
-    assert sorted(sources) == sorted(commits)
+    assert sorted(sources) == sorted([*commits, *(f"{commit}.wheels" for commit in commits)])
 
 
 @contextlib.contextmanager
@@ -445,8 +478,9 @@ def test_pip_takes_the_place_of_uv_and_has_no_override(host, origins, shelf, own
 
 def test_the_password_of_an_index_is_in_no_argument_and_no_message(host, origins):
     host.pillar["installer"]["index_url"] = "http://robot:an-index-password@127.0.0.1:1/simple"
-    repo = repos.make_repo(origins, "alpha", "Alpha", requirements=["cityhall-lib"], backend="uv_build")
-    host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
+    wheel = wheels.make_wheel(origins / "archives", "ckanext-secretive", "1.0", requires=["cityhall-lib"])
+    host.file_roots = [str(origins / "archives")]
+    host.pillar["extensions"] = {"ckanext-secretive": archive(wheel)}
     wrapper = host.root / "uv"
     real = host.pillar["installer"]["uv"]
     wrapper.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {host.root}/arguments\nUV_HTTP_RETRIES=0 exec {real} "$@"\n')

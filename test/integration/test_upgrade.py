@@ -14,7 +14,7 @@ from parts.real import RealPortal
 from parts.visitors import Visitors
 from stub import repos
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 OLD = "2.11.6"
 DATASETS = 200

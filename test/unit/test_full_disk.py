@@ -129,4 +129,4 @@ def test_a_full_disk_of_what_is_shared_is_refused_at_plan(host, mount):
 
 def test_a_host_that_cannot_be_locked_says_why(host):
     (host.home / "shared").write_text("a file")
-    assert deployed(host).startswith("the deploy failed at plan: this host cannot be locked (File exists: ")
+    assert deployed(host).startswith("the deploy failed at plan: this host cannot be locked (Not a directory: ")

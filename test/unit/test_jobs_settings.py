@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.serve import cron
 from ckan_deploy.settings.model import Settings
 from ckan_deploy.settings.parts import Worker
 from ckan_deploy.settings.resolve import resolve
+from fakes import fake_site
 
 PILLAR = {
     "env": "production",
@@ -112,3 +116,25 @@ def test_one_wrong_line_would_keep_cron_from_all_of_them_and_is_refused(schedule
 )
 def test_what_cannot_be_is_refused_by_its_key(more, why):
     assert why in refused(**more)
+
+
+def as_cron_reads(line: str) -> str:
+    """The command that cron hands to sh, by the rules of Debian's cron: its do_command.c."""
+    text, escaped = "", False
+    for character in line.split(" ", 6)[6]:
+        text += character
+        if escaped:
+            text = text[:-2] + "%" if character == "%" else text
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == "%":
+            return text[:-1]
+    return text
+
+
+@pytest.mark.parametrize("shell", ["date +%F", r"date +\%F", r"printf '%s\\%s' a '\%'", r"echo \\% '%' \ % \\\%"])
+def test_a_line_with_percent_signs_is_the_same_behind_cron(shell):
+    site = fake_site("/r", cron={"a": {"schedule": "0 3 * * *", "shell": shell}})
+    line = cron.pending(site)[-1].text.splitlines()[-1]
+    assert shlex.split(as_cron_reads(line))[-1] == shell

@@ -128,7 +128,8 @@ def test_a08_a_patch_that_upstream_has_is_skipped_and_one_that_does_not_apply_is
     v1 = write(tmp_path / "v1", {"ckan/one.py": ONE, "ckan/two.py": TWO})
     done = patches.apply(v1, first, second)
     digest = hashlib.sha256((patches.folder / "01.patch").read_bytes()).hexdigest()
-    assert done[0] == {"patch": first, "sha256": digest, "result": "applied", "files": ["ckan/one.py"]}
+    assert done[0] == {"patch": first, "sha256": digest, "result": "applied", "files": ["ckan/one.py"],
+                       "hashes": [hashlib.sha256(one.encode()).hexdigest()]}  # fmt: skip
     again = state(v1)
     assert results(patches.apply(v1, first, second)) == ["already applied", "already applied"]
     assert state(v1) == again and {name: (v1 / name).read_text() for name in patched} == patched
@@ -423,3 +424,11 @@ def test_apply_takes_addresses_too_and_refuses_wrong_arguments(patches, tmp_path
         apply(str(work / "no"), [])
     with pytest.raises(FormulaError, match="no user 'no-such-user'"):
         apply(str(work), [source], user="no-such-user")
+
+
+def test_the_hash_of_a_patched_file_is_that_of_all_patches_and_of_a_file_that_is_gone_there_is_none(patches, tmp_path):
+    first = patches.made("h1.patch", {"a.py": "1\n", "b.py": "1\n"}, {"a.py": "2\n", "b.py": None})
+    second = patches.made("h2.patch", {"a.py": "2\n"}, {"a.py": "3\n"})
+    done = patches.apply(write(tmp_path / "v", {"a.py": "1\n", "b.py": "1\n"}), first, second)
+    last = hashlib.sha256(b"3\n").hexdigest()
+    assert [(patch["files"], patch["hashes"]) for patch in done] == [(["a.py", "b.py"], [last, ""]), (["a.py"], [last])]

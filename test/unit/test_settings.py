@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import grp
+import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -18,9 +21,9 @@ from salt.utils.secret import MaskedDict, MaskedList
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
-from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.model import Paths, Settings
 from ckan_deploy.settings.resolve import resolve
-from ckan_deploy.settings.rules import table
+from ckan_deploy.settings.rules import rules, table
 from ckan_deploy.settings.together import SOCKET_LIMIT
 from fakes import FakeHost
 
@@ -361,6 +364,9 @@ def test_an_extension_s_name_that_could_be_a_path_or_an_option_is_refused(name):
         ("https://me:hunter2@git.example.org/a.git", "has a password or a token in it"),
         ("https://hunter2@git.example.org/a.git", "has a password or a token in it"),
         ("ssh://git:hunter2@git.example.org/a.git", "has a password or a token in it"),
+        ("https://git.example.org/a.git?private_token=hunter2", "has a query or a fragment"),
+        ("https://git.example.org/a.git?x=hunter2", "has a query or a fragment"),
+        ("https://git.example.org/a.git#hunter2", "has a query or a fragment"),
         ("https://[git.example.org/a.git", "cannot be read as an address"),
         ("https://me:hunter2/x@git.example.org/a.git", "cannot be read as an address"),
         ("https://git.example.org/a\n.git", "has control characters or line breaks"),
@@ -371,6 +377,50 @@ def test_an_origin_that_could_run_a_program_or_hold_a_password_is_refused(url, w
     message = refused(extension(url=url))
     assert message.startswith("ckan:extensions:ckanext-a:url ") and why in message
     assert "hunter2" not in message and "touch" not in message
+
+
+@pytest.mark.parametrize("leaf", ["upstream", "archive"])
+@pytest.mark.parametrize("query", ["access_token=hunter2", "a=b&X-Amz-Signature=hunter2", "sig=hunter2", "key=hunter2"])
+def test_a_token_in_the_query_of_an_address_is_refused_and_never_quoted(leaf, query):
+    address = f"https://h.example.org/a-1.0.tar.gz?{query}"
+    given = {"url": "https://h.example.org/a.git", "ref": "main", "upstream": address}
+    if leaf == "archive":
+        given = {"archive": address, "hash": "sha256=" + "0" * 64}
+    message = refused(pillar(extensions={"a": given}))
+    assert message.startswith(f"ckan:extensions:a:{leaf} has a ") and "hunter2" not in message
+    plain = {"archive": "https://h.example.org/a-1.0.tar.gz?version=2", "hash": "sha256=" + "0" * 64}
+    assert resolve(pillar(extensions={"a": plain})).extensions["a"].archive.endswith("?version=2")
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:hunter2@h/x.whl", "https://hunter2@h/x.whl", "https://h/x?token=hunter2"]
+)
+def test_a_token_in_the_address_of_a_requirement_is_refused_and_never_quoted(address):
+    for given in (
+        extension(override=[f"x @ {address}"]),
+        pillar(base={"version": "2.12.0", "packages": [f"x@{address}"]}),
+    ):
+        message = refused(given)
+        assert "a password or a token" in message and "hunter2" not in message
+
+
+def test_h06_a_deploy_key_with_other_line_breaks_is_taken_and_one_with_a_passphrase_is_named(tmp_path):
+    def made(passphrase: str, *options: str) -> str:
+        path = tmp_path / f"key{len(list(tmp_path.iterdir()))}"
+        subprocess.run(["ssh-keygen", "-q", "-N", passphrase, *options, "-f", path], check=True)
+        return path.read_text()
+
+    plain = made("", "-t", "ed25519")
+    url = "ssh://git@git.example.org/a.git"
+    got = resolve(extension(url=url, deploy_key=plain.replace("\n", "\r\n")))
+    assert got.extensions["ckanext-a"].deploy_key == plain
+    for key in (made("hunter2", "-t", "ed25519"), made("hunter2", "-t", "rsa", "-m", "PEM", "-b", "2048"),
+                made("hunter2", "-t", "rsa", "-m", "PKCS8", "-b", "2048")):  # fmt: skip
+        message = refused(extension(url=url, deploy_key=key))
+        assert message == (
+            "ckan:extensions:ckanext-a:deploy_key has a passphrase, which nobody could type; make a key without one"
+        )
+    assert resolve(extension(url=url, deploy_key=made("", "-t", "rsa", "-m", "PEM", "-b", "2048")))
 
 
 @pytest.mark.parametrize(
@@ -414,9 +464,142 @@ def test_a_path_that_is_relative_or_winds_is_refused(path):
     )
 
 
-@pytest.mark.parametrize("path", ["/srv/a b", "/srv/%(x)s", "/srv/{root}", "/srv/a;b", "/srv/$x", '/srv/"'])
+# What a generated file of nginx, Apache, uWSGI, supervisor, cron, sh or YAML reads as more than a letter.
+SYNTAX = ['"', "'", "`", "\n", ";", "{", "}", "$", "%", "#", " ", "\\", "|", "&", "<", "*", "(", "[", "\u00a0"]
+# Settings whose text stands in no such file, or is escaped where it does.
+ELSEWHERE = {
+    "base:python": "a program's name, run without a shell",
+    "base:packages": "arguments of the installer",
+    "git:host_keys": "a file of ssh, a line an item",
+    "installer:uv": "a program's name, run without a shell",
+    "installer:index_url": "an environment variable",
+    "installer:find_links": "an argument",
+    "patches": "addresses of the file server",
+    "plugins": "the ini, which is read back and compared",
+    "site_id": "the ini", "solr_url": "the ini", "redis_url": "the ini",
+    "database:name": "the ini, quoted as an address has it", "database:user": "the same", "database:admin_user": "none",
+    "datastore:name": "the ini, quoted", "datastore:user": "the ini, quoted", "datastore:read_user": "the ini, quoted",
+    "web:extra": "the virtual host, as it is: that is what it is for",
+    "web:health_text": "compared with an answer",
+    "web:maintenance_page": "a file that is read",
+    "cron:a:command": "the crontab, quoted", "cron:a:shell": "the crontab, quoted",
+}  # fmt: skip
+# Characters that may be meant, where they do no harm.
+HARMLESS = {
+    "web:health_path": "&*(", "web:warm": "&*($;%", "web:listen": "[", "tls:listen": "[", "web:health_url": "[",
+    "cron:a:schedule": " ",
+}  # fmt: skip
+
+
+def in_files() -> list[str]:
+    found = [name for name, rule in table(Settings) if rule.kind in ("str", "list") and not rule.secret]
+    found = [name for name in found if not rule_of(name).choices]
+    return [
+        name for name in [*found, "workers:a:queues", "cron:a:schedule", "workers", "cron"] if name not in ELSEWHERE
+    ]
+
+
+def rule_of(name: str):
+    return dict(table(Settings))[name]
+
+
+def with_text(name: str, odd: str) -> dict:
+    """A pillar in which a setting has an odd character within what it has by default, or at its end."""
+    if name in ("workers", "cron"):
+        return pillar(**{name: {f"a{odd}b": {"command": "x", "schedule": "@daily"} if name == "cron" else {}}})
+    if name == "workers:a:queues":
+        return pillar(workers={"a": {"queues": [f"a{odd}b"]}})
+    if name == "cron:a:schedule":
+        return pillar(cron={"a": {"command": "x", "schedule": f"0 0 * *{odd}*"}})
+    usual = {
+        "site_url": "https://a.org", "domain": "a.org", "aliases": "a.org", "web:health_url": "http://a:80", "env": "a",
+        "tls:certificate": "/a", "tls:key": "/a", "web:nginx_conf": "/a", "web:apache_conf": "/a",
+        "web:supervisor_conf": "/a", "deploy_group": "a", "base:version": "1", "search:second_core": "a", "root": "/a",
+        "database:host": "a", "datastore:host": "a", "web:warm": "/",
+    }  # fmt: skip
+    value = usual.get(name) or rule_of(name).default.format(root="", home="/usr/lib/ckan", site="default", shared="/a")
+    # A domain that is an address may have a zone.
+    value = f"fe80::1%{odd}" if name in ("domain", "aliases") and odd in ";}" else f"{value}{odd}b"
+    made = pillar(tls={"certificate": "/a", "key": "/a"}) if name.startswith("tls") else pillar()
+    group, _, leaf = name.rpartition(":")
+    place = made.setdefault(group, {}) if group else made
+    place[leaf] = [value] if rule_of(name).kind == "list" else value
+    return made
+
+
+@pytest.mark.parametrize("name", in_files())
+def test_a_setting_that_a_generated_file_would_read_as_syntax_is_refused_by_its_key(name):
+    for odd in SYNTAX:
+        if odd not in HARMLESS.get(name, ""):
+            message, key = refused(with_text(name, odd)), name.replace(":a:queues", ":a")
+            assert f"ckan:{key}" in message or name == "root" and "ckan:paths:home (/a" in message, odd
+        elif odd != "[":
+            resolve(with_text(name, odd))
+
+
+def test_every_setting_that_is_said_to_stand_elsewhere_is_one():
+    assert set(ELSEWHERE) - {"cron:a:command", "cron:a:shell"} <= {name for name, _ in table(Settings)}
+
+
+@pytest.mark.parametrize("path", ["/srv/a b", "/srv/%(x)s", "/srv/{root}", "/srv/a;b", "/srv/$x", '/srv/"', "/srv/a`b"])
 def test_a_path_that_a_configuration_file_would_read_otherwise_is_refused(path):
-    assert refused(pillar(paths={"data": path})).startswith(f"ckan:paths:data ({path}) has blanks or one of ")
+    assert refused(pillar(paths={"data": path})).startswith(f"ckan:paths:data ({path}) has ")
+
+
+@pytest.mark.parametrize("name", [name for name in rules(Paths)])
+@pytest.mark.parametrize("path", ["/", "/etc", "/usr", "/var/log", "/home", "/root", "/tmp", "/proc/1", "/dev/shm/x"])
+def test_a_directory_of_the_system_is_no_path_of_the_portal(name, path):
+    message = refused(pillar(paths={name: path}))
+    assert f"ckan:paths:{name} ({path}) belongs to the system" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"paths": {"log": "/var/lib/ckan/default/log"}}, "paths:log (/var/lib/ckan/default/log) is in ckan:paths"),
+        ({"paths": {"data": "/usr/lib/ckan"}}, "paths:releases (/usr/lib/ckan/releases) is in ckan:paths:data (/usr/"),
+        ({"paths": {"data": "/usr/lib/ckan/releases/x"}}, "is in ckan:paths:releases (/usr/lib/ckan/releases), which"),
+        ({"paths": {"shared": "/usr/lib/ckan/current/x"}}, "is in ckan:paths:current"),
+        ({"paths": {"current": "/usr/lib/ckan/releases"}}, "paths:current (/usr/lib/ckan/releases) is in ckan:paths"),
+        ({"paths": {"base": "/usr/lib/ckan"}}, "paths:releases (/usr/lib/ckan/releases) is in ckan:paths:base"),
+        ({"tls": {"certificate": "/var/lib/ckan/default/a", "key": "/a"}}, "tls:certificate (/var/lib/ckan/default/a)"),
+        ({"web__maintenance_page": "/var/lib/ckan/default/a"}, "ckan:web:maintenance_page (/var/lib/ckan/default/a)"),
+        ({"installer": {"uv": "/var/lib/ckan/default/uv"}}, "ckan:installer:uv (/var/lib/ckan/default/uv) is in"),
+    ],
+)  # fmt: skip
+def test_a_path_in_a_directory_that_is_not_for_it_is_refused(changes, message):
+    assert message in refused(pillar(**changes))
+
+
+def test_paths_that_begin_alike_are_not_in_one_another():
+    resolve(pillar(paths={"data": "/srv/ckan", "log": "/srv/ckan-log", "backups": "/srv/ckan.backups"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user": "root"}, "ckan:user is root, who may do anything"),
+        ({"group": "root"}, "ckan:group is root, the group of root"),
+        ({"build_user": "root"}, "ckan:build_user is root, who may do anything"),
+        ({"build_user": "www-data"}, "ckan:build_user is www-data, who runs CKAN and may read its secrets"),
+        ({"user": "toor"}, "ckan:user is toor (root by its number)"),
+        ({"build_user": "toor"}, "ckan:build_user is toor (root by its number)"),
+        ({"build_user": "web"}, "ckan:build_user is web, who runs CKAN"),
+        ({"group": "wheel"}, "ckan:group is wheel (root by its number)"),
+        ({"build_user": "reader"}, "ckan:build_user (reader) is in the group www-data, which may read the secrets"),
+    ],
+)
+def test_a_user_or_group_that_would_give_the_machine_or_secrets_away_is_refused(monkeypatch, changes, message):
+    numbers = {"toor": (0, 0), "web": (33, 100), "reader": (1000, 1000), "www-data": (33, 33)}
+
+    def entry(name: str) -> Any:
+        return type("Entry", (), dict(zip(("pw_uid", "pw_gid"), numbers[name], strict=True)))
+
+    monkeypatch.setattr(pwd, "getpwnam", entry)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: type("Entry", (), {"gr_gid": {"wheel": 0, "www-data": 33}[name]}))
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 33] if name == "reader" else [gid])
+    assert message in refused(pillar(**changes))
+    assert resolve(pillar()).build_user == "ckan-build"
 
 
 @pytest.mark.parametrize("name", ["nginx_conf", "apache_conf", "supervisor_conf"])
@@ -424,7 +607,7 @@ def test_a_configuration_of_an_own_server_is_an_absolute_path(name):
     assert getattr(resolve(pillar(web={name: "/srv/own.conf"})).web, name) == "/srv/own.conf"
     for path in ("own.conf", "../own.conf", "-x"):
         assert refused(pillar(web={name: path})).startswith(f"ckan:web:{name} ({path}) must be an absolute path")
-    assert refused(pillar(web={name: "/srv/a;b"})).startswith(f"ckan:web:{name} (/srv/a;b) has blanks or one of ")
+    assert refused(pillar(web={name: "/srv/a;b"})).startswith(f"ckan:web:{name} (/srv/a;b) has ; in it")
 
 
 def test_a_root_that_winds_is_refused():
@@ -600,6 +783,7 @@ def test_show_masks_secrets_and_tells_all_else():
             solr_url="http://me:hunter2@solr.example.org/solr/ckan",
             installer={"index_url": "https://me:hunter2@index.example.org/simple", "find_links": "https://hunter2@h/w"},
             config={
+                "x.address": "https://h/?access_token=hunter2&a=b",
                 "smtp.password": "hunter2", "beaker.session.secret": "hunter2", "ckanext.x.api_key": "hunter2",
                 "x.apikey": "hunter2", "ckan.recaptcha.privatekey": "hunter2", "api_token.x": "hunter2",
                 "smtp.passwd": "hunter2", "ckan.datastore.write_url": "postgresql://u:hunter2@h/d",

@@ -9,6 +9,7 @@ existing file: a file that must differ is written as a new one. This is the lowe
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import glob
 import json
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # What belongs to the source alone: its sockets, its configuration, its manifest, its lock.
 SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
+# Modes that a release may have: nobody but its owner writes, and no file changes who one is.
+FAIR = 0o755
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
 
 
@@ -41,7 +44,7 @@ class Copied:
     prefixes: tuple[str, ...]
 
 
-def copy(source: str, target: str, link: str = "hard", ids: tuple[int, int] | None = None) -> Copied:
+def copy(source: str, target: str, link: str = "hard") -> Copied:
     """
     Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
 
@@ -51,13 +54,12 @@ def copy(source: str, target: str, link: str = "hard", ids: tuple[int, int] | No
         Absolute path of an empty directory, in its normal form.
     link
         ``hard`` shares file contents by hard links where that is possible, ``copy`` copies every file.
-    ids
-        Numbers of the user and the group that get the new directories and files. Default: whoever runs this.
 
     Raises ``OSError`` when a file cannot be read or written.
     """
-    copier = _Cloner(source, target, link == "hard", ids)
-    copier.directory(source, target, "top")
+    copier = _Cloner(source, target, link == "hard")
+    with _opened(source, None, os.O_DIRECTORY) as folder:
+        copier.directory(folder, source, target, "top")
     copier.drop_stale_bytecode()
     return Copied(**copier.counts, prefixes=tuple(copier.prefixes))
 
@@ -129,57 +131,77 @@ def rename(path: str, places: Mapping[str, str]) -> int:
 class _Cloner:
     """One pass over a virtualenv that makes another one of it."""
 
-    def __init__(self, source: str, target: str, link: bool, ids: tuple[int, int] | None) -> None:
+    def __init__(self, source: str, target: str, link: bool) -> None:
         self.source = source
         self.target = target
         self.link = link
-        self.ids = ids
         self.prefixes = prefixes.own(source)
         self.pattern = prefixes.pattern(self.prefixes)
         self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
         self.rewritten: list[str] = []
 
-    def directory(self, source: str, target: str, kind: str) -> None:
-        """Fill the directory ``target``, which exists, from ``source``; ``kind`` says what its files may be."""
-        with os.scandir(source) as entries:
+    def directory(self, folder: int, source: str, target: str, kind: str) -> None:
+        """
+        Fill the directory ``target``, which exists, from ``source``, whose descriptor is ``folder``; ``kind`` says what
+        its files may be. By descriptors, since the source may be somebody's who puts a link in the place of a name.
+        """
+        with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
                 if kind == "top" and SKIP.match(name):
                     continue
-                new = f"{target}/{name}"
+                old, new = f"{source}/{name}", f"{target}/{name}"
                 if entry.is_symlink():
-                    self.symlink(entry.path, new)
-                elif entry.is_dir():
+                    self.symlink(os.readlink(name, dir_fd=folder), old, new)
+                elif entry.is_dir(follow_symlinks=False):
                     os.mkdir(new)
-                    self.directory(entry.path, new, _kind(kind, name))
-                elif entry.is_file():
-                    self.file(entry, new, kind)
+                    with _opened(name, folder, os.O_DIRECTORY) as below:
+                        self.directory(below, old, new, _kind(kind, name))
+                elif entry.is_file(follow_symlinks=False):
+                    self.file(entry, folder, new, kind)
         # Last, since the mode may forbid writing.
-        os.chmod(target, stat.S_IMODE(os.stat(source).st_mode))
-        self.own(target)
+        os.chmod(target, os.fstat(folder).st_mode & FAIR)
 
-    def file(self, entry: os.DirEntry[str], new: str, kind: str) -> None:
+    def file(self, entry: os.DirEntry[str], folder: int, new: str, kind: str) -> None:
         """Rewrite, link or copy one file."""
-        if _may_name_prefix(kind, entry.name) and self.rewrite(entry, new, kind):
+        if _may_name_prefix(kind, entry.name) and self.rewrite(entry.name, folder, new, kind):
             return
-        if self.link and kind != "src":
-            try:
-                os.link(entry.path, new)
-                self.counts["linked"] += 1
-                return
-            except OSError as exc:
-                if exc.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-                    raise
-                # Another file system stays another one; the other two may concern this file alone.
-                self.link = exc.errno != errno.EXDEV
-        shutil.copy2(entry.path, new)
-        self.own(new)
+        about = entry.stat(follow_symlinks=False)
+        # What others may write to, or what would give others more rights than they have, is not taken as it is.
+        fair = about.st_uid == os.geteuid() and about.st_mode & 0o7777 == about.st_mode & FAIR
+        if self.link and fair and kind != "src" and self.linked(entry.name, folder, new, about.st_ino):
+            return
+        with _opened(entry.name, folder) as fd, open(new, "xb") as copy:
+            about = os.fstat(fd)
+            if not stat.S_ISREG(about.st_mode):
+                raise OSError(errno.ESTALE, "it has become something else meanwhile", entry.name)
+            with open(fd, "rb", closefd=False) as content:
+                shutil.copyfileobj(content, copy)
+        os.chmod(new, about.st_mode & FAIR)
+        # Python takes bytecode for stale otherwise.
+        os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))
         self.counts["copied"] += 1
 
-    def rewrite(self, entry: os.DirEntry[str], new: str, kind: str) -> bool:
+    def linked(self, name: str, folder: int, new: str, inode: int) -> bool:
+        """Share a file, if that can be done and it is the one that was looked at."""
+        try:
+            os.link(name, new, src_dir_fd=folder, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                raise
+            # Another file system stays another one; the other two may concern this file alone.
+            self.link = exc.errno != errno.EXDEV
+            return False
+        if os.lstat(new).st_ino != inode:
+            os.unlink(new)
+            return False
+        self.counts["linked"] += 1
+        return True
+
+    def rewrite(self, name: str, folder: int, new: str, kind: str) -> bool:
         """Write a file anew that names a place of the source; False for one that names none."""
-        with open(entry.path, "rb") as handle:
-            data = handle.read()
+        with _opened(name, folder) as fd, open(fd, "rb", closefd=False) as handle:
+            data, mode = handle.read(), os.fstat(fd).st_mode
         if prefixes.is_binary(data):
             return False
         changed = prefixes.replaced(data, self.pattern, self.target, kind == "bin")
@@ -187,15 +209,13 @@ class _Cloner:
             return False
         with open(new, "xb") as handle:
             handle.write(changed)
-        os.chmod(new, stat.S_IMODE(entry.stat().st_mode))
-        self.own(new)
+        os.chmod(new, mode & FAIR)
         self.counts["rewritten"] += 1
         self.rewritten.append(new)
         return True
 
-    def symlink(self, old: str, new: str) -> None:
+    def symlink(self, value: str, old: str, new: str) -> None:
         """Keep a symlink's meaning: what lay inside the source lies inside the target."""
-        value = os.readlink(old)
         if os.path.isabs(value):
             for prefix in self.prefixes:
                 if prefixes.inside(value, prefix):
@@ -205,12 +225,6 @@ class _Cloner:
             place = os.path.normpath(os.path.join(os.path.dirname(old), value))
             value = value if prefixes.inside(place, self.source) else place
         os.symlink(value, new)
-        self.own(new)
-
-    def own(self, path: str) -> None:
-        """Give a path that was made here to the owner asked for; a linked file would change its source."""
-        if self.ids:
-            os.chown(path, *self.ids, follow_symlinks=False)
 
     def drop_stale_bytecode(self) -> None:
         """Remove the bytecode of rewritten modules: with an equal size and time it would pass as fresh."""
@@ -218,6 +232,18 @@ class _Cloner:
             for old in _bytecode(name):
                 self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
                 os.unlink(old)
+
+
+@contextlib.contextmanager
+def _opened(name: str, folder: int | None, kind: int = 0) -> Iterator[int]:
+    """Open a file or a directory of a directory to read it: neither a link is followed, nor a FIFO waited for."""
+    # The directory that somebody has named may be a link.
+    plain = 0 if folder is None else os.O_NOFOLLOW
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | plain | kind, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _kind(parent: str, name: str) -> str:

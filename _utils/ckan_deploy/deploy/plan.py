@@ -76,9 +76,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     current = site.releases.current()
     ini.validate(site)
     before = site.releases.read(current) if current else None
-    planned = Plan(
-        release, site.settings.env, current, _own_changes(site, before), _about_host(site, release, before, job)
-    )
+    own = [*_own_changes(site, before), *_warnings(site)]
+    planned = Plan(release, site.settings.env, current, own, _about_host(site, release, before, job))
     if not resolve:
         return planned
     new = resolution.resolve(site)
@@ -120,6 +119,13 @@ def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> 
         # The one that the environment is on now is not wanted any more then.
         "prunes": choice.prunable(after, release, site.settings.keep),
     }
+
+
+def _warnings(site: Site) -> list[str]:
+    """What is to be known of how a release is made here."""
+    if site.settings.build.sandbox == "user" and site.settings.extensions:
+        return ["extensions are built without a sandbox (ckan:build:sandbox is user)"]
+    return []
 
 
 def _own_changes(site: Site, before: Manifest | None) -> list[str]:

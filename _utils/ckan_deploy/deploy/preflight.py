@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import pwd
 
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, cron, health
+from ckan_deploy.serve import app_server, cron, health, shared_files
 from ckan_deploy.system import disk
 
 
 def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     """
-    Say what is in the way: no base, no build user, a newer release, ``current`` itself, disk, supervisor, web server,
-    cron, hooks.
+    Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, directories
+    that others may write to, supervisor, web server, cron, hooks.
 
     site
         The site.
@@ -26,6 +27,7 @@ def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     Returns a list of sentences, empty when nothing is in the way.
     """
     found = [*_build_problems(site), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
+    found += shared_files.exposed(site)
     found += filter(
         None, (site.releases.link_problem(), app_server.supervisor_problem(site), health.front_problem(site))
     )
@@ -42,7 +44,9 @@ def _build_problems(site: Site) -> list[str]:
             pwd.getpwnam(user)
         except KeyError:
             problems.append(f"there is no user {user} (ckan:build_user); run state.apply ckan first")
-    return problems
+    # Only where that user is: the sandbox runs as it.
+    problem = "" if problems else Sandbox.of(site.settings).problem()
+    return [*problems, *filter(None, [problem])]
 
 
 def _age_problems(site: Site, release: str) -> list[str]:

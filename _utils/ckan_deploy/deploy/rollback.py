@@ -100,7 +100,10 @@ def rollback(
                 changes.upgrade(site, left, by, job, undone.get("kept_as", ""))
             raise FormulaError(str(exc)) from exc
     done["left"] = done.pop("previous")
-    return {**done, **({"undone": undone["undone"]} if undone else {})}
+    warned = [*undone.get("warnings", []), *done.pop("warnings", [])]
+    return {
+        **done, **({"undone": undone["undone"]} if undone else {}), **({"warnings": warned} if warned else {})
+    }  # fmt: skip
 
 
 def go(

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
 from ckan_deploy.deploy import prune, switch
 from ckan_deploy.errors import FormulaError, sentence
@@ -21,6 +22,7 @@ from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files
+from ckan_deploy.sources import seen
 from ckan_deploy.system import arguments
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,9 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
             return site.releases.set_state(release, "built", by, **assembly.fill(site, path, planned))
 
 
-def check(site: Site, release: str, by: str = "", job: str = "", served: bool = False) -> dict[str, Any]:
+def check(
+    site: Site, release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """
     Boot CKAN once inside a built release and record what it says.
 
@@ -62,6 +66,8 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         As for ``build``; the release is ``built`` or ``checked``.
     served
         Another host serves this release already, so it gets along with the database.
+    closes
+        Visitors will get the maintenance page for the migration, whatever the settings say.
 
     Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
     ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
@@ -72,15 +78,16 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         candidate.expect("built", "checked")
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
-            packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
-            shared_files.own(site, path)
+            packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
+            _refuse_lost_patches(site, path, manifest)
+            warned += shared_files.own(site, path)["warnings"]
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)
             if newer["problem"]:
                 raise FormulaError(newer["problem"])
             result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
             if result["pending"]:
-                ahead = migration.foresee(site, manifest, result)
+                ahead = migration.foresee(site, manifest, result, closes)
                 result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
             candidate.become("checked", by, check=result)
         warned += result["warnings"]
@@ -280,6 +287,16 @@ def _note_failed(site: Site, release: str, by: str, reason: str) -> None:
         site.releases.set_state(release, "failed", by, reason)
     except (FormulaError, OSError) as exc:
         log.warning("release %s is not marked failed: %s", release, sentence(exc))
+
+
+def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
+    if not manifest.resolution:
+        return
+    extensions = {name: pin.patches for name, pin in manifest.resolution.extensions.items()}
+    sandbox = Sandbox.of(site.settings)
+    lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
+    if lost:
+        raise FormulaError("; ".join(lost) + ".")
 
 
 @contextlib.contextmanager

@@ -159,8 +159,10 @@ def _give_back(run: Run, job: str) -> tuple[list[str], bool]:
     host, release = run.migrates, run.release
     told = _ask(run.master, [host], "ckan_schema.give_back", {"release": release, "by": run.by, "job": job})
     if not told.failures:
-        kept = told.results[host]["kept_as"]
-        return [f"the database is as it was before the migration ({kept} has what came of it)"] if kept else [], False
+        kept, differs = told.results[host]["kept_as"], "; ".join(told.results[host].get("differs", []))
+        but = f", but for what did not come back: {differs}" if differs else ""
+        said = f"the database is as it was before the migration ({kept} has what came of it){but}"
+        return [said] if kept else [], False
     text = (
         f"the database could not be given back as it was before ({told.failures[host]}), so the portal stays closed: "
         f"restore it, such as by: salt {host} ckan_backup.restore {release}; then open it: salt -L "

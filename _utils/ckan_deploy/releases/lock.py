@@ -23,7 +23,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import reserve
 from ckan_deploy.releases.ids import ID_PATTERN, now
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments, files
+from ckan_deploy.system import arguments, files, places, safely
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def busy(site: Site) -> str:
 
 def _file_of_lock(path: str) -> TextIO:
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        safely.ensure(os.path.dirname(path))
         # Kept after the end: a lock on a file that another one has removed would keep nobody out.
         return open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644))
     except OSError as exc:
@@ -133,6 +133,7 @@ def _note(handle: TextIO, about: dict[str, Any]) -> None:
 
 def _sweep(site: Site) -> None:
     """Remove what a process left that was killed. It held this lock, so nobody is at work on it."""
+    places.sweep(site.paths.shared)
     drafts = [(site.paths.shared, re.compile(r".+\.tmp"))]
     # The names of two sites may begin alike.
     program = rf"ckan-{re.escape(site.settings.site)}-{ID_PATTERN.pattern}\.conf\.tmp"

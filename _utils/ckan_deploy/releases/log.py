@@ -12,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.releases.ids import now
+from ckan_deploy.system import safely
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Log:
         line = json.dumps({"at": now(), **said}, sort_keys=True, ensure_ascii=False) + "\n"
         path = os.path.join(self.folder, "deploy.log")
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            safely.ensure(self.folder)
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
             try:
                 # A line that was cut short, by a kill or a full disk, must not spoil this one.

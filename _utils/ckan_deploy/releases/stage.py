@@ -14,7 +14,7 @@ from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import hooks, lock
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, files
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,9 @@ def running(
         previous = site.releases.current()
         try:
             ran += hooks.run(site, "before", name, release, previous)
-            yield warned
+            # Not for hooks: what they make is their own business.
+            with files.usual_modes():
+                yield warned
             ran += hooks.run(site, "after", name, release, previous)
             # Into the list that the stage has in its answer already.
             warned += [f"{hook['hook']} failed: {hook['problem']}" for hook in ran if hook["problem"]]

@@ -16,7 +16,7 @@ import psutil
 from ckan_deploy.build import ini
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings.parts import CronJob
-from ckan_deploy.system import files
+from ckan_deploy.system import files, safely
 
 SCRIPT = "salt://ckan/files/cron.py"
 
@@ -50,7 +50,7 @@ def write(changes: Sequence[Change]) -> None:
     """
     for path, text in changes:
         if text:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            safely.ensure(os.path.dirname(path))
             files.write(path, text)
         else:
             os.unlink(path)
@@ -121,7 +121,7 @@ SHELL=/bin/sh
 PATH=/usr/local/bin:/usr/bin:/bin
 LC_ALL=C.UTF-8
 PYTHONUTF8=1
-HOME={site.paths.data}
+HOME={site.home}
 """
     return text + "".join(_line(site, name, job) for name, job in site.settings.cron.items())
 
@@ -133,6 +133,11 @@ def _line(site: Site, name: str, job: CronJob) -> str:
         command = ["/bin/sh", "-c", job.shell]
     words = ["bin/python", _script(site), *(["--once"] if job.once else [])]
     words += ["--site", settings.site, "--env", settings.env, "--ini", ini_, name, "--", *command]
-    # Cron ends the command at a bare %.
-    run = f"cd -P {site.paths.current} && exec {shlex.join(words)}".replace("%", r"\%")
-    return f"{job.schedule} {settings.user} {run}\n"
+    return f"{job.schedule} {settings.user} {_escaped(f'cd -P {site.paths.current} && exec {shlex.join(words)}')}\n"
+
+
+def _escaped(command: str) -> str:
+    """Return a command of sh as it stands in a crontab, which ends it at a bare %."""
+    # Cron takes a backslash before % for its own, and two for one of the command and a bare %. So they are parted:
+    # where there is a backslash, shlex has put the word into single quotes.
+    return command.replace("\\%", "\\''%").replace("%", r"\%")

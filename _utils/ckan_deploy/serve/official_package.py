@@ -22,7 +22,7 @@ from ckan_deploy.releases import lock
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, official_files, services, virtual_host
 from ckan_deploy.serve.official_files import PROGRAMS
-from ckan_deploy.system import supervisor
+from ckan_deploy.system import safely, supervisor
 
 
 def retire(site: Site) -> list[str]:
@@ -80,7 +80,7 @@ def restore(site: Site) -> list[str]:
 def _put_back(site: Site, kept: Mapping[str, str]) -> None:
     """Bring back what was kept, and take out of service what the formula has put in its place."""
     for name, path in kept.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        safely.ensure(os.path.dirname(path))
         shutil.copy2(official_files.copy_of(site, name), path)
     for name in PROGRAMS:
         if name in kept:

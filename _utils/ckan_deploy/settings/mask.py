@@ -13,6 +13,7 @@ from ckan_deploy.settings.model import Settings
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.settings.plain import as_dict
 from ckan_deploy.settings.rules import groups, rules, table
+from ckan_deploy.system import processes
 
 MASK = "**********"
 # Addresses that may hold a password.
@@ -46,6 +47,7 @@ def secret_values(settings: Settings) -> list[str]:
     for name in ADDRESSES:
         login = _at(settings, name).partition("://")[2].rpartition("@")[0]
         values.append(unquote(login.partition(":")[2]))
+        values += map(unquote, processes.secret_parameters(_at(settings, name)))
     return [value for value in values if value]
 
 
@@ -88,7 +90,7 @@ def options(found: Mapping[str, Any], hidden: Collection[str], settings: Setting
     made = {}
     for option, value in found.items():
         text_ = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        plain = address(text_) if "@" in text_ else text_
+        plain = address(text_) if re.search("[@?]", text_) else text_
         if option in hidden or _SECRET_WORDS.search(option) or any(secret in plain for secret in secrets):
             made[option] = MASK
         else:
@@ -98,13 +100,14 @@ def options(found: Mapping[str, Any], hidden: Collection[str], settings: Setting
 
 def address(url: str) -> str:
     """
-    Return an address without user and password; where no address can be seen around an @, nothing of it.
+    Return an address without user and password, and without a token in its query; where no address can be seen around
+    an @, nothing of it.
 
     url
         The address.
     """
     # Up to the last @: a password may hold one, and a slash too.
-    masked = re.sub(r"://.*@", f"://{MASK}@", url, flags=re.S)
+    masked = processes.without_logins(re.sub(r"://.*@", f"://{MASK}@", url, flags=re.S), MASK)
     return masked if masked != url or "@" not in url or "://" not in url else MASK
 
 
@@ -126,7 +129,7 @@ def text(said: str, settings: Settings, longest: int = 300) -> str:
     for secret in sorted(_spellings(_long(secrets)), key=len, reverse=True):
         line = line.replace(secret, MASK)
     # Whatever else looks like the login of an address.
-    line = re.sub(r"://[^\s/@]*@", f"://{MASK}@", line)
+    line = processes.without_logins(line, MASK)
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 

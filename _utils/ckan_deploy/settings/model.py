@@ -15,6 +15,11 @@ from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
+HOST = r"[0-9A-Za-z_.:-]*"
+# Of a page that is asked for: what an address may have, without quotes.
+PAGE = r"/[0-9A-Za-z_.~!$&()*+,;=:@%/?-]*"
+# Of one that stands in the files of nginx and Apache, too.
+PLAIN_PAGE = r"/[0-9A-Za-z_.~!&()*+,=:@/?-]*"
 
 
 @frozen
@@ -72,15 +77,37 @@ class Installer:
 
 
 @frozen
+class Build:
+    """How code of others is run when a release is built: SECURITY.md."""
+
+    sandbox: str = setting(
+        "bubblewrap",
+        "What keeps build code apart: `bubblewrap` (namespaces of its own), or `user` (no more than the build user) "
+        "where no namespaces can be had; a plan says so then.",
+        choices=("bubblewrap", "user"),
+    )
+    network: bool = setting(
+        False, "Whether build code reaches the network. Packages that it requires are there anyway."
+    )
+    memory_mb: int = setting(4096, "Memory that a process of a build may take, in MB.", least=64)
+    processes: int = setting(512, "How many processes the build user may have.", least=16)
+    timeout: int = setting(1800, "Seconds that one build may take.", least=1)
+
+
+@frozen
 class Database:
     """PostgreSQL."""
 
-    host: str = setting("localhost", "Host of PostgreSQL.")
+    host: str = setting("localhost", "Host of PostgreSQL.", pattern=HOST)
     port: int = setting(5432, "Port of PostgreSQL.", least=1, most=65535)
     name: str = setting("ckan_default", "Name of the database.")
     user: str = setting("ckan_default", "User of the database.")
     password: str = setting("", "Password of that user.", required=True, secret=True)
-    admin_user: str = setting("", "Who may make databases, for a restore; by default `database:user`, if it may.")
+    admin_user: str = setting(
+        "",
+        "Who may make databases, for a restore; a superuser where the database has what only one may make, such as "
+        "PostGIS. By default `database:user`, if it may.",
+    )
     admin_password: str = setting("", "Password of that user.", secret=True)
 
 
@@ -89,7 +116,7 @@ class Datastore:
     """The database of the datastore."""
 
     name: str = setting("", "Name of the datastore's database; empty for a portal without a datastore.")
-    host: str = setting("", "Its host; by default `database:host`.")
+    host: str = setting("", "Its host; by default `database:host`.", pattern=HOST)
     port: int = setting(0, "Its port; by default `database:port`.")
     user: str = setting("", "Who writes into it; by default `database:user`, with its password.")
     password: str = setting("", "Password of that user.", secret=True)
@@ -179,7 +206,7 @@ class Web:
     boot_timeout: int = setting(90, "Seconds an app server has to answer after its start.", least=1)
     drain_timeout: int = setting(20, "Seconds an old app server has to finish its requests.")
     warm: tuple[str, ...] = setting(
-        ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=r"/\S*"
+        ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=PAGE
     )
     standby: int = setting(
         0,
@@ -192,7 +219,11 @@ class Web:
         0, "Memory of a process of uWSGI, after which it is replaced between requests. 0: no limit."
     )
     upload_limit_mb: int = setting(100, "Largest upload, in MB.", least=1)
-    health_path: str = setting("/api/3/action/status_show", "What the health check asks for.", pattern=r"/\S*")
+    health_path: str = setting(
+        "/api/3/action/status_show",
+        "What the health check asks for: a path without quotes, blanks and characters that web servers read otherwise.",
+        pattern=PLAIN_PAGE,
+    )
     health_status: int = setting(200, "The status it expects.", least=100)
     health_text: str = setting("", "Text that the answer must hold.")
     health_attempts: int = setting(3, "How often it asks, a second apart, before it fails.", least=1)
@@ -207,7 +238,10 @@ class Web:
         False, "In maintenance mode the health path answers all, such as a load balancer; else the host itself only."
     )
     health_url: str = setting(
-        "", "Address of this host's web server; by default the port of `tls:listen`, or of `web:listen`."
+        "",
+        "Address of this host's web server, `http(s)://host:port`; by default the port of `tls:listen`, or of "
+        "`web:listen`.",
+        pattern=r"(https?://[0-9A-Za-z_.:\[\]-]+/?)?",
     )
     nginx_conf: str = setting("", "Main configuration of an nginx of our own; empty for the system's.")
     apache_conf: str = setting("", "Main configuration of an Apache of our own; empty for the system's.")
@@ -250,6 +284,7 @@ class Settings:
     )
     base: Base = field(factory=Base)
     installer: Installer = field(factory=Installer)
+    build: Build = field(factory=Build)
     link: str = setting("hard", "How a release shares files with the base.", choices=("hard", "copy"))
     keep: int = setting(5, "How many good releases are kept.", least=2)
     deploy_group: str = setting(

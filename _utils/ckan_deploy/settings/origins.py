@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import re
 import shlex
@@ -15,7 +16,9 @@ from packaging.utils import canonicalize_name
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.settings.rules import rules
 from ckan_deploy.settings.values import CONTROL, check_value, refuse_unknown
+from ckan_deploy.system.processes import secret_parameters, without_logins
 
+_OPENSSH = b"openssh-key-v1\0"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 # An extension has one origin: which settings each kind needs, and which it may have.
 ORIGINS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -95,8 +98,23 @@ def server(url: Any) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
+def has_secret(requirement: str) -> bool:
+    """
+    Say whether a requirement names an address with a password or a token in it: manifests would show it.
+
+    requirement
+        The requirement, such as ``name @ https://...``.
+    """
+    # Over ssh a name alone is the login.
+    login = re.search(r"(https?://[^\s/@]+|://[^\s/@:]*:[^\s/@]+)@", requirement)
+    return bool(login or secret_parameters(requirement))
+
+
 def _extension(key: str, content: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     given = {leaf: content.get(leaf) for leaf in rules(Extension)}
+    if isinstance(given["deploy_key"], str):
+        # As Windows and some forms write it.
+        given["deploy_key"] = given["deploy_key"].replace("\r\n", "\n")
     got = {
         leaf: copy.copy(rule.default) if given[leaf] in (None, "") else check_value(
             f"{key}:{leaf}", given[leaf], rule, problems
@@ -154,6 +172,16 @@ def _check_addresses(key: str, extension: dict[str, Any], problems: list[str]) -
             # A name alone may be a token over http; over ssh it is the login.
             if parts.password or (parts.username and parts.scheme in ("http", "https")):
                 problems.append(f"{key}:{leaf} has a password or a token in it; take it out and set {key}:token")
+            elif leaf == "archive" and secret_parameters(extension[leaf]):
+                problems.append(
+                    f"{key}:{leaf} has a token in its query, which manifests would show; take it out, or put the file "
+                    "into Salt's file server and write salt://..."
+                )
+            elif leaf != "archive" and parts.scheme in ("http", "https") and (parts.query or parts.fragment):
+                problems.append(
+                    f"{key}:{leaf} has a query or a fragment, which no git server reads; take it out (a token goes "
+                    f"into {key}:token)"
+                )
         except ValueError:
             problems.append(f"{key}:{leaf} cannot be read as an address; correct it")
     if extension["archive"] and not re.match(r"^(https?|salt)://", extension["archive"]):
@@ -167,7 +195,10 @@ def _check_requirements(key: str, extension: dict[str, Any], problems: list[str]
         try:
             Requirement(line)
         except InvalidRequirement:
-            problems.append(f"{key}:override has the item {line!r}, which is no requirement such as 'name==1.0'")
+            shown = without_logins(line)
+            problems.append(f"{key}:override has the item {shown!r}, which is no requirement such as 'name==1.0'")
+        if has_secret(line):
+            problems.append(f"{key}:override has an item with a password or a token in its address; take it out")
     for line in extension["init"]:
         try:
             shlex.split(line)
@@ -176,7 +207,23 @@ def _check_requirements(key: str, extension: dict[str, Any], problems: list[str]
 
 
 def _check_logins(key: str, extension: dict[str, Any], problems: list[str]) -> None:
-    if extension["deploy_key"] and "PRIVATE KEY-----" not in extension["deploy_key"]:
+    deploy_key = extension["deploy_key"]
+    if deploy_key and "PRIVATE KEY-----" not in deploy_key:
         problems.append(f"{key}:deploy_key is not a private key; it begins with -----BEGIN")
+    elif deploy_key and _has_passphrase(deploy_key):
+        problems.append(f"{key}:deploy_key has a passphrase, which nobody could type; make a key without one")
     if extension["token"] and not extension["url"].startswith(("https://", "http://")):
         problems.append(f"{key}:token is for https, and url is not https; use deploy_key, or correct url")
+
+
+def _has_passphrase(key: str) -> bool:
+    """Whether a private key is encrypted: PEM says so in the clear, OpenSSH's own form in its first bytes."""
+    if "ENCRYPTED" in key:
+        return True
+    body = "".join(line.strip() for line in key.splitlines() if not line.startswith("-----"))
+    try:
+        data = base64.b64decode(body)
+    except ValueError:
+        return False
+    # The name of the cipher, with its length before it.
+    return data.startswith(_OPENSSH) and data[len(_OPENSSH) :][:8] != b"\0\0\0\x04none"

@@ -84,7 +84,9 @@ class Worker:
     """A background worker of CKAN's job queues."""
 
     remove: bool = setting(False, "Leave the worker out here, though a shared part of the pillar has it.")
-    queues: tuple[str, ...] = setting(("default",), "Its queues; the first goes first.", pattern=r"[A-Za-z0-9_.:-]+")
+    queues: tuple[str, ...] = setting(
+        ("default",), "Its queues; the first goes first.", pattern=r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*"
+    )
     processes: int = setting(1, "How many of it run on each host.", least=1)
     timeout: int = setting(
         180, "Seconds that the job under way has to end, when the worker is to change to another release.", least=1

@@ -42,7 +42,8 @@ def check_cron_job(key: str, job: dict[str, Any], problems: list[str]) -> None:
     schedule = job["schedule"]
     if not schedule or re.fullmatch(r"@(reboot|yearly|annually|monthly|weekly|daily|midnight|hourly)", schedule):
         return
-    fields = schedule.split()
+    # Cron knows blanks; others that look like one are part of a field for it, and it reads none of the file.
+    fields = [field for field in schedule.split(" ") if field]
     if len(fields) != len(_FIELDS):
         problems.append(f"{key}:schedule ({schedule!r}) must have five fields, or be @daily and the like")
         return

@@ -8,6 +8,9 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from ckan_deploy.settings import places
+from ckan_deploy.settings.origins import has_secret
+
 # What a unix socket's path may have at most, in bytes.
 SOCKET_LIMIT = 107
 _SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -30,7 +33,7 @@ def derive(settings: dict[str, Any], pillar: dict[str, Any]) -> None:
     if "home" not in pillar["paths"]:
         paths["home"] = paths["home"].format(root=root)
     for name, value in paths.items():
-        if name not in pillar["paths"]:
+        if name != "home" and name not in pillar["paths"]:
             paths[name] = value.format(root=root, site=site, home=paths["home"])
     if "uv" not in pillar["installer"]:
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
@@ -56,26 +59,15 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     problems
         Gets a sentence for each thing that is wrong.
     """
-    _check_paths(settings, problems)
+    places.check_paths(settings, problems)
+    places.check_users(settings, problems)
     _check_datastore(settings, problems)
     for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
         problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
+    if any(map(has_secret, settings["base"]["packages"])):
+        problems.append("ckan:base:packages has an item with a password or a token in its address; take it out")
     _check_names(settings, problems)
     _check_web(settings, problems)
-
-
-def _check_paths(settings: dict[str, Any], problems: list[str]) -> None:
-    paths = {f"paths:{name}": value for name, value in settings["paths"].items()}
-    web, tls = settings["web"], settings["tls"]
-    optional = {f"web:{name}": web[name] for name in ("nginx_conf", "apache_conf", "supervisor_conf")}
-    optional.update({f"tls:{name}": tls[name] for name in ("certificate", "key")})
-    # Empty means the system's own, or none.
-    paths.update({name: value for name, value in optional.items() if value})
-    for name, value in paths.items():
-        if not os.path.isabs(value) or os.path.normpath(value) != value:
-            problems.append(f"ckan:{name} ({value}) must be an absolute path without '..' or a slash at the end")
-        elif re.search(r"[\s\"'{}$;%,]", value):
-            problems.append(f"ckan:{name} ({value}) has blanks or one of \"'{{}}$;%, in it; choose another")
 
 
 def _check_datastore(settings: dict[str, Any], problems: list[str]) -> None:
@@ -130,8 +122,8 @@ def _check_names(settings: dict[str, Any], problems: list[str]) -> None:
 def _host(name: str) -> bool:
     """Whether this is a host name as DNS has them, or an address."""
     try:
-        ipaddress.ip_address(name)
-        return True
+        # The zone of an address (fe80::1%eth0) may hold anything, and no visitor's request has one.
+        return "%" not in str(ipaddress.ip_address(name))
     except ValueError:
         return len(name) <= 253 and all(_LABEL.fullmatch(label) for label in name.split("."))
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -25,6 +22,8 @@ from ckan_deploy.system.processes import Done
 # Seconds that a question to a server may take, and that a transfer may stand still.
 ASK_TIMEOUT = 30
 TRANSFER_TIMEOUT = 1800
+# How the names of directories that hold a key begin.
+KEY = "key-"
 SSH = [
     "ssh", "-oBatchMode=yes", "-oPasswordAuthentication=no", "-oKbdInteractiveAuthentication=no",
     "-oConnectTimeout=15", "-oServerAliveInterval=10", "-oServerAliveCountMax=2",
@@ -96,7 +95,7 @@ def run(
     raise FormulaError(f"{what}: {_reason(done, origin, timeout)}")
 
 
-def test(args: Sequence[str], cwd: str = "/") -> bool:
+def test(args: Sequence[str], cwd: str = "/", timeout: int = ASK_TIMEOUT) -> bool:
     """
     Say whether git ends with 0: a question to a repository on this host.
 
@@ -104,8 +103,10 @@ def test(args: Sequence[str], cwd: str = "/") -> bool:
         Arguments of git.
     cwd
         Where git runs.
+    timeout
+        Seconds; one that takes longer is a no.
     """
-    return _git(args, {}, cwd, ASK_TIMEOUT).retcode == 0
+    return _git(args, {}, cwd, timeout).retcode == 0
 
 
 def _git(args: Sequence[str], env: Mapping[str, str], cwd: str, timeout: int) -> Done:
@@ -136,7 +137,7 @@ def _options(origin: Origin) -> list[str]:
 @contextlib.contextmanager
 def _environment(origin: Origin, keys: str) -> Iterator[dict[str, str]]:
     """Environment for git; the key of the origin is on disk until the end."""
-    _sweep(keys)
+    files.sweep(keys, KEY)
     env: dict[str, str] = {}
     if origin.token:
         env.update(CKAN_GIT_USER=origin.token_user or "oauth2", CKAN_GIT_TOKEN=origin.token)
@@ -165,28 +166,8 @@ def _ssh(origin: Origin, place: str) -> list[str]:
 def _key_directory(keys: str) -> Iterator[str]:
     """A directory for a key, which no sweep removes before the end."""
     os.makedirs(keys, mode=0o700, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        with files.locked(f"{keys}/.lock"):
-            # Directory and lock come into being together, or another run's sweep would take it for a killed run's.
-            place = tempfile.mkdtemp(prefix="key-", dir=keys)  # 0700
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-            stack.enter_context(files.locked(f"{place}/lock"))
+    with files.scratch(keys, KEY) as place:
         yield place
-
-
-def _sweep(keys: str) -> None:
-    """Remove the keys that a killed run left: nobody holds the lock beside them any more."""
-    if not os.path.isdir(keys):
-        return
-    with files.locked(f"{keys}/.lock"):
-        for name in os.listdir(keys):
-            place = os.path.join(keys, name)
-            if not name.startswith("key-"):
-                continue
-            # One that has just ended has removed it itself.
-            with contextlib.suppress(FileNotFoundError), files.locked(f"{place}/lock", wait=False) as left:
-                if left:
-                    shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(path: str, text: str) -> None:
@@ -200,7 +181,7 @@ def _reason(done: Done, origin: Origin, timeout: int) -> str:
     text = done.stderr if done.stderr.strip() else done.stdout
     for secret in filter(None, (origin.token, *origin.deploy_key.splitlines())):
         text = text.replace(secret, "****")
-    text = re.sub(r"://[^/@\s]+@", "://", text)
+    text = processes.without_logins(text)
     server = urlsplit(origin.url).hostname or origin.url.partition(":")[0].rpartition("@")[2]
     if "HOST IDENTIFICATION HAS CHANGED" in text or "No matching host key" in text:
         return (

@@ -18,11 +18,11 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.host import Host
-from ckan_deploy.sources import unidiff
+from ckan_deploy.sources import seen, unidiff
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.sources.unidiff import Section
 from ckan_deploy.system import files, processes
@@ -94,7 +94,8 @@ def apply(
         Beginnings of names, such as ``ckan/``. A patch made for a repository also touches files that an installed
         package does not have (tests, a changelog): what lies elsewhere is left out and named. Default: everything.
 
-    Returns what became of each: ``applied`` or ``already applied``, the names of its files, and what was left out.
+    Returns what became of each: ``applied`` or ``already applied``, the names of its files with hashes of what they
+    hold now, and what was left out.
 
     Raises ``InvalidArgument`` for wrong arguments; ``FormulaError`` that names the patch, the file and the hunk when
     one does not apply, is half applied already, or touches nothing of ``only``.
@@ -107,7 +108,9 @@ def apply(
     if not os.path.isdir(directory):
         raise FormulaError(f"{directory} is no directory; name the one that the patches are for.")
     wanted = [read(host, [patch])[0] if isinstance(patch, str) else patch for patch in patches]
-    return [_apply_one(directory, patch, user, tuple(only)) for patch in wanted]
+    done = [_apply_one(directory, patch, user, tuple(only)) for patch in wanted]
+    # When all are applied: a later one may change a file of an earlier one.
+    return [evolve(one, hashes=tuple(seen.digest(os.path.join(directory, name)) for name in one.files)) for one in done]
 
 
 def _apply_one(directory: str, patch: Copy, user: str, only: tuple[str, ...]) -> Patch:

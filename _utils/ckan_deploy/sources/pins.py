@@ -25,13 +25,17 @@ _TEXTS = ("url", "ref", "ref_kind", "commit", "subject", "moved_from", "asked", 
 
 @frozen
 class Patch:
-    """A diff, its hash, and what became of it where it was applied."""
+    """
+    A diff, its hash, and what became of it where it was applied: ``hashes`` are those of its ``files`` as they are when
+    all patches of that place are applied, '' for one that is gone.
+    """
 
     patch: str
     sha256: str
     result: str = ""
     files: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, given: Any) -> Patch:
@@ -45,20 +49,26 @@ class Patch:
         """
         try:
             texts = {name: _text(given.get(name)) for name in ("patch", "sha256", "result")}
-            files, left_out = (tuple(map(_text, _list(given.get(name)))) for name in ("files", "left_out"))
+            files, left_out, hashes = (
+                tuple(map(_text, _list(given.get(name)))) for name in ("files", "left_out", "hashes")
+            )
             if not re.fullmatch(r"salt://\S+", texts["patch"]) or not _SHA256.fullmatch(texts["sha256"]):
                 raise ValueError(texts)
         except (AttributeError, TypeError, ValueError) as exc:
             raise InvalidArgument(
                 f"{given!r} is no patch of a resolution; take one that ckan_release.plan returned."
             ) from exc
-        return cls(files=files, left_out=left_out, **texts)
+        return cls(files=files, left_out=left_out, hashes=hashes, **texts)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as manifests have it; what is empty is left out."""
         found = {"patch": self.patch, "sha256": self.sha256, "result": self.result}
-        more = {"files": list(self.files), "left_out": list(self.left_out)}
+        more = {"files": list(self.files), "left_out": list(self.left_out), "hashes": list(self.hashes)}
         return {name: value for name, value in {**found, **more}.items() if value}
+
+    def contents(self) -> list[tuple[str, str]]:
+        """Return its files, each with its hash; none where that was not noted."""
+        return list(zip(self.files, self.hashes, strict=False))
 
 
 @frozen

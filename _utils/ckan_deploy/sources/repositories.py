@@ -3,6 +3,9 @@ Git origins of extensions: a ref becomes one commit, and a commit becomes a chec
 
 A bare mirror of each origin is kept under ``shared/mirrors``, so a deploy fetches only what is new. Nothing here knows
 what a release is.
+
+A commit's object may be there without its trees, after a fetch that was killed. So a commit counts when all that it
+needs was seen; ``refs/kept/COMMIT`` notes that.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import glob
 import hashlib
 import os
 import re
@@ -26,6 +30,8 @@ from ckan_deploy.system import files
 SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
 # Where the origin is this host itself.
 HERE = Origin("/")
+# What is fetched outlives a power failure. Versions of git that do not know these pass over them.
+DURABLE = ("-c", "core.fsync=objects,reference", "-c", "core.fsyncMethod=batch")
 
 
 class Resolved(NamedTuple):
@@ -98,16 +104,21 @@ def checkout(origin: Origin, commit: str, target: str, mirrors: str) -> CheckedO
     url = origin.url
     with _mirror(origin, mirrors) as mirror:
         fetched = _fetch(origin, commit, mirror, mirrors)
-        # A copy of its own: the mirror is root's, and the checkout is given to the build user.
-        _local(["clone", "-q", "--no-hardlinks", "--no-checkout", "--", mirror, target], f"{target} cannot be made")
-    what = f"commit {commit} of {url} cannot be checked out"
-    _local(["-C", target, "checkout", "-q", "--detach", commit, "--"], what)
-    _local(["-C", target, "remote", "set-url", "origin", url], what)
+        try:
+            _clone(origin, commit, mirror, target)
+        except FormulaError:
+            if _connected(mirror, commit):
+                raise  # not the mirror's fault: the disk may be full
+            shutil.rmtree(target, ignore_errors=True)
+            _renew(origin, mirror, mirrors)
+            fetched = _fetch(origin, commit, mirror, mirrors)
+            _clone(origin, commit, mirror, target)
     if origin.submodules and os.path.isfile(os.path.join(target, ".gitmodules")):
-        _run(
-            origin, ["-C", target, "submodule", "--quiet", "update", "--init", "--recursive"],
-            f"the submodules of {url} cannot be had", mirrors,
-        )  # fmt: skip
+        what = f"the submodules of {url} cannot be had"
+        _run(origin, ["-C", target, "submodule", "--quiet", "update", "--init", "--recursive"], what, mirrors)
+        # As in _clone: the one before ends well with files that it could not write.
+        _local(["-C", target, "submodule", "--quiet", "foreach", "--recursive", "git reset -q --hard"], what)
+    what = f"commit {commit} of {url} cannot be read"
     subject = _local(["-C", target, "log", "-1", "--format=%s"], what).strip()
     return CheckedOut(commit, subject, fetched)
 
@@ -227,26 +238,61 @@ def _commits(mirror: str, span: str) -> list[dict[str, str]]:
     return [{"commit": line[:40], "subject": line[41:]} for line in lines]
 
 
+def _clone(origin: Origin, commit: str, mirror: str, target: str) -> None:
+    """Make a repository of its own with a commit checked out: the mirror is root's, and this one is not."""
+    _local(["clone", "-q", "--no-hardlinks", "--no-checkout", "--", mirror, target], f"{target} cannot be made")
+    what = f"commit {commit} of {origin.url} cannot be checked out"
+    _local(["-C", target, "update-ref", "--no-deref", "HEAD", commit], what)
+    # Not by "checkout", which says that all is well with files that it could not read or write.
+    _local(["-C", target, "reset", "-q", "--hard", commit, "--"], what)
+    _local(["-C", target, "remote", "set-url", "origin", origin.url], what)
+
+
 def _fetch(origin: Origin, commit: str, mirror: str, mirrors: str) -> bool:
-    """Bring a commit into the mirror; True when the origin had to be asked."""
-    if _has(mirror, commit):
+    """Bring a commit with all that it needs into the mirror; True when the origin had to be asked."""
+    if _whole(mirror, commit):
         return False
     _update(origin, mirror, mirrors)
+    if _has(mirror, commit) and not _whole(mirror, commit):
+        # What git takes for granted, since a branch has it, is not there.
+        _renew(origin, mirror, mirrors)
     if not _has(mirror, commit):
         # A commit that no branch holds: many servers give it when asked for by its id.
         what = f"{origin.url} has no commit {commit} (was the branch rewritten?)"
         _transfer(origin, mirror, mirrors, what, "--no-tags", spans=[f"{commit}:refs/kept/{commit}"])
+    if not _whole(mirror, commit):
+        raise FormulaError(f"commit {commit} of {origin.url} came without all of its files; look at that repository.")
     return True
 
 
 def _update(origin: Origin, mirror: str, mirrors: str) -> None:
+    """Bring all branches and tags into the mirror; where it is damaged, into a new one."""
+    try:
+        _transfer_all(origin, mirror, mirrors)
+    except FormulaError:
+        if git.test(["-C", mirror, "fsck", "--connectivity-only"], timeout=git.TRANSFER_TIMEOUT):
+            raise
+        _renew(origin, mirror, mirrors)
+
+
+def _renew(origin: Origin, mirror: str, mirrors: str) -> None:
+    """Make a mirror anew. The damaged one goes when the origin has given all: other commits may still be had of it."""
+    fresh, old = f"{mirror}.new", f"{mirror}.old"
+    _init(fresh)
+    _transfer_all(origin, fresh, mirrors)
+    os.rename(mirror, old)
+    os.rename(fresh, mirror)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _transfer_all(origin: Origin, mirror: str, mirrors: str) -> None:
     spans = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]
     _transfer(origin, mirror, mirrors, f"the origin {origin.url} cannot be fetched", "--prune", spans=spans)
 
 
 def _transfer(origin: Origin, mirror: str, mirrors: str, what: str, *options: str, spans: Sequence[str]) -> None:
     url = origin.url
-    args = ["-C", mirror, "fetch", "-q", "--force", *options, *_reader(url), "--", url, *spans]
+    args = ["-C", mirror, *DURABLE, "fetch", "-q", "--force", *options, *_reader(url), "--", url, *spans]
     _run(origin, args, what, mirrors)
 
 
@@ -256,14 +302,33 @@ def _mirror(origin: Origin, mirrors: str) -> Iterator[str]:
     mirror = _place(origin.url, mirrors)
     os.makedirs(mirrors, exist_ok=True)
     with files.locked(f"{mirror}.lock"):
+        for name in ("new", "old"):
+            shutil.rmtree(f"{mirror}.{name}", ignore_errors=True)
         if not os.path.isdir(mirror) or not git.test(["-C", mirror, "rev-parse", "--is-bare-repository"]):
-            shutil.rmtree(mirror, ignore_errors=True)
-            _local(["init", "-q", "--bare", "--", mirror], f"{mirror} cannot be made")
-        for name in ("shallow.lock", "packed-refs.lock", "config.lock", "HEAD.lock"):
-            # We hold the lock of the mirror: what is left of git's own is a killed run's.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(mirror, name))
+            _init(mirror)
+        _sweep(mirror)
         yield mirror
+
+
+def _init(mirror: str) -> None:
+    shutil.rmtree(mirror, ignore_errors=True)
+    _local(["init", "-q", "--bare", "--", mirror], f"{mirror} cannot be made")
+
+
+def _sweep(mirror: str) -> None:
+    """Remove git's locks and drafts. We hold the lock of the mirror, so they are a killed run's."""
+    objects = os.path.join(glob.escape(mirror), "objects")
+    left = [*glob.glob(f"{objects}/*/tmp_*"), *glob.glob(f"{objects}/tmp_*"), *glob.glob(f"{objects}/incoming-*")]
+    for folder, folders, names in os.walk(mirror):
+        if folder == mirror:
+            folders.remove("objects")
+        # No branch or tag can have such a name.
+        left += [os.path.join(folder, name) for name in names if name.endswith(".lock")]
+    for path in left:
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
 
 
 def _place(url: str, mirrors: str) -> str:
@@ -272,6 +337,23 @@ def _place(url: str, mirrors: str) -> str:
 
 def _has(mirror: str, commit: str) -> bool:
     return git.test(["-C", mirror, "cat-file", "-e", f"{commit}^{{commit}}"])
+
+
+def _whole(mirror: str, commit: str) -> bool:
+    """Say whether a commit is there with all that it needs, and note it: it is looked through once."""
+    note = f"refs/kept/{commit}"
+    if git.test(["-C", mirror, "rev-parse", "--quiet", "--verify", f"{note}^{{commit}}"]):
+        return True
+    # What other notes stand for is not looked through again.
+    if not _connected(mirror, commit, "--not", "--glob=refs/kept/*"):
+        return False
+    _local(["-C", mirror, *DURABLE, "update-ref", note, commit], f"{mirror} cannot be written to")
+    return True
+
+
+def _connected(mirror: str, commit: str, *but: str) -> bool:
+    args = ["-C", mirror, "rev-list", "--objects", "--quiet", commit, *but]
+    return git.test(args, timeout=git.TRANSFER_TIMEOUT)
 
 
 def _run(origin: Origin, args: Sequence[str], what: str, mirrors: str, timeout: int = git.TRANSFER_TIMEOUT) -> str:

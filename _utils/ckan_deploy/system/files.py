@@ -11,10 +11,13 @@ import logging
 import os
 import pwd
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import TypeVar, overload
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import processes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,9 +45,27 @@ def read(path: str, default: object = "", errors: str = "strict") -> object:
         return default
 
 
+def end_of(path: str, most: int = 65536) -> str:
+    """
+    Read the end of a log, however long its writer has made it.
+
+    path
+        The file; '' is returned where there is none.
+    most
+        How many bytes at most.
+    """
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - most))
+            return handle.read(most).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 def write(
-    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False
-) -> None:
+    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False,
+    owner: str = "",
+) -> None:  # fmt: skip
     """
     Write a file in UTF-8, in place of the one that is there.
 
@@ -60,10 +81,14 @@ def write(
         What becomes of characters that UTF-8 does not have, as for ``open``.
     durable
         Make sure that it outlives a power failure.
+    owner
+        Its owner, where root writes it; empty for root.
 
-    Raises ``FormulaError`` where there is no such group, ``OSError``.
+    Raises ``FormulaError`` where there is no such group, ``KeyError`` where there is no such owner, ``OSError``.
     """
-    owner = _group(group) if group and os.geteuid() == 0 else -1
+    root = os.geteuid() == 0
+    gid = _group(group) if group and root else -1
+    uid = pwd.getpwnam(owner).pw_uid if owner and root else -1
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
@@ -74,8 +99,8 @@ def write(
         with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
             handle.write(text)
             handle.flush()
-            if owner != -1:
-                os.fchown(fd, 0, owner)
+            if (uid, gid) != (-1, -1):
+                os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)
@@ -138,6 +163,21 @@ def try_unlink(path: str) -> str:
     return ""
 
 
+def sync_tree(path: str) -> None:
+    """
+    Make sure that a tree which was just made outlives a power failure.
+
+    path
+        Its top.
+
+    Raises ``FormulaError`` where the disk does not take it.
+    """
+    # A call for the whole file system: one for each file takes seconds.
+    done = processes.run(["sync", "-f", path])
+    if done.retcode != 0:
+        raise FormulaError(f"{path} cannot be written to disk ({processes.tail(done)}); correct that and deploy again.")
+
+
 def give(top: str, user: str) -> None:
     """
     Give a tree to a user; links are not followed.
@@ -156,6 +196,19 @@ def give(top: str, user: str) -> None:
 
 
 @contextlib.contextmanager
+def usual_modes() -> Iterator[None]:
+    """
+    Let what is made without a mode be readable by all and writable by its owner, as long as the context lasts: a
+    hardened host has another umask, and users that a release needs could not enter its directories.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def locked(path: str, wait: bool = True) -> Iterator[bool]:
     """
     Hold the lock of a file for as long as the context lasts; the kernel frees it with the process.
@@ -167,13 +220,64 @@ def locked(path: str, wait: bool = True) -> Iterator[bool]:
 
     Yields whether the lock is held: False only without ``wait``.
     """
-    with open(path, "w", encoding="utf-8") as handle:
+    with _held(path, os.O_WRONLY | os.O_CREAT, wait) as mine:
+        yield mine
+
+
+@contextlib.contextmanager
+def scratch(parent: str, prefix: str) -> Iterator[str]:
+    """
+    Make a directory that only we may enter, and remove it at the end. A ``sweep`` of another process leaves it alone.
+
+    parent
+        Where it is made; must exist.
+    prefix
+        How its name begins.
+
+    Yields its path.
+    """
+    with contextlib.ExitStack() as stack:
+        with _held(parent):
+            # Directory and lock come into being together, or another run's sweep would take it for a killed run's.
+            place = tempfile.mkdtemp(prefix=prefix, dir=parent)  # 0700
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            stack.enter_context(_held(place))
+        yield place
+
+
+def sweep(parent: str, prefix: str) -> None:
+    """
+    Remove what killed processes have left of ``scratch``: nobody holds its lock any more.
+
+    parent, prefix
+        As for ``scratch``.
+    """
+    if not os.path.isdir(parent):
+        return
+    with _held(parent):
+        for name in os.listdir(parent):
+            place = os.path.join(parent, name)
+            if not name.startswith(prefix):
+                continue
+            # One that has just ended has removed it itself.
+            with contextlib.suppress(FileNotFoundError), _held(place, wait=False) as left:
+                if left:
+                    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(path: str, flags: int = os.O_RDONLY | os.O_DIRECTORY, wait: bool = True) -> Iterator[bool]:
+    """The lock of a file or, by default, of a directory."""
+    fd = os.open(path, flags, 0o666)
+    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            mine = False
+        yield mine
+    finally:
+        os.close(fd)
 
 
 def _group(name: str) -> int:
