@@ -223,6 +223,27 @@ def test_an_adopted_virtualenv_is_rolled_back_to_and_served(lone):
     assert list(processes(lone)) == [release]
 
 
+def test_a_finish_that_a_kill_cut_off_is_seen_and_can_be_done(lone):
+    old = lone.good_deploy("Hello before the kill")
+    hook = {"stage": "finish", "when": "before", "function": "cmd.shell", "args": ["kill -9 $PPID"]}
+    lone.write_pillar({**lone.settings, "hooks": [hook]})
+    next_second()
+    # The process of the job is killed, so nobody answers.
+    lone.call("web1", "ckan_release.deploy")
+    eventually(lambda: lone.current("web1") != old, True)
+    lone.write_pillar(lone.settings)
+    release = lone.current("web1")
+    missing = f"the finish of {release} is missing: the app server of {old} runs on"
+    code, told = lone.call("web1", "ckan_release.status")
+    assert told["unfinished"].startswith(missing) and told["answers"] == release
+    assert told["unfinished"].endswith(f"; type: ckan_release.finish {release}")
+    code, did = lone.call("web1", "ckan_release.finish", release)
+    assert code == 0 and did["stopped"] == [old], did
+    assert list(processes(lone)) == [release]
+    code, told = lone.call("web1", "ckan_release.status")
+    assert "unfinished" not in told
+
+
 def test_web_assets_of_all_releases_are_served_by_the_front_door(lone):
     lone.good_deploy("Hello assets")
     release = lone.current("web1")

@@ -22,6 +22,7 @@ from ckan_deploy.releases import lock
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, shared_files, uwsgi
 from ckan_deploy.sources import origins
+from ckan_deploy.system import places
 from functional.steps import later_id
 
 STAGES = ("build", "check", "migrate", "start", "activate", "verify", "finish")
@@ -287,3 +288,41 @@ def test_a_rollback_whose_releases_changed_while_it_waited_is_refused(host, monk
     with pytest.raises(FormulaError, match="there is no release"):
         rollback.rollback(host.site())
     assert host.site().releases.current() == third and first not in host.releases()
+
+
+def test_a_checkout_and_an_asset_that_cannot_be_removed_do_not_keep_the_others(host, immutable):
+    host.deploy()
+    site = host.site()
+    checkouts = host.home / "shared/sources/0123456789abcdef"
+    assets = Path(site.paths.data) / "webassets/base"
+    for folder in (checkouts / "a", checkouts / "b", assets):
+        folder.mkdir(parents=True)
+    immutable(checkouts / "a/file")
+    (checkouts / "b/file").write_text("x")
+    immutable(assets / "a.css")
+    (assets / "b.css").write_text("x")
+    with pytest.raises(FormulaError, match=r"a.gone cannot be removed|cannot be removed \(Operation not permitted"):
+        origins.forget([], site.paths.shared)
+    assert not (checkouts / "b").exists() and len(list(checkouts.glob("b*"))) == 0
+    with pytest.raises(FormulaError, match=r"base/a.css cannot be removed \(Operation not permitted\)"):
+        shared_files.forget(site)
+    assert [path.name for path in assets.iterdir()] == ["a.css"]
+
+
+def test_work_that_a_killed_process_left_is_swept_by_the_next_run_and_not_that_of_others(host):
+    site = host.site()
+    work = host.home / "shared/work"
+    for name in ("ckan-install-dead", "ckan-build-without-lock", "notes"):
+        (work / name).mkdir(parents=True)
+    (work / "ckan-install-dead/.lock").touch()
+    with places.temporary(site.paths.shared, "build") as mine:
+        (work / "ckan-install-dead").mkdir(exist_ok=True)
+        (work / "ckan-install-dead/.lock").touch()
+        told: list[list[str]] = []
+
+        def other(there: Site) -> None:
+            with lock.held(there, "test", locked=False):
+                told.append(sorted(path.name for path in work.iterdir()))
+
+        elsewhere(host, other)
+        assert told == [[".ckan.lock", Path(mine).name, "notes"]]

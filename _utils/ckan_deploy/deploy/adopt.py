@@ -88,7 +88,7 @@ def _adopt(site: Site, planned: Adoption, by: str) -> Manifest:
                 site.releases.remove(planned.id)
             raise
         # Not by `current()`: it is no release of ours before its manifest is written.
-        state = "live" if os.path.realpath(site.paths.current) == os.path.realpath(path) else "retired"
+        state = "live" if site.releases.linked() == planned.id else "retired"
         return site.releases.note_new(planned.id, state, "adopted", **about, **filled)
 
 

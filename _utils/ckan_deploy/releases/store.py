@@ -172,8 +172,19 @@ class Releases:
 
     def current(self) -> str:
         """Return the release that ``current`` points to, '' when it points to none of ours (see ``foreign_link``)."""
-        name = self._linked()
+        name = self.linked()
         return name if name and self._known(name) else ""
+
+    def linked(self) -> str:
+        """Return the id that ``current`` points to, whether or not there is such a release; '' for none."""
+        try:
+            target = os.readlink(self.link)
+        except OSError:
+            return ""
+        target = os.path.normpath(os.path.join(os.path.dirname(self.link), target))
+        name = os.path.basename(target)
+        same = os.path.realpath(os.path.dirname(target)) == os.path.realpath(self.folder)
+        return name if same and ID_PATTERN.fullmatch(name) else ""
 
     def point(self, release: str) -> None:
         """
@@ -213,7 +224,7 @@ class Releases:
         target = self.foreign_link()
         if not target:
             return ""
-        name = self._linked()
+        name = self.linked()
         there = os.path.lexists(os.path.join(self.folder, name)) if name else os.path.exists(self.link)
         why = "is not there" if not there else "has no readable manifest" if name else "is no release of the formula's"
         return f"{self.link} points to {target}, which {why}"
@@ -240,7 +251,7 @@ class Releases:
         Raises ``FormulaError`` when the release is current or has no manifest, when something is mounted in it (it
         stays as it is then), or when a file cannot be deleted (the rest is gone, and ``leftovers`` has it).
         """
-        if release in (self.current(), self._linked()):
+        if release in (self.current(), self.linked()):
             raise FormulaError(f"release {release} is current and was not removed; roll back first.")
         self.read(release)
         path, away = self.directory(release), os.path.join(self.folder, f"{_REMOVED}{release}")
@@ -281,17 +292,6 @@ class Releases:
                 if kind(path):
                     files.try_unlink(path)
         return left
-
-    def _linked(self) -> str:
-        """The id-shaped name in the folder that ``current`` points to, whatever is there; '' for none."""
-        try:
-            target = os.readlink(self.link)
-        except OSError:
-            return ""
-        target = os.path.normpath(os.path.join(os.path.dirname(self.link), target))
-        name = os.path.basename(target)
-        same = os.path.realpath(os.path.dirname(target)) == os.path.realpath(self.folder)
-        return name if same and ID_PATTERN.fullmatch(name) else ""
 
     def _known(self, name: str) -> Manifest | None:
         """The manifest in a directory, where it is that of a release of this name."""

@@ -143,16 +143,21 @@ def forget(site: Site) -> list[str]:
     site
         The site.
 
-    Returns their names.
+    Returns their names. Raises ``FormulaError``, when all the rest is done, for what cannot be removed.
     """
-    known, gone = {name for name, _, _ in _assets(site)}, []
+    known, gone, problems = {name for name, _, _ in _assets(site)}, [], []
     with contextlib.suppress(FileNotFoundError), safely.directory(_assets_root(site)) as there:
         for folder, descriptor, entries in safely.walk(there):
             for entry in entries:
                 name = os.path.join(folder, entry.name)
                 if name not in known and not entry.is_dir(follow_symlinks=False):
-                    safely.remove(descriptor, entry.name)
-                    gone.append(name)
+                    try:
+                        safely.remove(descriptor, entry.name)
+                        gone.append(name)
+                    except OSError as exc:  # the others go all the same
+                        problems.append(f"{_assets_root(site)}/{name} cannot be removed ({exc.strerror})")
+    if problems:
+        raise FormulaError("; ".join(problems))
     return gone
 
 

@@ -134,10 +134,11 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
     shared
         The directory ``paths:shared``.
 
-    Returns the paths removed. Mirrors and the installer's cache stay.
+    Returns the paths removed. Mirrors and the installer's cache stay. Raises ``FormulaError``, when all the rest is
+    done, for what cannot be removed.
     """
     kept = {place(pin, shared) for pin in pins if pin.kind == "git"}
-    removed = []
+    removed, problems = [], []
     top = os.path.join(shared, "sources")
     for origin in sorted(os.listdir(top)) if os.path.isdir(top) else []:
         folder = os.path.join(top, origin)
@@ -148,11 +149,16 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
                 if entry != ".lock" and path.removesuffix(".wheels") not in kept:
                     # Out of its place first: one that is removed in part must not be taken for a checkout.
                     gone = path if path.endswith(GONE) else path + GONE
-                    if gone != path:
-                        shutil.rmtree(gone, ignore_errors=True)
-                        os.rename(path, gone)
-                    shutil.rmtree(gone)
-                    removed.append(path)
+                    try:
+                        if gone != path:
+                            shutil.rmtree(gone, ignore_errors=True)
+                            os.rename(path, gone)
+                        shutil.rmtree(gone)
+                        removed.append(path)
+                    except OSError as exc:  # the others go all the same
+                        problems.append(f"{gone} cannot be removed ({exc.strerror}: {exc.filename})")
+    if problems:
+        raise FormulaError("; ".join(problems))
     return removed
 
 

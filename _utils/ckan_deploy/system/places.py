@@ -28,19 +28,36 @@ def temporary(shared: str, what: str) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         # Directory and lock come into being together, or another call would take it for a killed one's.
         with files.locked(f"{top}/.ckan.lock"):
-            for name in os.listdir(top):
-                if name.startswith("ckan-") and os.path.isdir(f"{top}/{name}"):
-                    _sweep(f"{top}/{name}")
+            _sweep(top)
             place = tempfile.mkdtemp(prefix=f"ckan-{what}-", dir=top)
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             stack.enter_context(files.locked(f"{place}/.lock"))
         yield place
 
 
-def _sweep(place: str) -> None:
-    """Remove a directory, unless somebody holds its lock. One without a lock is not ours."""
-    with contextlib.suppress(OSError):
-        if os.path.exists(f"{place}/.lock"):
-            with files.locked(f"{place}/.lock", wait=False) as left:
-                if left:
-                    shutil.rmtree(place, ignore_errors=True)
+def sweep(shared: str) -> None:
+    """
+    Remove what killed calls have left.
+
+    shared
+        As for ``temporary``.
+    """
+    top = os.path.join(shared, "work")
+    if os.path.isdir(top):
+        with contextlib.suppress(OSError), files.locked(f"{top}/.ckan.lock"):
+            _sweep(top)
+
+
+def _sweep(top: str) -> None:
+    """Remove the directories that nobody holds the lock of; for who holds the lock of all."""
+    for name in os.listdir(top):
+        place = os.path.join(top, name)
+        if not name.startswith("ckan-") or not os.path.isdir(place) or os.path.islink(place):
+            continue
+        if not os.path.exists(f"{place}/.lock"):
+            shutil.rmtree(place, ignore_errors=True)  # killed before it had one
+            continue
+        # One that has just ended has removed it itself.
+        with contextlib.suppress(OSError), files.locked(f"{place}/.lock", wait=False) as left:
+            if left:
+                shutil.rmtree(place, ignore_errors=True)
