@@ -128,7 +128,7 @@ def go(
                 raise FormulaError(f"{exc}; this host is back on {left}") from exc
             app_server.stop_others(site, site.releases.directory(release))
             index, told = switch.reindex(site, release, by, job, restored)
-            warned += told + switch.follow(site)
+            warned += told + switch.follow(site) + switch.watch(site, release)
             if index:
                 site.release(release).note(by, index=index)
         return {"current": release, "previous": left, **({"warnings": warned} if warned else {})}

@@ -171,6 +171,8 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
         linked = site.releases.current()
         if linked != release:
             raise FormulaError(f"current points to {linked or 'no release'} instead of {release}.")
+        if unsteady := app_server.unsteady(site, release):
+            raise FormulaError(f"the app server of {release} {unsteady}; see {app_server.log_place(site, release)}")
         why, _ = search_index.differs(site, site.release(release).manifest)
         return {**health.health(site, release), "reindex": why, "warnings": warned}
 
@@ -189,7 +191,8 @@ def finish(
     index
         What the search index is made of now, on whichever host that was seen to; stands in the manifest.
 
-    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``, and ``down``, sentences,
+    where a service or the app server does not stay up: the release serves, but the deploy is not good.
     """
     with stage.running(site, "finish", release, by, job) as warned:
         live = site.release(release)
@@ -197,10 +200,14 @@ def finish(
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
         standby = previous if app_server.keep_standby(site, previous) else ""
-        stopped = app_server.stop_others(site, live.directory, standby)
+        # First, so that they are watched while the rest goes on.
         warned += switch.follow(site)
+        stopped = app_server.stop_others(site, live.directory, standby)
         pruned = prune(site) if prunes else []
-        return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+        down = switch.watch(site, release)
+        warned += down
+        told = {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+        return {**told, **({"down": down} if down else {})}
 
 
 def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:

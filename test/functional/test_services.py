@@ -1,0 +1,116 @@
+"""Services and app servers that do not stay up, under a real supervisor; what they run is a few lines of sh."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ckan_deploy.deploy import status, switch
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import services
+from fakes import fake_site
+from parts.supervisor import Supervisor
+
+RELEASE = "20261128120000Z"
+STAYS = "exec sleep 600"
+# Long after supervisor has called it RUNNING, and after a boot that keeps a core busy.
+DIES = "sleep 2; exit 1"
+DIES_IN_BOOT = """exec python3 -c '
+import sys, time
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    pass
+sys.exit(1)'"""
+
+
+class Place:
+    """A host with one release that is live, whose `bin/ckan` is a script; under a supervisor of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.supervisor = Supervisor(root / "parts", root / "etc/supervisor/conf.d").start()
+        self.script = root / "usr/lib/ckan/releases" / RELEASE / "bin/ckan"
+        (root / "var/log/ckan").mkdir(parents=True)
+        (root / "usr/lib/ckan/shared").mkdir(parents=True)
+        (root / "usr/lib/ckan/current").symlink_to(self.script.parents[1])
+        root.chmod(0o755)
+        releases = fake_site(root).releases
+        releases.create(RELEASE)
+        self.script.parent.mkdir()
+        for state in ("built", "checked", "live"):
+            releases.set_state(RELEASE, state)
+
+    def site(self, runs: str, **changes) -> Site:
+        self.script.write_text(f"#!/bin/sh\n{runs}\n")
+        self.script.chmod(0o755)
+        web = {"server": "none", "supervisor_conf": str(self.supervisor.conf)}
+        told = {"workers": {"default": {"timeout": 1}}, "stable_seconds": 3, **changes}
+        return fake_site(self.root, web=web, **told)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    root = Path(tempfile.mkdtemp(prefix="ckan-s-", dir="/tmp"))
+    found = Place(root)
+    yield found
+    found.supervisor.stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def clean(place: Place) -> Iterator[Place]:
+    yield place
+    services.follow(place.site(STAYS, workers={}))
+
+
+@pytest.mark.parametrize("runs", [DIES, DIES_IN_BOOT], ids=["after its start", "in its boot"])
+def test_h01_a_worker_that_ends_soon_after_its_start_is_told_and_is_an_error_of_the_status(clean, runs):
+    site = clean.site(runs)
+    assert services.follow(site)["workers"] == {"default": "started"}
+    (said,) = switch.watch(site, RELEASE)
+    assert "worker default does not stay up: it ended within " in said and "default-worker-default.log" in said
+    # Started anew by supervisor, and soon RUNNING again: the status tells it from one that was started on purpose.
+    eventually(lambda: services.status(site)["workers"][0]["state"] == "RUNNING")
+    (row,) = services.status(site)["workers"]
+    assert row["state"] != "RUNNING" or row["problem"].startswith("ended and was started again ")
+    assert status.status(site, processes=True)["workers"]["default"] != RELEASE
+    (said,) = switch.down(site)
+    assert said.startswith("worker default does not stay up: it ")
+
+
+def test_h01_workers_that_stay_up_are_watched_all_at_once_and_one_that_is_up_already_costs_nothing(clean):
+    site = clean.site(STAYS, workers={name: {"processes": 2} for name in ("default", "more")})
+    services.follow(site)
+    begun = time.monotonic()
+    assert switch.watch(site, RELEASE) == []
+    assert time.monotonic() - begun < 5
+    begun = time.monotonic()
+    assert switch.watch(site, RELEASE) == []
+    assert time.monotonic() - begun < 2
+    assert switch.down(site) == []
+    assert status.status(site, processes=True)["workers"] == {"default": RELEASE, "more": RELEASE}
+
+
+def test_h01_one_of_several_processes_that_ends_is_not_hidden_by_the_others(clean):
+    site = clean.site(f"mkdir first 2>/dev/null && {STAYS}\n{DIES}", workers={"default": {"processes": 2}})
+    shutil.chown(clean.script.parents[1], "www-data")
+    services.follow(site)
+    assert len(switch.watch(site, RELEASE)) == 1
+    assert status.status(site, processes=True)["workers"]["default"] != RELEASE
+
+
+def test_h01_nothing_is_watched_where_the_setting_says_so(clean):
+    site = clean.site(DIES, stable_seconds=0)
+    services.follow(site)
+    assert switch.watch(site, RELEASE) == []
