@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.deploy import status, switch
+from ckan_deploy.deploy import stages, status, switch
+from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import services
+from ckan_deploy.serve import app_server, services
 from fakes import fake_site
 from parts.supervisor import Supervisor
 
@@ -27,6 +28,30 @@ while time.monotonic() < end:
     pass
 sys.exit(1)'"""
 
+# An app server in the place of uWSGI: answers as the release for some seconds. It takes the usual options.
+SERVER = """\
+#!/usr/bin/python3
+import http.server, os, socketserver, sys, threading, time
+
+release, seconds = os.environ["RELEASE_DIR"], {seconds}
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("X-CKAN-Release", os.path.basename(release))
+        self.end_headers()
+
+    def address_string(self):
+        return "unix"
+
+place = release + "/run/web.sock"
+if os.path.exists(place):
+    os.unlink(place)
+server = socketserver.ThreadingUnixStreamServer(place, Handler)
+threading.Timer(seconds, lambda: os._exit(1)).start()
+server.serve_forever()
+"""
+
 
 class Place:
     """A host with one release that is live, whose `bin/ckan` is a script; under a supervisor of its own."""
@@ -34,6 +59,7 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.supervisor = Supervisor(root / "parts", root / "etc/supervisor/conf.d").start()
+        self.web = {"server": "none", "supervisor_conf": str(self.supervisor.conf)}
         self.script = root / "usr/lib/ckan/releases" / RELEASE / "bin/ckan"
         (root / "var/log/ckan").mkdir(parents=True)
         (root / "usr/lib/ckan/shared").mkdir(parents=True)
@@ -48,9 +74,8 @@ class Place:
     def site(self, runs: str, **changes) -> Site:
         self.script.write_text(f"#!/bin/sh\n{runs}\n")
         self.script.chmod(0o755)
-        web = {"server": "none", "supervisor_conf": str(self.supervisor.conf)}
-        told = {"workers": {"default": {"timeout": 1}}, "stable_seconds": 3, **changes}
-        return fake_site(self.root, web=web, **told)
+        told = {"web": self.web, "workers": {"default": {"timeout": 1}}, "stable_seconds": 3, **changes}
+        return fake_site(self.root, **told)
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -114,3 +139,38 @@ def test_h01_nothing_is_watched_where_the_setting_says_so(clean):
     site = clean.site(DIES, stable_seconds=0)
     services.follow(site)
     assert switch.watch(site, RELEASE) == []
+
+
+@pytest.fixture
+def serving(place: Place) -> Iterator[Callable[[float], Site]]:
+    def start(seconds: float) -> Site:
+        site = place.site(STAYS, workers={}, web={**place.web, "warm": []})
+        program = place.script.with_name("uwsgi")
+        program.write_text(SERVER.format(seconds=seconds))
+        program.chmod(0o755)
+        app_server.start(site, str(place.script.parents[1]))
+        return site
+
+    yield start
+    app_server.stop(place.site(STAYS), str(place.script.parents[1]), drain=False)
+
+
+def test_h01_an_app_server_that_ends_after_it_answered_is_told_and_is_an_error_of_the_status(serving):
+    site = serving(1.5)
+    (said,) = switch.watch(site, RELEASE)
+    assert f"the app server of {RELEASE} does not stay up: it ended within " in said
+    # Started anew, it answers again: by verify and by the status that is told from the one that was started.
+    eventually(lambda: bool(app_server.unsteady(site, RELEASE)))
+    assert app_server.unsteady(site, RELEASE).startswith("ended ")
+    with pytest.raises(FormulaError, match=f"the app server of {RELEASE} (ended|does not answer|is not listening)"):
+        stages.verify(site, RELEASE)
+    assert status.status(site)["answers"] != RELEASE
+
+
+def test_h01_an_app_server_that_stays_up_is_not_waited_for_a_second_time(serving):
+    site = serving(60)
+    assert switch.watch(site, RELEASE) == [] and switch.down(site) == []
+    begun = time.monotonic()
+    assert switch.watch(site, RELEASE) == []
+    assert time.monotonic() - begun < 1
+    assert stages.verify(site, RELEASE)["release"] == status.status(site)["answers"] == RELEASE
