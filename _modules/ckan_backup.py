@@ -9,6 +9,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy.database import backup
+    from ckan_deploy.database import restore as restoring
     from ckan_deploy.host import SaltHost, salt_errors
     from ckan_deploy.releases.site import Site
 except Exception as exc:  # half a sync, another Python
@@ -34,8 +35,8 @@ def dump(name: str = "") -> dict:
     name
         What to call it, letters, digits, '.', '_' and '-', 100 at most; by default a stamp of now.
 
-    Returns ``{"file", "size_mb", "seconds"}``. Raises ``CommandExecutionError`` where there can be no dump,
-    ``SaltInvocationError`` for another name.
+    Returns ``{"file", "size_mb", "seconds"}``. Raises ``CommandExecutionError`` where there can be no dump, or where
+    there is one of that name already, ``SaltInvocationError`` for another name.
 
     CLI Example:
 
@@ -94,8 +95,10 @@ def restore(name: str, confirm: str = "") -> dict:
     confirm
         The same name again.
 
-    Returns ``{"database", "kept_as": name of the database of before, "seconds"}``. Raises ``CommandExecutionError``
-    with one sentence, the database is as it was then; ``SaltInvocationError`` for what is no name of a dump.
+    Returns ``{"database", "kept_as": name of the database of before, '' where there was none, "seconds"}``, with
+    ``differs``, sentences, where not all came back, and ``warnings`` where there are any. Raises
+    ``CommandExecutionError`` with one sentence, the database is as it was then; ``SaltInvocationError`` for what is no
+    name of a dump.
 
     CLI Example:
 
@@ -104,4 +107,4 @@ def restore(name: str, confirm: str = "") -> dict:
         salt web1 ckan_backup.restore 20261125021500Z confirm=20261125021500Z
     """
     with salt_errors():
-        return backup.restore(_site(fresh=True), name, confirm)
+        return restoring.restore(_site(fresh=True), name, confirm)

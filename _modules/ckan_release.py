@@ -120,7 +120,8 @@ def rollback(
     accept_schema: bool = False, downgrade: bool = False, restore: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """
-    Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad.
+    Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad,
+    unless it is older than the named one.
 
     A database that the release does not know, since it was migrated meanwhile, is refused: see docs/database.md.
 
@@ -215,12 +216,14 @@ def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
 
 def prune(keep: int | None = None) -> list[str]:
     """
-    Remove old releases. Kept are the newest good ones, the current one and the one a rollback would go to.
+    Remove old releases, when nobody else is at work on this host. Kept are the newest good ones, the current one, the
+    one a rollback would go to, the one that the environment is on, and those that a process still runs from.
 
     keep
-        How many good releases to keep; by default ``ckan:keep``.
+        How many good releases to keep, 2 or more; by default ``ckan:keep``.
 
-    Returns the ids removed.
+    Returns the ids removed. Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is
+    done, for what cannot be removed.
 
     CLI Example:
 
@@ -229,7 +232,7 @@ def prune(keep: int | None = None) -> list[str]:
         salt web1 ckan_release.prune keep=3
     """
     with salt_errors():
-        return pruning.prune(_site(), None if keep is None else whole("keep", keep))
+        return pruning.prune(_site(), keep)
 
 
 def list_() -> list[dict[str, Any]]:
@@ -332,9 +335,10 @@ def status(processes: bool = False) -> dict[str, Any]:
     processes
         Ask the processes, too: which release each has loaded. And say how the last stage of a deploy went.
 
-    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``, and ``maintenance`` where
-    visitors get a page instead; with ``processes`` also ``{"serving": [ids], "workers": {name: id or state}, "last":
-    an entry of the history or {}}``.
+    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
+    visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
+    ``unfinished`` where a deploy died before its end, what is missing. With ``processes`` also ``{"serving": [ids],
+    "workers": {name: id or state}, "last": an entry of the history or {}}``.
 
     CLI Example:
 

@@ -64,9 +64,9 @@ def downgrade(release: str, by: str = "", job: str = "", restore: str = "") -> d
     restore
         The dump.
 
-    Returns ``{"undone": {"core" or plugin: [revisions]}, "backup": {...}, "kept_as": database}``. Raises
-    ``CommandExecutionError`` that says what the database holds, ``SaltInvocationError`` for what is no release id or no
-    name of a dump.
+    Returns ``{"undone": {"core" or plugin: [revisions]}, "backup": {...}, "kept_as": database, "warnings": [...]}``.
+    Raises ``CommandExecutionError`` that says what the database holds, ``SaltInvocationError`` for what is no release
+    id or no name of a dump.
 
     CLI Example: not for the command line; use ``ckan_release.rollback`` with ``downgrade=True``.
 
@@ -133,8 +133,9 @@ def give_back(release: str, by: str = "", job: str = "") -> dict:
     by, job
         Who asked, and the run of the master that this belongs to.
 
-    Returns ``{"kept_as": the name that the migrated database has now}``, ``''`` where it was left alone. Raises
-    ``CommandExecutionError`` with why it could not be given back, ``SaltInvocationError`` for what is no release id.
+    Returns ``{"kept_as": the name that the migrated database has now, "differs": [what did not come back]}``;
+    ``kept_as`` is ``''`` where it was left alone. Raises ``CommandExecutionError`` with why it could not be given back,
+    ``SaltInvocationError`` for what is no release id.
 
     CLI Example:
 

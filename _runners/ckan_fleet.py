@@ -117,7 +117,7 @@ def revert(env: str, job: str = "") -> dict:
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
     run = runs.Run.under_way(_master(), env, job)
-    return reverts.revert(run) if run else _no("nothing was touched")
+    return reverts.revert(run) if run else _no(reverts.nothing(_master(), env, job))
 
 
 @_answers

@@ -14,6 +14,7 @@ try:
     from ckan_deploy.errors import FormulaError
     from ckan_deploy.host import SaltHost
     from ckan_deploy.releases.site import Site
+    from ckan_deploy.system import files
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -47,7 +48,8 @@ def present(name: str) -> dict[str, Any]:
             return ret
         version = site.settings.base.version
         if not site.host.test or not version:
-            found = base.ensure(site)
+            with files.usual_modes():
+                found = base.ensure(site)
     except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret

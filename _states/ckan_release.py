@@ -18,7 +18,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy.deploy import deploy, plan, stages, status
-    from ckan_deploy.errors import FormulaError
+    from ckan_deploy.errors import FormulaError, sentence
     from ckan_deploy.host import SaltHost
     from ckan_deploy.releases.site import Site
 except Exception as exc:  # half a sync, another Python
@@ -36,7 +36,7 @@ def live(name: str) -> dict[str, Any]:
     Make sure that the release of the environment is live: the one that ``orch.deploy`` has brought to all hosts. A host
     that missed it builds that very one. Where the master knows of none, the first release is made, and one that is live
     stays, whatever the pillar says since: a highstate never deploys behind the back of ``orch.deploy``. An app server
-    that is down is started.
+    that is down is started. What a deploy left undone that died before its end is done.
 
     name
         Any name for the state; the environment's is a good one.
@@ -57,32 +57,44 @@ def live(name: str) -> dict[str, Any]:
             why = f"is marked bad here ({bad})" if bad is not None else "waits: deploys are locked"
             ret["warnings"] = [f"the environment is on {missed}, which {why}"]
             missed = ""
-        if serves and not missed:
+        undone = current.get("unfinished", "") if serves and not missed and not site.environment.lock else ""
+        if serves and not missed and not undone:
             ret["comment"] = f"release {current['current']} is live"
             return ret
-        ret["changes"], would, did = _what(current["current"], missed)
+        ret["changes"], would, did = _what(current["current"], missed, undone)
         if site.host.test:
             return {**ret, "result": None, "comment": would}
         job = _job()
         if missed:
             deploy.catch_up(lambda overrides: Site.of(_host(), overrides, fresh=not overrides), "highstate", job)
+        elif undone:
+            ret["warnings"] = stages.finish(site, current["current"], by="highstate", job=job)["warnings"]
         elif current["current"]:
             stages.start(site, current["current"], by="highstate")
             stages.verify(site, current["current"], by="highstate")
         else:
             done = deploy.deploy(lambda: site, _release_of(job), "highstate", job)
             ret["changes"]["release"]["new"] = done["current"]
-    except FormulaError as exc:
-        return {**ret, "result": False, "changes": {}, "comment": str(exc)}
-    return {**ret, "comment": did.format(release=site.releases.current())}
+    except (FormulaError, OSError) as exc:
+        return {**ret, "result": False, "changes": {}, "comment": sentence(exc)}
+    return {
+        **{name: value for name, value in ret.items() if value or name != "warnings"},
+        "comment": did.format(release=site.releases.current()),
+    }
 
 
 def _host() -> SaltHost:
     return SaltHost(__salt__, __opts__, __pillar__, __context__)
 
 
-def _what(current: str, missed: str) -> tuple[dict[str, Any], str, str]:
+def _what(current: str, missed: str, undone: str) -> tuple[dict[str, Any], str, str]:
     """What is to be done, as changes, and in words before and after."""
+    if undone:
+        return (
+            {"finish": {"old": "missing", "new": current}},
+            f"{undone}; that would be done",
+            "the finish of release {release} was missing, and is done",
+        )
     if missed:
         return (
             {"release": {"old": current or None, "new": missed}},

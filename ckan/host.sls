@@ -11,6 +11,9 @@ ckan-packages:
       - openssh-client
       - libpq5
       - python3-venv
+      {%- if settings.build.sandbox == 'bubblewrap' %}
+      - bubblewrap
+      {%- endif %}
       {%- if settings.backup.when != 'never' %}
       - postgresql-client
       {%- endif %}
@@ -65,21 +68,22 @@ ckan-user:
     - require:
       - group: ckan-group
     - require_in:
-      - file: ckan-data
+      - ckan_data: ckan-data
 
-# Build code of extensions runs as this one, which may read no secret and write into no release that is served.
+# Build code of extensions runs as this one, in a sandbox: it owns nothing, and reads no secret.
 ckan-build-user:
   user.present:
     - name: {{ settings.build_user | json }}
     - usergroup: True
     - system: True
     - createhome: False
-    - home: {{ paths.shared }}/cache/home
+    - home: /nonexistent
     - shell: /usr/sbin/nologin
     - require_in:
       - file: ckan-directories
 {%- endif %}
 
+# Root's, since root works there.
 ckan-directories:
   file.directory:
     - names:
@@ -87,29 +91,14 @@ ckan-directories:
       - {{ paths.shared }}
       - {{ paths.config }}
       - {{ paths.log }}
-    - mode: '0755'
-    - makedirs: True
-
-ckan-data:
-  file.directory:
-    - names:
-      - {{ paths.data }}
-      - {{ paths.data }}/storage
-      - {{ paths.data }}/sessions
-    - user: {{ settings.user | json }}
-    - group: {{ settings.group | json }}
-    - mode: '0755'
-    - makedirs: True
-
-# Root's: copies of what CKAN builds into its releases, for the web server to serve.
-ckan-webassets:
-  file.directory:
-    - name: {{ paths.data }}/webassets
     - user: root
     - group: root
     - mode: '0755'
-    - require:
-      - file: ckan-data
+    - makedirs: True
+
+# Root's, with the directories of CKAN's user and the published web assets in it.
+ckan-data:
+  ckan_data.present
 
 {%- if settings.manage.packages and settings.installer.uv == paths.shared ~ '/tools/bin/uv' %}
 

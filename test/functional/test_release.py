@@ -114,8 +114,8 @@ def test_a_ref_that_does_not_exist_is_refused_before_anything_is_made(host, myci
     with pytest.raises(CommandExecutionError, match=r"no branch or tag mian \(near: main\)"):
         host.deploy()
     made = host.tree()
-    # The lock that kept others out meanwhile is a file that stays.
-    assert {name: made[name] for name in made.keys() - {"shared", "shared/lock"}} == before
+    # The lock that kept others out meanwhile is a file that stays, and so is the reserve.
+    assert {name: made[name] for name in made.keys() - {"shared", "shared/lock", "shared/.reserve"}} == before
 
 
 def test_an_origin_that_does_not_answer_is_refused_before_anything_is_made(host, origins):

@@ -13,6 +13,29 @@ from pathlib import Path
 from parts.ports import free_port
 from parts.process import PartError, Service
 
+# What there is of a database besides its rows, by no word of the formula.
+_SEEN = """
+with d as (select * from pg_database where datname = current_database())
+select concat_ws(' ', 'database', pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, daticulocale,
+    datconnlimit, datistemplate, datallowconn, datdba::regrole, spcname, shobj_description(d.oid, 'pg_database'),
+    (select string_agg(one::text, ',' order by one::text) from unnest(datacl) one))
+  from d join pg_tablespace t on t.oid = dattablespace
+union all select concat_ws(' ', 'set', setrole, unnest(setconfig)) from pg_db_role_setting
+  where setdatabase = (select oid from d)
+union all select concat_ws(' ', 'class', c.oid::regclass, relkind, relowner::regrole,
+    (select string_agg(one::text, ',' order by one::text) from unnest(relacl) one))
+  from pg_class c where relnamespace = 'public'::regnamespace and relkind <> 'i'
+union all select concat_ws(' ', 'column', attrelid::regclass, attname, attacl) from pg_attribute
+  where attacl is not null and attrelid > 16384
+union all select concat_ws(' ', 'schema', nspname, nspowner::regrole,
+    (select string_agg(one::text, ',' order by one::text) from unnest(nspacl) one)) from pg_namespace
+  where nspname !~ '^pg_'
+union all select concat_ws(' ', 'default', defaclrole::regrole, defaclobjtype, defaclacl) from pg_default_acl
+union all select concat_ws(' ', 'function', p.oid::regprocedure, proowner::regrole, proacl) from pg_proc p
+  where pronamespace = 'public'::regnamespace and prolang > 14
+union all select concat_ws(' ', 'extension', extname, extversion, extowner::regrole) from pg_extension order by 1
+"""
+
 
 def _programs() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
@@ -28,14 +51,17 @@ class Postgres(Service):
         Directory of all the parts.
     name
         Name of the service in it.
+    locale
+        What the cluster is made with; ``C`` is what Debian makes where LANG is not set, without UTF-8.
     """
 
     # PostgreSQL refuses to run as root.
     user = "postgres"
 
-    def __init__(self, sandbox: str | Path, name: str = "postgres") -> None:
+    def __init__(self, sandbox: str | Path, name: str = "postgres", locale: str = "C.UTF-8") -> None:
         # SIGTERM would wait until all clients have left.
         super().__init__(sandbox, name, stop_signal=signal.SIGINT)
+        self.locale = locale
         self.data = self.directory / "data"
         self.port = 0
         self._password_file = self.directory / "password"
@@ -68,9 +94,9 @@ class Postgres(Service):
         if os.getuid() == 0:
             shutil.chown(self._password_file, self.user)
         shutil.rmtree(self.data, ignore_errors=True)
-        command = [_programs() / "initdb", "-D", self.data, "--username=postgres", "--encoding=UTF8"]
+        command = [_programs() / "initdb", "-D", self.data, "--username=postgres"]
         command += [
-            "--locale=C.UTF-8",
+            f"--locale={self.locale}",
             "--auth=scram-sha-256",
             f"--pwfile={self._password_file}",
             "--no-sync",
@@ -112,6 +138,19 @@ class Postgres(Service):
             raise PartError(f"PostgreSQL refused a statement: {result.stderr.strip()}")
         return result.stdout.strip()
 
+    @staticmethod
+    def package(name: str) -> str:
+        """Return the Debian package of an extension for this version of PostgreSQL, such as of `postgis-3`."""
+        return f"postgresql-{_programs().parent.name}-{name}"
+
+    def seen(self, database: str) -> list[str]:
+        """Return what a database is besides its rows, a line each: by it two of them are compared.
+
+        database
+            Name of the database.
+        """
+        return self.sql(database, _SEEN).splitlines()
+
     def hold(self, database: str, statement: str) -> subprocess.Popen:
         """Run a statement as the superuser in a transaction that stays open until the process is killed.
 
@@ -142,5 +181,5 @@ class Postgres(Service):
         quoted = password.replace("'", "''")
         if not self.sql("postgres", f"select 1 from pg_roles where rolname = '{user}'"):
             self.sql("postgres", f"create role \"{user}\" login password '{quoted}'")
-        # From template0, so that a template changed by someone does not matter.
-        self.sql("postgres", f'create database "{name}" owner "{user}" template template0')
+        # As CKAN's manual says: from template0, so that a template changed by someone does not matter, and as UTF-8.
+        self.sql("postgres", f'create database "{name}" owner "{user}" template template0 encoding \'UTF8\'')

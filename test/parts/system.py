@@ -13,7 +13,7 @@ from parts.process import PartError, run
 
 # The last lines are what CKAN's requirements and uWSGI need to be installed and built.
 PACKAGES = [
-    *("postgresql", "redis-server", "nginx", "supervisor", "git", "strace", "openssh-server", "gnupg"),
+    *("postgresql", "redis-server", "nginx", "supervisor", "git", "strace", "openssh-server", "gnupg", "bubblewrap"),
     *("apache2", "libapache2-mod-wsgi-py3", "haproxy", "socat", "cron", "faketime"),
     *("libpq5", "libpq-dev", "libmagic1", "build-essential", "python3-dev", "python3-venv"),
 ]

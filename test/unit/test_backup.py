@@ -15,8 +15,9 @@ import pytest
 from salt.exceptions import SaltInvocationError
 
 from _modules import ckan_app, ckan_backup, ckan_index, ckan_schema
-from ckan_deploy.database import backup, changes, compatibility, postgres, probe, search_index
+from ckan_deploy.database import backup, changes, compatibility, migration, postgres, probe, restore, search_index
 from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 from fakes import fake_site, least_pillar
 
@@ -43,8 +44,19 @@ if told[0] == "pg_dump" and "-f" in told:
 """
 ANSWERS = {
     "--version": "pg_dump (PostgreSQL) 15.3",
-    "pg_database_size": "1000|15",
-    "rolcreatedb": "t",
+    "/ 1048576": "999999999",
+    "pg_database_size": "1000|15|",
+    "rolcreatedb": "t|",
+    "jsonb_build_object": json.dumps(
+        {
+            "create": "encoding 'UTF8'",
+            "statements": [["alter database ", " connection limit 80"]],
+            "owners": [],
+            "extensions": {"dblink": "postgres"},
+            "comment": "the portal's",
+        }
+    ),
+    "where datname = 'ckan_default'": "1",
     "--list": "1; 0 1 TABLE DATA public alembic_version ckan\n2; 0 2 TABLE DATA public mycity_alembic_version ckan",
     "--table=alembic_version": "COPY public.alembic_version (version_num) FROM stdin;\nc1\n\\.\n",
     "--table=mycity_alembic_version": "COPY public.x (version_num) FROM stdin;\nr2\nr1\n\\.\n",
@@ -62,11 +74,14 @@ class Programs:
         self.answer()
 
     def answer(self, **answers: str) -> None:
-        (self.folder / "answers").write_text(json.dumps({**answers, **ANSWERS}))
+        (self.folder / "answers").write_text(json.dumps({**answers, **ANSWERS, **answers}))
 
     def notes(self) -> list[dict[str, Any]]:
         file = self.folder / "notes"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def told(self) -> str:
+        return "\n".join(" ".join(note["told"]) for note in self.notes())
 
     def sql(self) -> list[str]:
         return [note["told"][-1] for note in self.notes() if note["told"][0] == "psql"]
@@ -110,7 +125,7 @@ def test_what_postgresql_says_is_told_without_secrets(root: Path, programs: Prog
     programs.answer(select="!psql: error: no database-secret here, nor b-secret\nDETAIL: more")
     with pytest.raises(FormulaError) as caught:
         postgres.admin(site, "select 1")
-    assert str(caught.value) == "psql: error: no ********** here, nor **********; nothing was changed."
+    assert str(caught.value) == "psql: error: no ********** here, nor **********"
 
 
 def test_names_stand_in_statements_as_they_are():
@@ -138,6 +153,88 @@ def test_old_dumps_go_and_an_empty_database_is_not_dumped(site: Site, programs: 
     assert [one["name"][7:8] for one in backup.list_dumps(site)] == ["5", "4", "3"]
 
 
+def test_dumps_made_by_hand_stay_and_one_that_cannot_be_removed_is_a_warning(
+    root: Path, site: Site, programs: Programs
+):
+    at: dict[str, dict[str, Any]] = {"core": {"at": ["c1"]}}
+    for name in ("w", "x", "y", "z"):
+        backup.dump(site, name)
+    stuck = root / "var/backups/ckan/default/20251231000000Z.dump"
+    stuck.mkdir()
+    made = [backup.before(site, f"2026010{day}000000Z", at, True) for day in range(1, 5)]
+    names = [one["name"] for one in backup.list_dumps(site)]
+    assert names[:4] == ["z", "y", "x", "w"] and names[4:7] == [f"2026010{day}000000Z" for day in (4, 3, 2)]
+    assert f"the old dump {stuck} could not be removed" in made[3]["warnings"][0] and "warnings" not in made[1]
+    beside = sorted(file.name for file in stuck.parent.glob("*.json"))
+    assert beside == sorted(f"{name}.properties.json" for name in names if name != stuck.stem)
+
+
+def test_a_dump_takes_the_place_of_no_other_and_that_of_a_release_is_the_first(site: Site, programs: Programs):
+    at: dict[str, dict[str, Any]] = {"core": {"at": ["c1"]}}
+    made = backup.dump(site, "before")
+    Path(made["file"]).write_text("of last year")
+    with pytest.raises(FormulaError, match="there is a dump before already .*; give another name"):
+        backup.dump(site, "before")
+    assert Path(made["file"]).read_text() == "of last year"
+    first = backup.before(site, RELEASE, at, True)
+    Path(first["file"]).write_text("before the first try")
+    assert backup.before(site, RELEASE, at, True) == {**first, "seconds": 0.0}
+    assert Path(first["file"]).read_text() == "before the first try"
+
+
+def test_what_a_killed_dump_has_left_is_swept(root: Path, site: Site, programs: Programs):
+    folder = root / "var/backups/ckan/default"
+    folder.mkdir(parents=True)
+    for name in ("a.dump.part", "trial.part", "gone.properties.json", "b.properties.json.tmp", "notes.txt", "c.dump"):
+        (folder / name).touch()
+    backup.dump(site, "d")
+    assert sorted(file.name for file in folder.iterdir()) == ["c.dump", "d.dump", "d.properties.json", "notes.txt"]
+
+
+def test_a_file_beside_a_dump_that_cannot_be_read_is_said(root: Path, site: Site, programs: Programs):
+    backup.dump(site, "d")
+    beside = root / "var/backups/ckan/default/d.properties.json"
+    assert (beside.stat().st_mode & 0o777) == 0o600 and backup.properties_of(site, "d").comment == "the portal's"
+    for text in ("{", "[]", '{"create": ""}'):
+        beside.write_text(text)
+        with pytest.raises(FormulaError, match="d.properties.json is not what a dump has beside it .*; bring"):
+            backup.properties_of(site, "d")
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"rolcreatedb": "f|"}, "ckan_default may not make databases on localhost; name somebody who may in"),
+        ({"rolcreatedb": "t|false|metabase"}, "type in psql: grant pg_signal_backend to \"ckan_default\"; or set"),
+        ({"rolcreatedb": "t|true|postgres"}, "postgres is connected to ckan_default, and ckan_default may not end that "
+                                             "for a restore; wait for it, or name a superuser in ckan:database:admin_"
+                                             "user and admin_password; or set"),
+        ({"data_directory": "/"}, "a second database beside ckan_default takes 999999999 MB, and "),
+        ({"-L": '!pg_restore: error: query failed: ERROR:  permission denied to create extension "postgis"'},
+         "the database has the extension postgis, which only a superuser of PostgreSQL may make"),
+    ],
+)  # fmt: skip
+def test_a_portal_is_not_closed_where_the_database_could_not_be_given_back(
+    root: Path, programs: Programs, answers: dict[str, str], said: str
+):
+    programs.answer(**answers)
+    checked = {"pending": {"mycity": "r2"}, "schema": {"core": {"at": ["c1"]}}}
+    closed = fake_site(root, disk_free_mb=0, migration={"when": "maintenance"})
+    with pytest.raises(FormulaError) as caught:
+        migration.foresee(closed, Manifest(RELEASE, "built"), checked)
+    assert "visitors would get the maintenance page" in str(caught.value) and said in str(caught.value)
+    assert "set ckan:backup:when to never" in str(caught.value)
+    with pytest.raises(FormulaError, match="visitors would get the maintenance page"):
+        before = fake_site(root, disk_free_mb=0, migration={"when": "before"})
+        migration.foresee(before, Manifest(RELEASE, "built"), checked, forced=True)
+    # Where nobody is closed out nothing has to be given back, and it may be the operator's own business.
+    before = fake_site(root, disk_free_mb=0, migration={"when": "before"})
+    assert migration.foresee(before, Manifest(RELEASE, "built"), checked) == {"maintenance": False, "warnings": []}
+    never = fake_site(root, disk_free_mb=0, migration={"when": "maintenance"}, backup={"when": "never"})
+    told = migration.foresee(never, Manifest(RELEASE, "built"), checked)
+    assert told["maintenance"] and "ckan:backup:when is never" in told["warnings"][0]
+
+
 def test_nothing_is_left_of_a_dump_that_failed(root: Path, site: Site, programs: Programs):
     programs.answer(**{"-Fc": "!pg_dump: error: no room"})
     with pytest.raises(FormulaError, match="no room"):
@@ -148,14 +245,16 @@ def test_nothing_is_left_of_a_dump_that_failed(root: Path, site: Site, programs:
 def test_a_restore_asks_for_the_name_again_and_changes_names(site: Site, programs: Programs):
     backup.dump(site, "before")
     with pytest.raises(FormulaError, match="type the name again: confirm=before"):
-        backup.restore(site, "before")
+        restore.restore(site, "before")
     assert "create database" not in str(programs.sql())
-    done = backup.restore(site, "before", "before")
-    kept, renamed = done["kept_as"], programs.sql()[-2]
-    assert renamed.startswith(f'alter database "ckan_default" rename to "{kept}"; alter database "ckan_default_new_')
-    backup.take_again(site, kept)
-    assert f'alter database "{kept}" rename to "ckan_default"' in programs.sql()[-3]
-    assert programs.sql()[-1].startswith('drop database "ckan_default_dump_')
+    done = restore.restore(site, "before", "before")
+    kept, told = done["kept_as"], programs.told()
+    assert f'alter database "ckan_default" rename to "{kept}"; alter database "ckan_default_new_' in told
+    assert "template template0 encoding 'UTF8'" in told and "comment on database" in told and "differs" not in done
+    restore.take_again(site, kept)
+    told = programs.told()
+    assert f'alter database "{kept}" rename to "ckan_default"' in told
+    assert programs.sql()[-1].startswith('drop database if exists "ckan_default_dump_')
 
 
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "x/y", ".hidden", "-Fc", "a b", "a\n", 'x"; drop database y', "a" * 101,
@@ -163,8 +262,8 @@ HOSTILE = ["../../etc/passwd", "/etc/passwd", "x/y", ".hidden", "-Fc", "a b", "a
 CALLS: dict[str, Callable[[Site, Any], Any]] = {
     "dump": backup.dump,
     "heads": backup.heads,
-    "restore": lambda site, name: backup.restore(site, name, name),
-    "put_back": backup.put_back,
+    "restore": lambda site, name: restore.restore(site, name, name),
+    "put_back": restore.put_back,
     "way_back": lambda site, name: compatibility.way_back(site, RELEASE, restore=name),
     "downgrade": lambda site, name: changes.downgrade(site, RELEASE, restore=name),
     "upgrade": lambda site, name: changes.upgrade(site, RELEASE, kept_as=name),

@@ -149,6 +149,11 @@ def test_a_dump_must_fit_the_release_that_it_is_restored_for(site: Site, monkeyp
     with pytest.raises(FormulaError, match=f"the dump {NEW} does not fit release {OLD} either: it has core at c0"):
         compatibility.way_back(site, OLD, restore=NEW)
     held["core"] = ["c1"]
+    # And it must be possible to restore one.
+    monkeypatch.setattr(compatibility.restoring, "obstacle", lambda site: "metabase is connected to it")
+    with pytest.raises(FormulaError, match=f"the dump {NEW} cannot be restored: metabase is connected"):
+        compatibility.way_back(site, OLD, restore=NEW)
+    monkeypatch.setattr(compatibility.restoring, "obstacle", lambda site: "")
     assert compatibility.way_back(site, OLD, restore=NEW)["restore"] == NEW
 
 

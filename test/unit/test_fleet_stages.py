@@ -377,6 +377,17 @@ def test_a_deploy_that_closed_the_portal_and_fails_gives_the_database_back(maste
     )
 
 
+def test_what_a_restore_did_not_give_back_is_said(master: FakeMaster) -> None:
+    lost = ["alter role metabase in database ckan_default set work_mem to '8MB'", "rights: role gone does not exist"]
+    master.answers = {
+        **failing("ckan_release.verify", "web2"), "ckan_schema.give_back": {"kept_as": "kept", "differs": lost},
+    }  # fmt: skip
+    text = orchestrate(master, maintenance=True)
+    assert text.endswith(f"(kept has what came of it), but for what did not come back: {lost[0]}; {lost[1]}")
+    # The hosts were told at check that the portal would be closed, so they have tried a restore.
+    assert {about["closes"] for _, about in master.told("ckan_release.check")} == {True}
+
+
 def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed(master: FakeMaster) -> None:
     master.answers = {
         **failing("ckan_release.verify", "web2"), **failing("ckan_schema.give_back", "web1", cause="no dump"),
@@ -470,3 +481,38 @@ def test_a_dead_run_is_reverted_before_another_one_begins(master: FakeMaster) ->
     aborted = master.told("ckan_release.abort")[-1][1]
     assert aborted == {"release": dead, "reason": "the run died", "by": "ann", "job": "2"}
     assert record.lock().job == "2"
+
+
+def test_a_refusal_after_a_dead_run_was_reverted_says_that_hosts_were_touched(
+    master: FakeMaster, last_words: list[str]
+) -> None:
+    begin.plan(master, "production", job=JOB)
+    stages.stage(run_of(master), "build")
+    lock = Path(Record(master, "production").folder, "lock.json")
+    lock.write_text(re.sub(r'"started": [\d.]+', '"started": 1.0', lock.read_text()))
+    master.answers = failing("ckan_release.plan", "web1", cause="no base")
+    refused = begin.plan(master, "production", job="2", steal=True)
+    assert refused["comment"] == (
+        f"web1 failed at plan: no base -- what the run before had left was reverted first: web1, web2 on {FIRST}"
+    )
+    assert last_words[-1].startswith("deploy to production was refused: web1 failed at plan")
+    assert "nothing was touched" not in last_words[-1]
+
+
+def test_a_run_that_lost_its_lock_does_not_say_that_it_had_touched_nothing(master: FakeMaster) -> None:
+    begin.plan(master, "production", job=JOB)
+    stages.stage(run_of(master), "build")
+    Record(master, "production").free()
+    assert revert.nothing(master, "production", JOB) == (
+        "the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status production"
+    )
+    assert revert.nothing(master, "production", "2") == revert.nothing(master, {"x": 1}, JOB) == "nothing was touched"
+
+
+def test_a_run_that_had_ended_is_told_so_when_its_lock_is_freed(master: FakeMaster) -> None:
+    begin.plan(master, "production", job=JOB)
+    run = run_of(master)
+    run.ended, run.result = "2026-01-01T00:00:00Z", "ok"
+    run.save()
+    assert revert.recover(master, "production") == {"ok": True, "comment": "it had ended (ok)"}
+    assert revert.nothing(master, "production", JOB) == "the run has ended already (ok)"

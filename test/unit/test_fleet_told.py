@@ -268,3 +268,17 @@ def test_the_newest_reports_are_kept(run: Run) -> None:
     left = sorted(path.name for path in folder.iterdir())
     assert len(left) == report.KEPT and f"{SECOND}-deploy-{JOB}.html" in left
     assert f"{FIRST}-deploy-20260101000000000010.html" not in left
+
+
+def test_a_finish_that_is_missing_and_a_link_to_nothing_are_wrong_but_not_while_a_run_is_under_way(
+    master: FakeMaster,
+) -> None:
+    def answer(host: str, **about: Any) -> dict[str, Any]:
+        more = {"unfinished": "the finish is missing"} if host == "web1" else {"link": "current points to nothing"}
+        return {**master._ckan_release_status(host), **more}
+
+    master.answers["ckan_release.status"] = answer
+    found = status.look(master, "production")
+    assert found.wrong == ["web1 is not done: the finish is missing", "web2 has no release: current points to nothing"]
+    Record(master, "production").take("deploy", JOB)
+    assert status.look(master, "production").wrong == ["web2 has no release: current points to nothing"]

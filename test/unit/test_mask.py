@@ -7,6 +7,7 @@ import pytest
 
 from ckan_deploy.settings import mask
 from ckan_deploy.settings.model import Settings
+from ckan_deploy.settings.parts import Hook
 from ckan_deploy.settings.resolve import resolve
 from ckan_deploy.system import processes
 
@@ -70,6 +71,12 @@ def test_a_long_message_is_cut_after_its_secrets_are_masked(settings: Settings) 
 def test_short_secrets_would_be_found_everywhere(settings: Settings) -> None:
     changed = attrs.evolve(settings, database=attrs.evolve(settings.database, password="abc"))
     assert mask.text("abcdef", changed) == "abcdef"
+
+
+def test_of_a_hook_the_names_of_its_arguments_are_shown(settings: Settings) -> None:
+    hook = Hook("verify", "after", "x.y", ["-H", "Key: a"], {"cwd": "/"})
+    shown = mask.shown(attrs.evolve(settings, hooks=(hook,)))["hooks"][0]
+    assert (shown["function"], shown["args"], shown["kwargs"]) == ("x.y", [mask.MASK] * 2, {"cwd": mask.MASK})
 
 
 def test_a_token_in_a_query_is_masked_wherever_an_address_is_shown(settings: Settings) -> None:

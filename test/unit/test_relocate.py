@@ -9,6 +9,7 @@ import pytest
 
 from ckan_deploy.build import prefixes, relocate
 from ckan_deploy.build.packages import freeze
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.virtualenv import clone, compile_, interpreter, verify
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.system.processes import Done, tail
@@ -176,13 +177,22 @@ def test_directories_keep_their_modes(source, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_the_owner_gets_new_files_and_linked_ones_stay(source, tmp_path):
-    (site(source) / "mod.py").write_text("x = 1\n")
+def test_what_others_may_write_to_is_neither_shared_nor_kept_so(source, tmp_path):
+    """Nor is a file that makes root of whoever runs it, or one that is another user's."""
+    for name, mode in (("loose.py", 0o666), ("shell", 0o4755), ("fair.py", 0o644), ("theirs.py", 0o644)):
+        (site(source) / name).write_text("x = 1\n")
+        (site(source) / name).chmod(mode)
+    os.chown(site(source) / "theirs.py", 65534, 65534)
+    site(source).chmod(0o777)
     (tmp_path / "target").mkdir()
-    relocate.copy(str(source), str(tmp_path / "target"), ids=(65534, 65534))
-    assert (tmp_path / "target/bin").stat().st_uid == 65534
-    assert (tmp_path / "target/bin/tool").stat().st_uid == 65534
-    assert (site(source) / "mod.py").stat().st_uid == 0
+    relocate.copy(str(source), str(tmp_path / "target"))
+    found = site(tmp_path / "target")
+    assert (found.stat().st_mode & 0o7777, found.stat().st_uid) == (0o755, os.geteuid())
+    for name, mode, shared in (
+        ("loose.py", 0o644, 1), ("shell", 0o755, 1), ("fair.py", 0o644, 2), ("theirs.py", 0o644, 1)
+    ):  # fmt: skip
+        status = (found / name).stat()
+        assert (status.st_mode & 0o7777, status.st_uid, status.st_nlink) == (mode, os.geteuid(), shared), name
 
 
 def test_an_existing_target_is_refused_and_stays(source, tmp_path):
@@ -212,11 +222,9 @@ def test_a_target_inside_the_source_is_refused(source):
     assert not (source / "releases").exists()
 
 
-def test_an_unknown_link_mode_and_owner_are_refused(source, tmp_path):
+def test_an_unknown_link_mode_is_refused(source, tmp_path):
     with pytest.raises(InvalidArgument, match="hard"):
         clone(str(source), str(tmp_path / "target"), link="soft")
-    with pytest.raises(FormulaError, match="no user"):
-        clone(str(source), str(tmp_path / "target"), owner="nobody-here")
     assert not (tmp_path / "target").exists()
 
 
@@ -251,7 +259,7 @@ def test_verify_names_each_kind_of_problem(source):
 
 def test_verify_sees_an_interpreter_that_belongs_elsewhere(source, tmp_path):
     (source / "pyvenv.cfg").unlink()
-    assert "belongs to" in verify(str(source))[-1]
+    assert "belongs to" in verify(str(source), sandbox=Sandbox(user="nobody"))[-1]
 
 
 def test_interpreter_reads_both_kinds_of_pyvenv_cfg(tmp_path):

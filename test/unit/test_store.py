@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -204,7 +206,14 @@ def test_prune_keeps_the_current_one_and_what_a_rollback_would_go_to():
 
 
 def test_prune_spares_the_candidate_of_a_deploy_under_way():
-    assert choice.prunable(rows(r1="live", r2="building"), R[1], keep=2, spare=R[2]) == []
+    for state in ("building", "built", "checked"):
+        assert choice.prunable(rows(r1="live", r2=state), R[1], keep=2) == []
+        assert choice.prunable(rows(r1=state, r2="live"), R[2], keep=2) == [R[1]]
+
+
+def test_prune_spares_what_it_is_told_to_whatever_its_state():
+    manifests = rows(r1="retired", r2="failed", r3="retired", r4="retired", r5="live")
+    assert choice.prunable(manifests, R[5], keep=2, spare=[R[1], R[2]]) == [R[3]]
 
 
 def test_the_current_release_is_not_removed(releases):
@@ -221,13 +230,13 @@ def test_an_interrupted_removal_can_be_finished(releases, monkeypatch):
     (path / "lib").mkdir()
     (path / "lib" / "big").write_text("x")
     (path / "current").symlink_to(path / "lib")
-    monkeypatch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(OSError("killed")))
-    with pytest.raises(OSError):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         releases.remove(R[1])
     monkeypatch.undo()
-    assert [m.id for m in releases.manifests()] == [R[1]]
-    releases.remove(R[1])
-    assert not path.exists()
+    assert releases.manifests() == [] and not path.exists()
+    assert releases.sweep() == []
+    assert os.listdir(releases.folder) == []
 
 
 def test_a_release_that_something_else_built_is_noted_as_it_is(releases):
@@ -342,3 +351,173 @@ def test_the_log_leaves_out_what_is_empty_and_ends_where_asked(tmp_path):
     assert [entry["release"] for entry in log.read(2)] == [R[3], R[2]]
     assert sorted(log.read(1)[0]) == ["at", "release", "seconds", "stage"]
     assert oct((tmp_path / "deploy.log").stat().st_mode & 0o777) == "0o640"
+
+
+# What a kill leaves: never a directory that nobody knows.
+
+
+class Killed(BaseException):
+    """Nothing is cleaned up after it."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, count: int, work) -> bool:
+    """Run something that is cut off at its n-th call of the file system; returns whether it was."""
+    calls, killed = [0], [False]
+
+    def counting(name: str):
+        real = getattr(os, name)
+
+        def call(*args, **kwargs):
+            if killed[0]:
+                raise Killed  # the dead do nothing any more
+            calls[0] += 1
+            if calls[0] == count:
+                killed[0] = True
+                raise Killed
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("mkdir", "rename", "unlink", "rmdir", "open", "fsync", "symlink", "chmod", "fchmod"):
+            patched.setattr(os, name, counting(name))
+        try:
+            work()
+        except BaseException:
+            pass
+    return killed[0]
+
+
+def test_a_release_that_is_killed_in_the_making_leaves_nothing_that_is_nobodys(releases, monkeypatch):
+    os.mkdir(releases.folder)
+    count, seen = 0, 0
+    while True:
+        count += 1
+        if not killed_at(monkeypatch, count, lambda: releases.create(R[1])):
+            break
+        if os.path.isdir(releases.directory(R[1])):
+            assert [m.id for m in releases.manifests()] == [R[1]]
+            releases.remove(R[1])
+        seen += 1
+        assert releases.sweep() == []
+        assert os.listdir(releases.folder) == [], count
+    assert seen >= 5 and [m.id for m in releases.manifests()] == [R[1]]
+
+
+def test_a_removal_that_is_killed_leaves_a_release_or_what_the_sweep_removes(releases, monkeypatch):
+    count = 0
+    while True:
+        count += 1
+        made(releases, R[1], "failed")
+        Path(releases.directory(R[1]), "lib").mkdir()
+        Path(releases.directory(R[1]), "lib/file").write_text("x")
+        killed = killed_at(monkeypatch, count, lambda: releases.remove(R[1]))
+        if os.path.isdir(releases.directory(R[1])):
+            assert Path(releases.directory(R[1]), "lib/file").exists()
+            releases.remove(R[1])
+        assert releases.sweep() == []
+        assert os.listdir(releases.folder) == [], count
+        if not killed:
+            break
+    assert count > 4
+
+
+def test_the_sweep_leaves_alone_what_is_not_ours(releases, tmp_path):
+    made(releases, R[1], "live")
+    releases.point(R[1])
+    foreign = [tmp_path / "current.tmp", tmp_path / "current.x.tmp", tmp_path / f"other.{R[1]}.tmp",
+               tmp_path / f"current.{R[2]}.tmp", Path(releases.folder, ".new-x"), Path(releases.folder, ".removed"),
+               Path(releases.folder, f".new-{R[1]}.bak"), Path(releases.folder, "new.tmp"),
+               Path(releases.directory(R[1]), "notes.tmp")]  # fmt: skip
+    for path in foreign:
+        path.write_text("precious")
+    ours = [tmp_path / f"current.{R[1]}.tmp", tmp_path / "current.before.tmp"]
+    for path in ours:
+        path.symlink_to("nowhere")
+    drafts = [Path(releases.directory(R[1]), name) for name in ("release.json.tmp", "uwsgi.ini.tmp")]
+    for path in drafts:
+        path.write_text("half")
+    for name in (f".new-{R[2]}", f".removed-{R[3]}"):
+        Path(releases.folder, name).mkdir()
+        Path(releases.folder, name, "file").write_text("x")
+    assert releases.sweep() == []
+    assert [path.read_text() for path in foreign] == ["precious"] * len(foreign)
+    assert not any(os.path.lexists(path) for path in [*ours, *drafts])
+    assert not list(Path(releases.folder).glob(".new-????????????????Z")) and releases.leftovers() == []
+
+
+def test_what_is_mounted_in_a_release_is_not_emptied(releases, mount):
+    made(releases, R[1], "retired")
+    inside = mount(Path(releases.directory(R[1]), "a disk"))
+    (inside / "precious").write_text("x")
+    with pytest.raises(FormulaError, match=r"is mounted in it; type: umount .*a disk"):
+        releases.remove(R[1])
+    assert (inside / "precious").exists() and [m.id for m in releases.manifests()] == [R[1]]
+    subprocess.run(["umount", inside], check=True)
+    releases.remove(R[1])
+    assert os.listdir(releases.folder) == []
+
+
+def test_a_file_that_cannot_be_deleted_is_named_and_goes_as_soon_as_it_can(releases, immutable):
+    made(releases, R[1], "retired")
+    Path(releases.directory(R[1]), "lib").mkdir()
+    file = immutable(Path(releases.directory(R[1]), "lib/file"))
+    with pytest.raises(FormulaError, match=r"cannot be deleted \(Operation not permitted: .*lib/file\)"):
+        releases.remove(R[1])
+    assert releases.manifests() == []
+    assert len(releases.sweep()) == 1
+    immutable.free()
+    assert releases.sweep() == [] and os.listdir(releases.folder) == []
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
+def test_a_manifest_that_is_no_plain_file_is_none_and_keeps_nobody(releases, kind):
+    made(releases, R[2])
+    made(releases, R[1], "live")
+    file = Path(releases.directory(R[1]), "release.json")
+    file.rename(file.with_name("copy"))
+    {"fifo": lambda: os.mkfifo(file), "link": lambda: file.symlink_to("copy"), "directory": file.mkdir}[kind]()
+    assert [m.id for m in releases.manifests()] == [R[2]]
+
+
+# `current`
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_h04_a_link_to_a_release_without_a_manifest_is_a_foreign_one(releases, there):
+    Path(releases.folder).mkdir()
+    if there:
+        Path(releases.folder, R[1]).mkdir()
+    os.symlink(f"releases/{R[1]}", releases.link)
+    assert releases.current() == "" and releases.foreign_link() == f"releases/{R[1]}"
+    why = "has no readable manifest" if there else "is not there"
+    assert releases.foreign() == f"{releases.link} points to releases/{R[1]}, which {why}"
+    made(releases, R[2])
+    releases.point(R[2])
+    assert (releases.current(), releases.foreign()) == (R[2], "")
+
+
+def test_the_rollback_from_a_link_that_names_nothing_goes_to_the_newest_that_was_live():
+    manifests = rows(r1="retired", r2="retired", r3="bad", r4="checked")
+    assert choice.rollback_target(manifests, "") == R[2]
+
+
+# The log
+
+
+def test_a_line_of_the_log_that_was_cut_short_does_not_spoil_the_next(tmp_path):
+    log = Log(str(tmp_path))
+    log.append(stage="build", release=R[1])
+    with open(tmp_path / "deploy.log", "a") as handle:
+        handle.write('{"stage": "verif')
+    log.append(stage="check", release=R[1])
+    assert [entry["stage"] for entry in log.read()] == ["check", "build"]
+
+
+def test_a_log_that_cannot_be_written_is_said_and_stops_nothing(tmp_path, mount):
+    disk = mount(tmp_path / "shared")
+    (disk / "fill").write_bytes(b"x" * 2**20)
+    log = Log(str(disk))
+    assert re.search(r"lacks this stage: .*deploy.log cannot be written \(No space left on device\)",
+                     log.append(stage="build"))  # fmt: skip

@@ -14,9 +14,13 @@ from attrs import evolve
 
 from ckan_deploy.build.installer import Installer
 from ckan_deploy.build.packages import Wanted, check, freeze, install, lock
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.virtualenv import clone, compile_, create, verify
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
+from fakes import FakeHost
 from parts.base import uv_path
+from stub import wheels
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +35,6 @@ def main():
     print(__file__, MARK)
 """
 IMPORTS = "import ckanext.alpha, ckanext.beta; print(ckanext.alpha.__file__, ckanext.beta.__file__)"
-
-
-INSTALLER = Installer(kind="uv", uv=uv_path())
 
 
 def editable(path: Path, checkouts: list, mode: str = "compat") -> None:
@@ -148,23 +149,31 @@ def test_paths_with_spaces_and_very_long_ones_work(tmp_path):
     assert verify(str(back), forbidden=[str(first), str(spaced), str(long)]) == []
 
 
+def builder(tmp_path: Path, path: Path) -> Builder:
+    """What installs into a virtualenv, and builds wheels for it, with a folder of its own to keep them in."""
+    sandbox = Sandbox(user="nobody")
+    return Builder(
+        FakeHost({}), Installer(kind="uv", uv=uv_path(), shared=str(tmp_path / "shared")), sandbox, str(path)
+    )
+
+
+def built(maker: Builder, source: Path, name: str, **more) -> Wanted:
+    return Wanted(name, f"{name} @ file://{maker.of_checkout(str(source), '')}", **more)
+
+
 def test_installs_into_a_clone_leave_the_source_as_it_was(tmp_path):
-    first = release(tmp_path / "R1")
+    first, second = release(tmp_path / "R1"), tmp_path / "R2"
+    maker = builder(tmp_path, first)
     plain = extension(tmp_path / "plain", "gamma")
-    wanted = [Wanted("ckanext-gamma", requirement=f"ckanext-gamma @ file://{plain}")]
-    install(str(first), wanted, None, INSTALLER)
+    install(str(first), [built(maker, plain, "ckanext-gamma")], None, maker)
     compile_(str(first))
     before = fingerprint(first)
-    second = tmp_path / "R2"
     clone(str(first), str(second))
     installed = "lib/python*/site-packages/ckanext/gamma/__init__.py"
     assert os.path.samefile(next(first.glob(installed)), next(second.glob(installed)))
-    (plain / "setup.py").write_text(SETUP.format(name="gamma", version="0.2", requires=[]))
-    (plain / "ckanext/gamma/__init__.py").write_text(MODULE.format(mark="newer"))
-    shutil.rmtree(plain / "build", ignore_errors=True)
-    for name in ("alpha", "beta"):
-        wanted.append(Wanted(f"ckanext-{name}", editable=str(second / f"src/ckanext-{name}")))
-    result = install(str(second), wanted, {}, evolve(INSTALLER, cache=str(tmp_path / "cache")))
+    newer = extension(tmp_path / "newer", "gamma", "0.2", "newer")
+    wanted = [built(maker, newer, "ckanext-gamma")]
+    result = install(str(second), wanted, {}, maker)
     assert result.changes["ckanext-gamma"] == {"old": "0.1", "new": "0.2"}
     compile_(str(second))
     assert output(second / "bin/gamma").endswith("newer")
@@ -176,31 +185,53 @@ def test_installs_into_a_clone_leave_the_source_as_it_was(tmp_path):
 def test_a_conflict_of_two_extensions_names_both_and_changes_nothing(tmp_path):
     path = tmp_path / "R1"
     create(str(path))
+    maker = builder(tmp_path, path)
     one = extension(tmp_path / "one", "one", requires=["shared-thing==1.0"])
     two = extension(tmp_path / "two", "two")
     (two / "requirements.txt").write_text("shared-thing==2.0\n")
     wanted = [
-        Wanted("ckanext-one", editable=str(one)),
-        Wanted("ckanext-two", editable=str(two), files=(str(two / "requirements.txt"),)),
+        built(maker, one, "ckanext-one", checkout=str(one)),
+        built(maker, two, "ckanext-two", checkout=str(two), files=(str(two / "requirements.txt"),)),
     ]
     with pytest.raises(FormulaError) as caught:
-        lock(str(path), wanted, {}, {}, INSTALLER)
+        lock(str(path), wanted, {}, {}, maker)
     message = str(caught.value)
     assert "shared-thing==1.0" in message and "shared-thing==2.0" in message
-    assert "who asks: shared-thing: ckanext-two ==2.0 (requirements.txt)" in message and "ckanext-one" in message
+    assert "who asks: shared-thing: ckanext-one ==1.0 (its package), ckanext-two ==2.0 (requirements.txt)" in message
     assert freeze(str(path)) == {}
 
 
 def test_check_names_what_is_missing(tmp_path):
     path = tmp_path / "R1"
     create(str(path))
-    assert check(str(path), INSTALLER) is True
+    maker = builder(tmp_path, path)
+    assert check(str(path), maker) is True
     one = extension(tmp_path / "one", "one", requires=["shared-thing==1.0"])
-    wanted = [Wanted("ckanext-one", requirement=f"ckanext-one @ file://{one}")]
-    install(str(path), wanted, {}, INSTALLER)
+    install(str(path), [built(maker, one, "ckanext-one")], {}, maker)
     with pytest.raises(FormulaError, match="shared-thing"):
-        check(str(path), INSTALLER)
-    assert check(str(path), INSTALLER, tolerate=["shared_thing"]) is True
+        check(str(path), maker)
+    assert check(str(path), maker, tolerate=["shared_thing"]) is True
+
+
+def test_what_has_no_wheel_is_built_from_its_sdist(tmp_path):
+    """Also where another package requires it; the newest that fits is taken, and nothing of it is run outside."""
+    path, shelf = tmp_path / "R1", tmp_path / "shelf"
+    create(str(path))
+    maker = builder(tmp_path, path)
+    shelf.mkdir()
+    for version in ("1.0", "1.5", "2.0"):
+        folder = extension(tmp_path / f"slow_thing-{version}", "slow", version)
+        (folder / "setup.py").write_text(
+            f"import os\nassert os.geteuid() == 65534\nfrom setuptools import setup\n"
+            f"setup(name='slow-thing', version='{version}', packages=['ckanext.slow'])\n"
+        )
+        subprocess.run(["tar", "czf", shelf / f"slow_thing-{version}.tar.gz", "-C", tmp_path, folder.name], check=True)
+    wheels.make_wheel(shelf, "asks-for-it", "1.0", requires=["slow-thing<2"])
+    maker = evolve(maker, installer=evolve(maker.installer, find_links=str(shelf)))
+    locked = lock(str(path), [Wanted("asks-for-it", "asks-for-it")], {}, {}, maker)
+    assert locked.packages == {"asks-for-it": "1.0", "slow-thing": "1.5"}
+    install(str(path), [Wanted("asks-for-it", "asks-for-it")], locked.packages, maker)
+    assert freeze(str(path)) == locked.packages
 
 
 def test_create_refuses_what_exists_and_leaves_nothing_after_a_failure(tmp_path):

@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import pwd
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attrs import evolve
 
-from ckan_deploy.build import base, ini, namespace, packages, virtualenv
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build import base, editable, ini, namespace, packages, virtualenv
 from ckan_deploy.build.resolution import noted, prepare, wanted
+from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base, Resolution
 from ckan_deploy.releases.site import Site
@@ -28,10 +27,10 @@ from ckan_deploy.settings.fingerprint import hashes
 from ckan_deploy.sources import patches
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
-from ckan_deploy.system import disk
+from ckan_deploy.system import disk, files
 
-# What root writes at the top of a release after the build: nothing of these names may come from build code.
-OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json\.tmp)$")
+# What is the formula's own at the top of a release: no package may bring it.
+OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg)$")
 
 
 def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
@@ -47,22 +46,20 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
 
     Returns the fields of the manifest. Raises ``FormulaError``.
     """
-    installer = Installer.of(site.settings)
     found = base.ensure(site)
     _refuse_another_plan(site, found, resolution)
+    builder = Builder.of(site, found.path)
     seconds: dict[str, float] = {}
     with _timed(seconds, "clone"):
-        virtualenv.clone(found.path, path, link=site.settings.link, owner=installer.user)
+        virtualenv.clone(found.path, path, link=site.settings.link, sandbox=builder.sandbox)
         patched = _patch_core(site, path, resolution.patches)
     with _timed(seconds, "sources"):
-        prepared = prepare(site, resolution.extensions)
+        prepared = prepare(site, resolution.extensions, builder)
     with _timed(seconds, "packages"):
-        _install(site, path, prepared, resolution, installer)
-    _refuse_lost_plugins(path, installer.user)
+        _install(site, path, prepared, resolution, builder)
+    _refuse_lost_plugins(path, builder.sandbox)
     with _timed(seconds, "bytecode"):
-        virtualenv.compile_(path, user=installer.user)
-    if installer.user:
-        _take_over(path, installer.user)
+        virtualenv.compile_(path)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
     built = evolve(resolution, base=found, extensions=pins, patches=patched, packages=packages.freeze(path))
     return {
@@ -86,25 +83,44 @@ def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> Non
         raise FormulaError("the pillar of this host has other extensions than the plan; make them alike.")
 
 
-def _install(
-    site: Site, path: str, prepared: Mapping[str, Prepared], resolution: Resolution, installer: Installer
-) -> None:
-    """Install all extensions together, and put their checkouts into the release."""
-    checkouts = {name: item.checkout for name, item in prepared.items() if item.checkout}
-    places = {}
-    for name in checkouts:
-        shutil.rmtree(os.path.join(path, "src", name), ignore_errors=True)  # the base brought one of its own
-        places[name] = os.path.join(path, "src", name, site.settings.extensions[name].subdirectory).rstrip("/")
-    packages.install(path, wanted(site, prepared, places), resolution.packages, installer)
-    os.makedirs(os.path.join(path, "src"), exist_ok=True)
-    for name, checkout in checkouts.items():
-        # After the install: build code may have compiled something in it.
-        shutil.copytree(checkout, os.path.join(path, "src", name), symlinks=True)
+def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution: Resolution, builder: Builder) -> None:
+    """Put the checkouts into the release, and install all extensions together."""
+    own, manifest = _own_files(path), os.path.join(path, "release.json")
+    noted = files.read(manifest)
+    os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
+    put, thin = dict(prepared), {}
+    for name, item in prepared.items():
+        if item.checkout:
+            place = os.path.join(path, "src", name)
+            shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
+            called, _, wheel = item.requirement.partition(" @ file://")
+            editable.put(item.checkout, wheel, place, item.subdirectory)
+            made = editable.thin(item.checkout, wheel, name, item.subdirectory)
+            thin[os.path.join(place, item.subdirectory).rstrip("/")] = made
+            put[name] = evolve(item, requirement=f"{called} @ file://{made}")
+    packages.install(path, wanted(site, put), resolution.packages, builder)
+    for place, made in thin.items():
+        editable.tell(virtualenv.site_packages(path)[0], made, place)
+    if _own_files(path) != own:
+        # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
+        files.write(manifest, noted)
+        raise FormulaError("a package has files of its own where those of the release are; look into the new ones.")
     namespace.unify(path)
 
 
-def _refuse_lost_plugins(path: str, user: str) -> None:
-    lost = namespace.missing(path, user=user)
+def _own_files(path: str) -> dict[str, str]:
+    """What the packages of a release must leave as it is, and what they must not bring: by name, where it is."""
+    known = [name for name in os.listdir(path) if OURS.match(name)]
+    known += [f"bin/{name}" for name in os.listdir(f"{path}/bin") if name.startswith("python")]
+    found = {}
+    for name in known:
+        about = os.lstat(os.path.join(path, name))
+        found[name] = f"{about.st_ino} {about.st_mtime_ns}"
+    return found
+
+
+def _refuse_lost_plugins(path: str, sandbox: Sandbox) -> None:
+    lost = namespace.missing(path, sandbox)
     # Some versions of CKAN name plugins of their tests that they do not bring.
     lost.pop("ckan", None)
     if lost:
@@ -126,28 +142,6 @@ def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[Patc
         if os.path.isfile(os.path.join(place, "ckan", "__init__.py")):
             return tuple(patches.apply(site.host, place, found, only=("ckan/", "ckanext/")))
     raise FormulaError(f"no CKAN was found to patch in {path}; correct the base.")
-
-
-def _take_over(path: str, user: str) -> None:
-    """
-    Take the directories of a release from the build user, so that nothing that it left running can change what is in
-    them. Files that are linked from its cache stay its own: as root's they could not be linked another time.
-    """
-    uid = pwd.getpwnam(user).pw_uid
-    for name in os.listdir(path):
-        if OURS.match(name):
-            entry = os.path.join(path, name)
-            if os.path.isdir(entry) and not os.path.islink(entry):
-                shutil.rmtree(entry)
-            else:
-                os.unlink(entry)
-    for folder, folders, files in os.walk(path):
-        os.chown(folder, 0, 0)
-        for name in [*folders, *files]:
-            entry = os.path.join(folder, name)
-            status = os.lstat(entry)
-            if status.st_uid == uid and (status.st_nlink == 1 or stat.S_ISDIR(status.st_mode)):
-                os.chown(entry, 0, 0, follow_symlinks=False)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,9 @@ import json
 import os
 import shutil
 
-from attrs import evolve
-
 from ckan_deploy.build import packages, virtualenv
-from ckan_deploy.build.installer import Installer
 from ckan_deploy.build.packages import Wanted
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base
 from ckan_deploy.releases.site import Site
@@ -104,18 +102,12 @@ def ensure(site: Site) -> Base:
 
 
 def _make(place: str, site: Site) -> Base:
-    installer = Installer.of(site.settings)
     shutil.rmtree(place, ignore_errors=True)  # what a killed run left
     try:
         virtualenv.create(place, python=site.settings.base.python)
-        if installer.user:
-            files.give(place, installer.user)
         wanted = [Wanted("base", requirement=item) for item in _requirements(site)]
-        # Copied, not linked: the cache belongs to the build user, who must not be able to change a base.
-        packages.install(place, wanted, None, evolve(installer, link="copy"))
-        virtualenv.compile_(place, user=installer.user)
-        if installer.user:
-            files.give(place, "root")
+        packages.install(place, wanted, None, Builder.of(site, place))
+        virtualenv.compile_(place)
         with open(os.path.join(place, DONE), "x", encoding="utf-8") as handle:
             json.dump({"requirements": _requirements(site), "python": _python_version(site)}, handle)
         made = find(site)

@@ -1,47 +1,55 @@
 """
 The installer: uv, or pip where there is no uv. One function each for what the formula wants of it; what the two print
 is understood here and nowhere else.
+
+It installs wheels alone, and runs nothing of what it installs: it is told of a virtualenv as a directory, and looks at
+it from an interpreter that has no packages. What has no wheel is built in the sandbox first: see ``sdists``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
 from packaging.utils import canonicalize_name
 
+from ckan_deploy.build import relocate, virtualenv
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.system import disk, files, processes
+from ckan_deploy.system import disk, files, places, processes, toml
 from ckan_deploy.system.processes import Done
 
-# How setuptools installs checkouts: put the directory on the module path, so that packages can share a namespace.
-EDITABLE_MODE = "editable_mode=compat"
+
+class NoWheel(FormulaError):
+    """Packages have no wheel for this Python: ``names``."""
+
+    def __init__(self, text: str, names: Sequence[str]) -> None:
+        super().__init__(text)
+        self.names = tuple(names)
 
 
 @frozen
 class Installer:
     """
-    How packages are installed: ``kind`` (auto, uv, pip), ``uv`` (the program), ``cache`` (its cache directory),
-    ``user`` (who runs it), ``link`` (how files of the cache are shared).
+    How packages are installed: ``shared`` (the directory ``paths:shared``, with its cache and the wheels
+    that were built here), ``kind`` (auto, uv, pip), ``uv`` (the program), ``link`` (how files of its cache are shared).
     """
 
+    shared: str
     kind: str = "auto"
     uv: str = ""
     index_url: str = field(default="", repr=False)
     find_links: str = ""
     offline: bool = False
-    cache: str = ""
-    user: str = ""
     link: str = "hard"
 
     @classmethod
@@ -59,10 +67,19 @@ class Installer:
             index_url=asked.index_url,
             find_links=asked.find_links,
             offline=asked.offline,
-            cache=os.path.join(settings.paths.shared, "cache"),
-            user=settings.build_user if os.geteuid() == 0 else "",
+            shared=settings.paths.shared,
             link=settings.link,
         )
+
+    @property
+    def cache(self) -> str:
+        """The directory of its cache. Not the one in which earlier versions let build code write."""
+        return os.path.join(self.shared, "packages")
+
+    @property
+    def wheels(self) -> str:
+        """The directory of the wheels that were built on this host."""
+        return os.path.join(self.shared, "wheels")
 
 
 class Changes(NamedTuple):
@@ -81,13 +98,13 @@ def kind(installer: Installer) -> str:
 
     Raises ``FormulaError`` when uv is asked for and is not there.
     """
-    program = installer.uv or "uv"
+    name = installer.uv or "uv"
     if installer.kind == "pip":
         return "pip"
-    if shutil.which(program):
+    if shutil.which(name):
         return "uv"
     if installer.kind == "uv":
-        raise FormulaError(f"uv is not installed as {program!r}; install it or correct ckan:installer:uv.")
+        raise FormulaError(f"uv is not installed as {name!r}; install it or correct ckan:installer:uv.")
     return "pip"
 
 
@@ -106,7 +123,7 @@ def dry_run(
     installer
         The installer.
 
-    A checkout that was not built yet is left out. Raises ``FormulaError`` whose text is what the installer says.
+    Raises ``NoWheel``, ``FormulaError`` whose text is what the installer says.
     """
     given = {"wanted": lines, "constraints": constraints, "overrides": overrides}
     with _workplace(installer, given) as place:
@@ -119,9 +136,10 @@ def dry_run(
         if overrides:
             raise FormulaError("pip cannot override requirements; install uv, or remove override.")
         report = f"{place}/report.json"
-        options = ["--dry-run", "--report", report, "-c", f"{place}/constraints.txt"]
-        _pip(path, [*options, "-r", f"{place}/wanted.txt"], installer)
-        return Changes(_reported(report, {line[3:] for line in lines if line.startswith("-e ")}), [])
+        _pip(
+            path, ["--dry-run", "--report", report, "-c", f"{place}/constraints.txt"], f"{place}/wanted.txt", installer
+        )
+        return Changes(_reported(report), [])
 
 
 def install(path: str, lines: Sequence[str], installer: Installer, no_deps: bool = False) -> dict[str, dict[str, str]]:
@@ -137,20 +155,71 @@ def install(path: str, lines: Sequence[str], installer: Installer, no_deps: bool
     no_deps
         Install these and nothing that they require.
 
-    Returns ``{name: {"old": version, "new": version}}`` as far as the installer says it. Raises ``FormulaError`` whose
-    text is what the installer says.
+    Returns ``{name: {"old": version, "new": version}}`` as far as the installer says it. Raises ``NoWheel``,
+    ``FormulaError`` whose text is what the installer says.
     """
-    # Checkouts stand in a file, too: uv builds those of its command line anew each time, these it takes from its cache.
     with _workplace(installer, {"wanted": lines}) as place:
         options = ["--no-deps"] if no_deps else []
         if kind(installer) == "uv":
             mode = "hardlink" if installer.link == "hard" and _same_device(installer, path) else "copy"
-            return _changes(_uv(path, [*options, "--link-mode", mode, "-r", f"{place}/wanted.txt"], installer).stderr)
-        _pip(path, [*options, "-r", f"{place}/wanted.txt"], installer)
+            said = _uv(path, [*options, "--link-mode", mode, "-r", f"{place}/wanted.txt"], installer)
+            _rename_interpreter(path, installer)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}/.lock")  # uv's own, which all may write to
+            return _changes(said.stderr)
+        report = f"{place}/report.json"
+        _pip(path, [*options, "--dry-run", "--report", report], f"{place}/wanted.txt", installer)
+        for name in _reported(report):
+            virtualenv.uninstall(path, name)
+        _pip(path, options, f"{place}/wanted.txt", installer)
+        _rename_interpreter(path, installer)
         return {}
 
 
-def check(path: str, installer: Installer) -> list[str]:
+def source(name: str, specifiers: str, path: str, installer: Installer) -> dict[str, Any]:
+    """
+    Say which sdist there is of a package.
+
+    name
+        Its name.
+    specifiers
+        What its version must be, such as ``>=1,<2``; ``''`` for any.
+    path
+        The virtualenv that it is for.
+    installer
+        The installer.
+
+    Returns ``{"url", "sha256"}``. Raises ``FormulaError``.
+    """
+    if kind(installer) != "uv":
+        raise FormulaError(
+            f"{name} has no wheel for this Python, and pip cannot tell of an sdist without running it; install uv, or "
+            "put a wheel of it into ckan:installer:find_links."
+        )
+    # That it requires nothing is said for it, or uv would run it to learn that; the wheel will say what it requires.
+    config = f'[[dependency-metadata]]\nname = "{name}"\nrequires-dist = []\n'
+    with _workplace(installer, {"wanted": [f"{name}{specifiers}"], "uv": [config]}) as place:
+        command = [
+            program(installer),
+            "pip",
+            "compile",
+            "--no-deps",
+            "--format",
+            "pylock.toml",
+            "--no-header",
+            "--quiet",
+        ]
+        command += ["--config-file", f"{place}/uv.txt", "--python", _bare(path, installer), f"{place}/wanted.txt"]
+        env = {name: value for name, value in _uv_env(installer).items() if name != "UV_NO_CONFIG"}
+        said = _done(_run([*command, *_places(installer)], installer, env), installer, path)
+    listed: list[dict[str, Any]] = toml.loads(said.stdout).get("packages", [])
+    found = listed[0].get("sdist") if listed else None
+    if not found:
+        raise FormulaError(f"{name}{specifiers} has neither a wheel for this Python nor an sdist.")
+    return {"url": str(found.get("url") or f"file://{found['path']}"), "sha256": str(found["hashes"]["sha256"])}
+
+
+def check(path: str, installer: Installer, sandbox: Sandbox) -> list[str]:
     """
     Say which packages of a virtualenv miss something that they declare, or have it in a version that does not fit.
 
@@ -158,28 +227,49 @@ def check(path: str, installer: Installer) -> list[str]:
         The virtualenv.
     installer
         The installer.
+    sandbox
+        Where its interpreter is asked.
 
     Returns a list of sentences, one a package and requirement.
     """
     if kind(installer) == "uv":
-        command = [installer.uv or "uv", "pip", "check", "--python", f"{path}/bin/python"]
-        said = _run(command, installer, _uv_env(installer))
-        lines = [line.strip() for line in said.stderr.splitlines()]
-        found = [line for line in lines if re.match(r"The package `", line)]
+        uv = program(installer)
+        env = {**_uv_env(installer), "UV_NO_CACHE": "1", "UV_DEFAULT_INDEX": "", "UV_OFFLINE": "1"}
+        said = sandbox.run([uv, "pip", "check", "--python", f"{path}/bin/python"], [path, uv], env=env)
+        found = [line for line in map(str.strip, said.stderr.splitlines()) if line.startswith("The package `")]
     else:
-        said = _run([*_pip_program(path, installer), "check"], installer, {})
+        tools = _bare(path, installer)
+        python = f"{path}/bin/python"
+        command = [tools, "-m", "pip", "--python", python, "check", "--disable-pip-version-check"]
+        said = sandbox.run(command, [path, os.path.dirname(os.path.dirname(tools))])
         found = [line.strip() for line in said.stdout.splitlines() if line.strip()]
     if said.retcode != 0 and not found:
         raise FormulaError(f"the packages in {path} cannot be checked: {_told(said, installer)}.")
     return found if said.retcode != 0 else []
 
 
+def program(installer: Installer) -> str:
+    """
+    Return the path of uv.
+
+    installer
+        The installer.
+    """
+    name = installer.uv or "uv"
+    return shutil.which(name) or name
+
+
+def _places(installer: Installer) -> list[str]:
+    """Options of uv and pip: where packages come from, beside the index."""
+    found = ["--find-links", installer.find_links] if installer.find_links else []
+    if os.path.isdir(installer.wheels):
+        found += ["--find-links", installer.wheels]
+    return found
+
+
 def _uv(path: str, options: Sequence[str], installer: Installer) -> Done:
-    program = installer.uv or "uv"
-    command = [shutil.which(program) or program, "pip", "install", "--python", f"{path}/bin/python"]
-    command += ["--config-setting", EDITABLE_MODE]
-    command += ["--find-links", installer.find_links] if installer.find_links else []
-    command += ["--offline"] if installer.offline else []
+    command = [program(installer), "pip", "install", "--python", _bare(path, installer), "--prefix", path]
+    command += [*_places(installer), "--no-build", *(["--offline"] if installer.offline else [])]
     return _done(_run([*command, *options], installer, _uv_env(installer)), installer, path)
 
 
@@ -193,47 +283,62 @@ def _uv_env(installer: Installer) -> dict[str, str]:
         # The host's own certificates: an index behind a company's certificate works as it does for apt and git.
         "UV_SYSTEM_CERTS": "1",
         "NO_COLOR": "1",
-        **({"UV_CACHE_DIR": f"{installer.cache}/uv"} if installer.cache else {}),
+        "UV_CACHE_DIR": f"{installer.cache}/uv",
         # Here and not among the arguments: it may hold a password.
         **({"UV_DEFAULT_INDEX": installer.index_url} if installer.index_url else {}),
     }
 
 
-def _pip(path: str, options: Sequence[str], installer: Installer) -> None:
-    command = [*_pip_program(path, installer), "install", "--quiet", "--no-input", "--config-settings", EDITABLE_MODE]
-    command += ["--find-links", installer.find_links] if installer.find_links else []
-    command += ["--no-index"] if installer.offline else []
+def _pip(path: str, options: Sequence[str], file: str, installer: Installer) -> None:
+    command = [_bare(path, installer), "-m", "pip", "install", "--quiet", "--no-input", "--prefix", path]
+    command += ["--only-binary", ":all:", *_places(installer), *(["--no-index"] if installer.offline else [])]
     env = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_CONFIG_FILE": os.environ.get("PIP_CONFIG_FILE", "")}
     env = {name: value for name, value in env.items() if value}
-    if installer.cache:
-        env["PIP_CACHE_DIR"] = f"{installer.cache}/pip"
+    # What the virtualenv has is seen, and nothing of it is run: what a .pth file says holds for site directories only.
+    env["PYTHONPATH"] = ":".join(virtualenv.site_packages(path))
+    env["PIP_CACHE_DIR"] = f"{installer.cache}/pip"
     if installer.index_url:
         env["PIP_INDEX_URL"] = installer.index_url
-    _done(_run([*command, *options], installer, env), installer, path)
+    _done(_run([*command, *options, "-r", file], installer, env), installer, path)
 
 
-def _pip_program(path: str, installer: Installer) -> list[str]:
-    """The virtualenv's own pip, else that beside uv or the system's for it (a virtualenv may have none)."""
-    if os.path.exists(f"{path}/bin/pip"):
-        return [f"{path}/bin/python", "-m", "pip"]
-    tools = os.path.dirname(installer.uv)
-    python = f"{tools}/python" if os.path.exists(f"{tools}/pip") else "/usr/bin/python3"
-    return [python, "-m", "pip", "--python", f"{path}/bin/python"]
+def _bare(path: str, installer: Installer) -> str:
+    """
+    Return an interpreter that has no packages, of the Python that a virtualenv is made with: to ask that one where it
+    belongs would run what its packages have for each start of Python.
+    """
+    python, pip = virtualenv.home_python(path), kind(installer) == "pip"
+    key = hashlib.sha256(f"{python} {virtualenv.interpreter(path)['version']}".encode()).hexdigest()[:12]
+    place = os.path.join(installer.shared, "interpreters", f"{key}{'-pip' if pip else ''}")
+    if not os.path.exists(f"{place}/.done"):
+        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+        with files.locked(f"{place}.lock"):
+            if not os.path.exists(f"{place}/.done"):
+                shutil.rmtree(place, ignore_errors=True)
+                virtualenv.create(place, python=python, pip=pip)
+                files.write(f"{place}/.done", "")
+    return f"{place}/bin/python"
+
+
+def _rename_interpreter(path: str, installer: Installer) -> None:
+    """Scripts that were just installed name the interpreter that the installer was told of: they get their own."""
+    relocate.rename(path, {os.path.dirname(os.path.dirname(_bare(path, installer))): path})
 
 
 def _run(command: Sequence[str], installer: Installer, env: Mapping[str, str]) -> Done:
-    home = installer.cache or "/nonexistent"
-    if installer.cache:
-        _own(installer.cache, installer.user)
-    where = home if os.path.isdir(home) else "/"
-    return processes.run(command, user=installer.user, env={"HOME": home, **env}, cwd=where, timeout=1800)
+    os.makedirs(installer.cache, mode=0o755, exist_ok=True)
+    return processes.run(command, env={"HOME": installer.cache, **env}, cwd=installer.cache, timeout=1800)
 
 
 def _done(said: Done, installer: Installer, path: str) -> Done:
     if said.retcode == 0:
         return said
     if "No space left on device" in said.stderr + said.stdout:
-        raise FormulaError(f"the disk of {path} or of {installer.cache or 'the cache'} is full.")
+        raise FormulaError(f"the disk of {path} or of {installer.cache} is full.")
+    # uv gives the name in a hint.
+    names = re.findall(r"^hint: Wheels are required for `([\w.-]+)`", said.stderr, re.MULTILINE)
+    if names:
+        raise NoWheel(_told(said, installer), [canonicalize_name(name) for name in names])
     raise FormulaError(_told(said, installer))
 
 
@@ -253,42 +358,23 @@ def _changes(text: str) -> dict[str, dict[str, str]]:
     return changes
 
 
-def _reported(report: str, checkouts: set[str]) -> dict[str, str]:
-    """What pip says in a report that it would install, without checkouts."""
+def _reported(report: str) -> dict[str, str]:
+    """What pip says in a report that it would install."""
     with open(report, encoding="utf-8") as handle:
         items = json.load(handle)["install"]
-    return {
-        canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"]
-        for item in items
-        if item.get("download_info", {}).get("url", "").removeprefix("file://") not in checkouts
-    }
+    return {canonicalize_name(item["metadata"]["name"]): item["metadata"]["version"] for item in items}
 
 
 @contextlib.contextmanager
 def _workplace(installer: Installer, given: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """A directory with requirement files that the installer's user can read; gone at the end."""
-    path = tempfile.mkdtemp(prefix="ckan-install-")
-    try:
+    """A directory with requirement files; gone at the end."""
+    with places.temporary(installer.shared, "install") as path:
         for name, lines in given.items():
             with open(f"{path}/{name}.txt", "w", encoding="utf-8") as handle:
                 handle.writelines(f"{line}\n" for line in lines)
-        if installer.user and os.geteuid() == 0:
-            os.chown(path, pwd.getpwnam(installer.user).pw_uid, -1)
-            for name in given:
-                os.chmod(f"{path}/{name}.txt", 0o644)
         yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _own(folder: str, user: str) -> None:
-    """Make the cache directory, the user's own: files of its cache can be linked only by who owns them."""
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    if user and os.geteuid() == 0 and os.stat(folder).st_uid != pwd.getpwnam(user).pw_uid:
-        files.give(folder, user)
 
 
 def _same_device(installer: Installer, path: str) -> bool:
     """Say whether hard links from the cache into a virtualenv are possible; uv's own cache is left to uv to judge."""
-    place = disk.existing(os.path.abspath(installer.cache)) if installer.cache else path
-    return os.stat(place).st_dev == os.stat(path).st_dev
+    return os.stat(disk.existing(os.path.abspath(installer.cache))).st_dev == os.stat(path).st_dev

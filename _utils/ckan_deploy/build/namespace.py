@@ -12,6 +12,7 @@ import glob
 import json
 import os
 
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.system import files, processes
 
@@ -55,19 +56,19 @@ def unify(path: str) -> None:
         files.write(os.path.join(folder, FILE), LINE)
 
 
-def missing(path: str, user: str = "") -> dict[str, str]:
+def missing(path: str, sandbox: Sandbox) -> dict[str, str]:
     """
     Find the extensions whose plugins cannot be found in one process of a virtualenv's interpreter.
 
     path
         The virtualenv.
-    user
-        Who runs the interpreter.
+    sandbox
+        Where the interpreter is run.
 
     Returns ``{distribution: reason}``, empty when all are there. Raises ``FormulaError`` when the interpreter
     does not run.
     """
-    said = processes.run([f"{path}/bin/python", "-I", "-B", "-c", FINDER], user=user)
+    said = sandbox.run([f"{path}/bin/python", "-I", "-B", "-c", FINDER], [path])
     lines = [line for line in said.stdout.splitlines() if line.startswith("LOST ")]
     if not lines:
         raise FormulaError(f"{path}/bin/python does not run: {processes.tail(said, 1)}.")

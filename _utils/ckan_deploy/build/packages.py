@@ -21,22 +21,21 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
 from ckan_deploy.build import installer as installers
-from ckan_deploy.build import relocate
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build import wheels
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 
 
 @frozen
 class Wanted:
     """
-    What is to be installed: a checkout (``editable``), with ``place`` where it will stand elsewhere in the end and the
-    requirement files that go with it, or a ``requirement``.
+    What is to be installed: a ``requirement``; for a ``checkout`` a wheel that was built of it, and the requirement
+    ``files`` that go with it.
     """
 
     name: str
-    editable: str = ""
-    place: str = ""
     requirement: str = ""
+    checkout: str = ""
     files: tuple[str, ...] = ()
 
 
@@ -97,7 +96,7 @@ def lock(
     wanted: Iterable[Wanted],
     pins: Mapping[str, str],
     overrides: Mapping[str, Sequence[str]],
-    installer: Installer,
+    builder: Builder,
 ) -> Locked:
     """
     Resolve all that is wanted together, and install nothing.
@@ -110,8 +109,8 @@ def lock(
         ``{name: version}`` of the base: nothing may ask for another version.
     overrides
         ``{extension: [requirements]}`` that win over all others, over the pins, too.
-    installer
-        The installer.
+    builder
+        Builds what has no wheel.
 
     Raises ``FormulaError`` that names library, versions and who asks.
     """
@@ -124,19 +123,20 @@ def lock(
     if not lines:
         return Locked(dict(pins), {})
     try:
-        found = installers.dry_run(path, lines, constraints, [line for _, line in chosen.values()], installer)
+        given = (path, lines, constraints, [line for _, line in chosen.values()], builder.installer)
+        found = builder.with_wheels(lambda: installers.dry_run(*given))
     except FormulaError as exc:
         who = _who_asks(str(exc), asked, pins)
         raise FormulaError(f"the packages cannot be resolved: {str(exc).rstrip('.')}{who}.") from exc
     packages = {name: version for name, version in pins.items() if name not in found.removed}
     packages.update(found.installed)
     for item in wanted:
-        name = canonicalize_name(item.name)
-        if item.requirement.endswith(".whl"):
-            packages[name] = str(parse_wheel_filename(os.path.basename(item.requirement))[1])
-        elif item.editable:
-            # Its version stands in its commit; a base may have had it at another one.
-            packages.pop(name, None)
+        if " @ " in item.requirement:
+            name, version = parse_wheel_filename(os.path.basename(item.requirement))[:2]
+            packages[name] = str(version)
+            if item.checkout:
+                # Its version stands in its commit; a base may have had it at another one.
+                packages.pop(name)
     overridden = {
         name: {"by": extension, "base": pins.get(name, ""), "got": packages.get(name, "")}
         for name, (extension, _) in chosen.items()
@@ -144,7 +144,7 @@ def lock(
     return Locked(dict(sorted(packages.items())), overridden)
 
 
-def install(path: str, wanted: Iterable[Wanted], packages: Mapping[str, str] | None, installer: Installer) -> Installed:
+def install(path: str, wanted: Iterable[Wanted], packages: Mapping[str, str] | None, builder: Builder) -> Installed:
     """
     Bring a virtualenv to a lock: install what is wanted, and every package that it has in another version.
 
@@ -154,8 +154,8 @@ def install(path: str, wanted: Iterable[Wanted], packages: Mapping[str, str] | N
         As for ``lock``.
     packages
         The lock; nothing else is resolved. None to resolve freely, as for a new base.
-    installer
-        The installer.
+    builder
+        Builds what has no wheel.
 
     Raises ``FormulaError`` with what the installer says.
     """
@@ -165,23 +165,21 @@ def install(path: str, wanted: Iterable[Wanted], packages: Mapping[str, str] | N
     changes = {}
     if lines:
         try:
-            changes = installers.install(path, lines, installer, no_deps=packages is not None)
+            no_deps = packages is not None
+            changes = builder.with_wheels(lambda: installers.install(path, lines, builder.installer, no_deps))
         except FormulaError as exc:
             raise FormulaError(f"the packages could not be installed: {exc}") from exc
-    places = {item.editable: item.place for item in wanted if item.place}
-    if places:
-        relocate.rename(path, places)
     return Installed(changes, round(time.monotonic() - started, 3))
 
 
-def check(path: str, installer: Installer, tolerate: Iterable[str] = ()) -> bool:
+def check(path: str, builder: Builder, tolerate: Iterable[str] = ()) -> bool:
     """
     Return True when every package's declared dependencies are there in a fitting version.
 
     path
         Absolute path of the virtualenv.
-    installer
-        The installer.
+    builder
+        Says how it is asked.
     tolerate
         Libraries that were overridden: whoever declares another version of one of them is overruled.
 
@@ -190,7 +188,7 @@ def check(path: str, installer: Installer, tolerate: Iterable[str] = ()) -> bool
     names = {canonicalize_name(name) for name in tolerate}
     found = [
         line
-        for line in installers.check(path, installer)
+        for line in installers.check(path, builder.installer, builder.sandbox)
         if not names & {canonicalize_name(word) for word in re.findall(r"[\w.-]+", line)[3:]}
     ]
     if found:
@@ -202,7 +200,7 @@ def _lines(wanted: Iterable[Wanted], files: bool = True) -> list[str]:
     """What is wanted as the lines of a requirements file."""
     lines = []
     for item in wanted:
-        lines.append(f"-e {item.editable}" if item.editable else item.requirement)
+        lines.append(item.requirement)
         if files:
             lines += [f"-r {file}" for file in item.files]
     return lines
@@ -242,29 +240,40 @@ def _overrides(overrides: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, s
 def _asked(item: Wanted) -> list[_Asked]:
     found = []
     for file in item.files:
-        found += [_Asked(item.name, requirement, os.path.basename(file)) for requirement in _read(file, set())]
-    project = os.path.join(item.editable, "pyproject.toml")
-    if item.editable and os.path.isfile(project):
-        for line in _static_dependencies(project):
+        asked = _read(file, item.checkout, set())
+        found += [_Asked(item.name, requirement, os.path.basename(file)) for requirement in asked]
+    if item.checkout:
+        for line in wheels.read(item.requirement.partition(" @ file://")[2])[2]:
             requirement = _parse(line)
             if requirement:
-                found.append(_Asked(item.name, requirement, "pyproject.toml"))
+                found.append(_Asked(item.name, requirement, "its package"))
     return found
 
 
-def _read(file: str, seen: set[str]) -> list[Requirement]:
-    """The plain requirements of a requirements file and of those that it includes."""
+def _read(file: str, checkout: str, seen: set[str]) -> list[Requirement]:
+    """
+    The plain requirements of a requirements file and of those that it includes. Refuses what would let the installer,
+    which runs as root, read files outside of the checkout, or send what its environment holds to a server.
+    """
+    shown = os.path.relpath(file, checkout)
+    if not os.path.realpath(file).startswith(f"{os.path.realpath(checkout)}/"):
+        raise FormulaError(f"a requirements file includes {shown}, which is outside of the checkout; correct it.")
     if file in seen or not os.path.isfile(file):
         return []
     seen.add(file)
     with open(file, encoding="utf-8", errors="replace") as handle:
         text = handle.read().replace("\\\n", " ")
+    if "${" in text:
+        raise FormulaError(
+            f"{shown} names a variable of the environment (${{...}}); write the value, or set an override."
+        )
     found = []
     for line in text.splitlines():
         line = re.sub(r"(^|\s)#.*$", "", line).strip()
-        include = re.match(r"(?:-r|--requirement)[ =]+(\S+)", line)
+        include = re.match(r"(-r|--requirement|-c|--constraint)[ =]*(\S+)", line)
         if include:
-            found += _read(os.path.join(os.path.dirname(file), include[1]), seen)
+            inner = _read(os.path.join(os.path.dirname(file), include[2].strip("'\"")), checkout, seen)
+            found += inner if include[1] in ("-r", "--requirement") else []
         elif re.match(r"(-e|--editable)\b", line):
             raise FormulaError(
                 f"{os.path.basename(file)} has the line {line!r}; a checkout belongs under ckan:extensions, so set "
@@ -283,16 +292,6 @@ def _parse(line: str) -> Requirement | None:
     except InvalidRequirement:
         return None  # an option, an address: the installer's business
     return requirement if not requirement.marker or requirement.marker.evaluate() else None
-
-
-def _static_dependencies(project: str) -> list[str]:
-    """The dependencies of a pyproject.toml; read without a parser for it, which Python 3.10 does not have."""
-    with open(project, encoding="utf-8", errors="replace") as handle:
-        text = handle.read()
-    table = re.search(r"^\[project\]\s*$(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
-    array = re.search(r"^dependencies\s*=\s*\[(.*?)^\s*\]|^dependencies\s*=\s*\[(.*?)\]", table[1] if table else "",
-                      re.MULTILINE | re.DOTALL)  # fmt: skip
-    return re.findall(r"""["']([^"'\n]+)["']""", (array[1] or array[2] or "") if array else "")
 
 
 def _refuse_conflicts(asked: Iterable[_Asked], pins: Mapping[str, str], chosen: Mapping[str, tuple[str, str]]) -> None:

@@ -1,8 +1,8 @@
 """
 The plugins that a release will have, known before anything is installed: none may be listed that nothing brings.
 
-What an extension brings cannot always be told from its files (see ``entry_points``). Then nothing is refused;
-whether all plugins load is asked again by the boot of the stage ``check``.
+What a package of the index brings can be told only where its wheel is at hand. Else nothing is refused; whether all
+plugins load is asked again by the boot of the stage ``check``.
 """
 
 from __future__ import annotations
@@ -57,10 +57,8 @@ def _brought(prepared: Mapping[str, Prepared], new: Mapping[str, str], find_link
     brought: dict[str, list[str] | None] = {}
     for name, item in prepared.items():
         archive = item.requirement.partition(" @ file://")[2]
-        if item.editable:
-            brought[canonicalize_name(name)] = entry_points.of_checkout(item.editable)
-        elif archive:
-            brought[canonicalize_name(name)] = entry_points.of_archive(archive)
+        if archive:
+            brought[canonicalize_name(name)] = entry_points.of_wheel(archive)
     asked = {canonicalize_name(name) for name in prepared}
     for name, version in new.items():
         # Extensions from the index, and those that others require.
@@ -95,5 +93,5 @@ def _of_wheel(name: str, version: str, folder: str) -> list[str] | None:
         except InvalidWheelFilename:
             continue
         if (found[0], str(found[1])) == (name, version):
-            return entry_points.of_archive(file)
+            return entry_points.of_wheel(file)
     return None

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # What belongs to the source alone: its sockets, its configuration, its manifest, its lock.
 SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
+# Modes that a release may have: nobody but its owner writes, and no file changes who one is.
+FAIR = 0o755
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
 
 
@@ -41,7 +43,7 @@ class Copied:
     prefixes: tuple[str, ...]
 
 
-def copy(source: str, target: str, link: str = "hard", ids: tuple[int, int] | None = None) -> Copied:
+def copy(source: str, target: str, link: str = "hard") -> Copied:
     """
     Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
 
@@ -51,12 +53,10 @@ def copy(source: str, target: str, link: str = "hard", ids: tuple[int, int] | No
         Absolute path of an empty directory, in its normal form.
     link
         ``hard`` shares file contents by hard links where that is possible, ``copy`` copies every file.
-    ids
-        Numbers of the user and the group that get the new directories and files. Default: whoever runs this.
 
     Raises ``OSError`` when a file cannot be read or written.
     """
-    copier = _Cloner(source, target, link == "hard", ids)
+    copier = _Cloner(source, target, link == "hard")
     copier.directory(source, target, "top")
     copier.drop_stale_bytecode()
     return Copied(**copier.counts, prefixes=tuple(copier.prefixes))
@@ -129,11 +129,10 @@ def rename(path: str, places: Mapping[str, str]) -> int:
 class _Cloner:
     """One pass over a virtualenv that makes another one of it."""
 
-    def __init__(self, source: str, target: str, link: bool, ids: tuple[int, int] | None) -> None:
+    def __init__(self, source: str, target: str, link: bool) -> None:
         self.source = source
         self.target = target
         self.link = link
-        self.ids = ids
         self.prefixes = prefixes.own(source)
         self.pattern = prefixes.pattern(self.prefixes)
         self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
@@ -155,14 +154,16 @@ class _Cloner:
                 elif entry.is_file():
                     self.file(entry, new, kind)
         # Last, since the mode may forbid writing.
-        os.chmod(target, stat.S_IMODE(os.stat(source).st_mode))
-        self.own(target)
+        os.chmod(target, os.stat(source).st_mode & FAIR)
 
     def file(self, entry: os.DirEntry[str], new: str, kind: str) -> None:
         """Rewrite, link or copy one file."""
         if _may_name_prefix(kind, entry.name) and self.rewrite(entry, new, kind):
             return
-        if self.link and kind != "src":
+        about = entry.stat()
+        # What others may write to, or what would give others more rights than they have, is not taken as it is.
+        fair = about.st_uid == os.geteuid() and about.st_mode & 0o7777 == about.st_mode & FAIR
+        if self.link and fair and kind != "src":
             try:
                 os.link(entry.path, new)
                 self.counts["linked"] += 1
@@ -173,7 +174,7 @@ class _Cloner:
                 # Another file system stays another one; the other two may concern this file alone.
                 self.link = exc.errno != errno.EXDEV
         shutil.copy2(entry.path, new)
-        self.own(new)
+        os.chmod(new, about.st_mode & FAIR)
         self.counts["copied"] += 1
 
     def rewrite(self, entry: os.DirEntry[str], new: str, kind: str) -> bool:
@@ -187,8 +188,7 @@ class _Cloner:
             return False
         with open(new, "xb") as handle:
             handle.write(changed)
-        os.chmod(new, stat.S_IMODE(entry.stat().st_mode))
-        self.own(new)
+        os.chmod(new, entry.stat().st_mode & FAIR)
         self.counts["rewritten"] += 1
         self.rewritten.append(new)
         return True
@@ -205,12 +205,6 @@ class _Cloner:
             place = os.path.normpath(os.path.join(os.path.dirname(old), value))
             value = value if prefixes.inside(place, self.source) else place
         os.symlink(value, new)
-        self.own(new)
-
-    def own(self, path: str) -> None:
-        """Give a path that was made here to the owner asked for; a linked file would change its source."""
-        if self.ids:
-            os.chown(path, *self.ids, follow_symlinks=False)
 
     def drop_stale_bytecode(self) -> None:
         """Remove the bytecode of rewritten modules: with an equal size and time it would pass as fresh."""

@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from attrs import evolve
 from packaging.utils import canonicalize_name
 
-from ckan_deploy.build import base, packages, plugins
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build import base, packages, plugins, wheels
 from ckan_deploy.build.packages import Wanted
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base, Resolution
 from ckan_deploy.releases.site import Site
@@ -23,11 +24,13 @@ from ckan_deploy.sources import origins, patches, repositories
 from ckan_deploy.sources.git import Origin
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch, Pin
+from ckan_deploy.system import files
 
 T = TypeVar("T")
 AT_ONCE = 8
 
 
+@files.usual_modes()
 def resolve(site: Site) -> Resolution:
     """
     Decide what a release will hold.
@@ -45,14 +48,14 @@ def resolve(site: Site) -> Resolution:
     pins = _at_once(
         settings.extensions, lambda name: origins.resolve(site.host, name, settings.extensions[name], shared)
     )
-    installer = Installer.of(settings)
-    prepared = prepare(site, pins)
+    builder = Builder.of(site, found.path)
+    prepared = prepare(site, pins, builder)
     had = packages.freeze(found.path)
     overrides = {name: extension.override for name, extension in settings.extensions.items() if extension.override}
-    locked = packages.lock(found.path, wanted(site, prepared), had, overrides, installer)
+    locked = packages.lock(found.path, wanted(site, prepared), had, overrides, builder)
     if "ckan.plugins" not in settings.config:  # which wins over ckan:plugins
         new = {name: version for name, version in locked.packages.items() if had.get(name) != version}
-        plugins.check(settings.plugins, found.path, prepared, new, installer.find_links)
+        plugins.check(settings.plugins, found.path, prepared, new, settings.installer.find_links)
     return Resolution(
         base=Base(found.ckan, found.python),
         extensions={name: _completed(site, name, pin, prepared[name], locked.packages) for name, pin in pins.items()},
@@ -62,25 +65,39 @@ def resolve(site: Site) -> Resolution:
     )
 
 
-def prepare(site: Site, pins: Mapping[str, Pin]) -> dict[str, Prepared]:
+def prepare(site: Site, pins: Mapping[str, Pin], builder: Builder) -> dict[str, Prepared]:
     """
-    Bring all that pins name onto this host, several at once.
+    Bring all that pins name onto this host, and build the wheels of it, several at once.
 
     site
         The site.
     pins
         The pin of each extension.
+    builder
+        Builds the wheels.
 
-    Returns what each is installed from. Raises ``FormulaError`` with all that failed.
+    Returns what each is installed from; the requirement is a wheel, but for an extension from the package index.
+    Raises ``FormulaError`` with all that failed.
     """
-    settings, user = site.settings, Installer.of(site.settings).user
-    return _at_once(
-        pins,
-        lambda name: origins.prepare(site.host, name, settings.extensions[name], pins[name], site.paths.shared, user),
-    )
+    return _at_once(pins, lambda name: _prepared(site, name, pins[name], builder))
 
 
-def wanted(site: Site, prepared: Mapping[str, Prepared], places: Mapping[str, str] | None = None) -> list[Wanted]:
+def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
+    item = origins.prepare(site.host, name, site.settings.extensions[name], pin, site.paths.shared)
+    archive = item.requirement.partition(" @ file://")[2]
+    try:
+        if item.checkout:
+            wheel = builder.of_checkout(item.checkout, item.subdirectory)
+        elif archive and not archive.endswith(".whl"):
+            wheel = builder.of_sdist(archive)
+        else:
+            return item
+        return evolve(item, requirement=f"{wheels.read(wheel)[0]} @ file://{wheel}")
+    except FormulaError as exc:
+        raise FormulaError(f"{name}: {exc}") from exc
+
+
+def wanted(site: Site, prepared: Mapping[str, Prepared]) -> list[Wanted]:
     """
     Return what is installed into a release: the extensions, and uWSGI, which a base that was adopted may not have.
 
@@ -88,14 +105,9 @@ def wanted(site: Site, prepared: Mapping[str, Prepared], places: Mapping[str, st
         The site.
     prepared
         What ``prepare`` returned.
-    places
-        Where checkouts will stand in the end.
     """
-    found = [
-        Wanted(name, item.editable, (places or {}).get(name, ""), item.requirement, item.files)
-        for name, item in sorted(prepared.items())
-    ]
-    return found + ([Wanted("uwsgi", requirement="uwsgi")] if site.settings.web.app == "uwsgi" else [])
+    found = [Wanted(name, item.requirement, item.checkout, item.files) for name, item in sorted(prepared.items())]
+    return found + ([Wanted("uwsgi", "uwsgi")] if site.settings.web.app == "uwsgi" else [])
 
 
 def noted(pin: Pin, item: Prepared) -> Pin:

@@ -8,22 +8,26 @@ CKAN or of releases, and no pillar is read.
 
 from __future__ import annotations
 
-import grp
+import contextlib
+import csv
+import glob
 import os
-import pwd
 import re
 import shutil
 import time
 from collections.abc import Iterable
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 from ckan_deploy.build import relocate
 from ckan_deploy.build.prefixes import inside
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.system import processes
 
 
-def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict[str, float]:
+def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None = None) -> dict[str, float]:
     """
     Make ``target`` a complete virtualenv of its own from the virtualenv ``source``.
 
@@ -39,9 +43,8 @@ def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict
     link
         ``hard`` (default) shares file contents by hard links, with a copy wherever a link is impossible; ``copy``
         copies every file.
-    owner
-        User, or ``user:group``, who gets the new directories and the new files. Files shared with the source keep
-        the owner that they have. Default: whoever runs this.
+    sandbox
+        Where its interpreter is run for the check. Default: no check by its interpreter.
 
     Returns ``{"files": n, "linked": n, "copied": n, "rewritten": n, "seconds": x}``.
 
@@ -57,11 +60,10 @@ def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict
         )
     if inside(os.path.realpath(target), os.path.realpath(source)):
         raise InvalidArgument(f"{target} lies inside the source {source}; choose a target outside of it.")
-    user, ids = _owner(owner)
     _make_target(target)
     try:
-        copied = relocate.copy(source, target, link=link, ids=ids)
-        problems = verify(target, forbidden=copied.prefixes, user=user)
+        copied = relocate.copy(source, target, link=link)
+        problems = verify(target, forbidden=copied.prefixes, sandbox=sandbox)
         if problems:
             raise FormulaError(
                 f"{source} does not clone to a sound virtualenv: {problems[0]}; repair {source} and try again."
@@ -75,7 +77,7 @@ def clone(source: str, target: str, link: str = "hard", owner: str = "") -> dict
     return {"files": sum(counts.values()), **counts, "seconds": round(time.monotonic() - started, 3)}
 
 
-def verify(path: str, forbidden: Iterable[str] = (), user: str = "") -> list[str]:
+def verify(path: str, forbidden: Iterable[str] = (), sandbox: Sandbox | None = None) -> list[str]:
     """
     Say what is wrong with the virtualenv at ``path``; an empty list means that it stands on its own.
 
@@ -83,16 +85,17 @@ def verify(path: str, forbidden: Iterable[str] = (), user: str = "") -> list[str
         Absolute path of the virtualenv.
     forbidden
         Absolute paths that it must not name: where it was cloned from, other releases.
-    user
-        User who runs its interpreter for the check. Default: whoever runs this.
+    sandbox
+        Where its interpreter is asked where it belongs: it runs what the packages have for each start of Python.
+        Default: it is not asked.
 
     Returns a list of sentences without full stop. Problems raise nothing.
     """
     path = _absolute("path", path)
-    return relocate.problems(path, forbidden) + _prefix_problems(path, user)
+    return relocate.problems(path, forbidden) + (_prefix_problems(path, sandbox) if sandbox else [])
 
 
-def create(path: str, python: str = "/usr/bin/python3") -> dict[str, str]:
+def create(path: str, python: str = "/usr/bin/python3", pip: bool = False) -> dict[str, str]:
     """
     Make a new, empty virtualenv.
 
@@ -100,6 +103,8 @@ def create(path: str, python: str = "/usr/bin/python3") -> dict[str, str]:
         Absolute path of the virtualenv; must not exist.
     python
         Path of the interpreter to build on.
+    pip
+        Put the pip into it that this Python brings.
 
     Returns what ``interpreter`` returns. Raises ``FormulaError`` when that fails.
     """
@@ -107,7 +112,10 @@ def create(path: str, python: str = "/usr/bin/python3") -> dict[str, str]:
     if os.path.lexists(path):
         raise FormulaError(f"{path} exists; choose another path or remove it first.")
     # By Python itself and not by uv: it is there in any case, and brings no pip that would be old tomorrow.
-    done = processes.run([str(python), "-I", "-m", "venv", "--without-pip", path])
+    done = processes.run([str(python), "-I", "-m", "venv", *([] if pip else ["--without-pip"]), path])
+    if done.retcode == 0 and pip:
+        # Up to Python 3.11 it brings setuptools, too, which is nobody's wish.
+        processes.run([f"{path}/bin/python", "-I", "-m", "pip", "uninstall", "--yes", "--quiet", "setuptools"])
     if done.retcode != 0:
         shutil.rmtree(path, ignore_errors=True)
         raise FormulaError(
@@ -117,16 +125,15 @@ def create(path: str, python: str = "/usr/bin/python3") -> dict[str, str]:
     return interpreter(path)
 
 
-def compile_(path: str, where: Iterable[str] = ("lib", "src"), user: str = "", timeout: int = 600) -> dict[str, Any]:
+def compile_(path: str, where: Iterable[str] = ("lib", "src"), timeout: int = 600) -> dict[str, Any]:
     """
-    Write the bytecode that is missing or stale, so that no process has to compile at its start.
+    Write the bytecode that is missing or stale, so that no process has to compile at its start. The Python that it is
+    made with does that, without anything of the virtualenv: nothing in it is run.
 
     path
         Absolute path of the virtualenv.
     where
         Directories below it.
-    user
-        User who runs the compiler. Default: whoever runs this.
     timeout
         Seconds.
 
@@ -140,8 +147,8 @@ def compile_(path: str, where: Iterable[str] = ("lib", "src"), user: str = "", t
         return {"compiled": 0, "failed": [], "seconds": 0.0}
     # Stripping the prefix keeps this virtualenv's place out of bytecode that clones will share. compileall writes
     # beside and renames, so a linked file is replaced, not changed.
-    command = [f"{path}/bin/python", "-I", "-m", "compileall", "-s", path]
-    done = processes.run(command + [f"{path}/{name}" for name in folders], user=user, timeout=timeout)
+    command = [home_python(path), "-I", "-S", "-m", "compileall", "-s", path]
+    done = processes.run(command + [f"{path}/{name}" for name in folders], timeout=timeout)
     seen = re.findall(r"^Compiling '(.*)'\.\.\.$", done.stdout, re.MULTILINE)
     failed = re.findall(r"^Compiling '(.*)'\.\.\.\n\*\*\*", done.stdout, re.MULTILINE)
     if done.retcode != 0 and not failed:
@@ -173,12 +180,61 @@ def interpreter(path: str) -> dict[str, str]:
     return {"version": ".".join(version.split(".")[:3]), "home": values.get("home", "")}
 
 
-def _prefix_problems(path: str, user: str) -> list[str]:
+def home_python(path: str) -> str:
+    """
+    Return the interpreter that a virtualenv was made with: of the same version, and without its packages.
+
+    path
+        Absolute path of the virtualenv.
+
+    Raises ``FormulaError`` where it is gone.
+    """
+    about = interpreter(path)
+    short = ".".join(about["version"].split(".")[:2])
+    for name in (f"python{short}", "python3"):
+        found = os.path.join(about["home"], name)
+        if os.path.exists(found):
+            return found
+    raise FormulaError(f"the interpreter of {path} is gone from {about['home']}; install Python {short} there.")
+
+
+def site_packages(path: str) -> list[str]:
+    """
+    Return the directories of a virtualenv that packages are installed into: one.
+
+    path
+        Absolute path of the virtualenv.
+    """
+    return sorted(glob.glob(f"{glob.escape(path)}/lib/python3*/site-packages"))
+
+
+def uninstall(path: str, name: str) -> None:
+    """
+    Remove the files of a package, as it says itself which they are; none outside of the virtualenv.
+
+    path
+        Absolute path of the virtualenv.
+    name
+        The normalised name of the package; nothing is done where there is none of that name.
+    """
+    for folder in site_packages(path):
+        for record in glob.glob(f"{glob.escape(folder)}/*.dist-info/RECORD"):
+            if canonicalize_name(os.path.basename(os.path.dirname(record)).split("-")[0]) != name:
+                continue
+            with open(record, encoding="utf-8", newline="") as handle:
+                files = [os.path.normpath(os.path.join(folder, row[0])) for row in csv.reader(handle) if row]
+            for file in filter(lambda file: inside(file, path), files):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(file)
+            shutil.rmtree(os.path.dirname(record), ignore_errors=True)
+
+
+def _prefix_problems(path: str, sandbox: Sandbox) -> list[str]:
     """Ask the virtualenv's own interpreter where it belongs."""
     if not os.access(f"{path}/bin/python", os.X_OK):
         return ["bin/python does not exist or cannot be run"]
     command = [f"{path}/bin/python", "-I", "-c", "import sys; print(sys.prefix)"]
-    done = processes.run(command, user=user, timeout=60)
+    done = sandbox.run(command, [path])
     prefix = done.stdout.strip()
     if done.retcode != 0:
         return [f"bin/python does not run ({processes.tail(done, 1)})"]
@@ -193,18 +249,6 @@ def _make_target(target: str) -> None:
             raise FormulaError(f"{target} exists; choose another target or remove it first.")
     except OSError as exc:
         raise FormulaError(f"{target} cannot be made ({exc.strerror}); make its parent directory writable.") from exc
-
-
-def _owner(owner: str) -> tuple[str, tuple[int, int] | None]:
-    """Return the user's name and the ids of user and group for ``user`` or ``user:group``."""
-    if not owner:
-        return "", None
-    user, _, group = owner.partition(":")
-    try:
-        entry = pwd.getpwnam(user)
-        return user, (entry.pw_uid, grp.getgrnam(group).gr_gid if group else entry.pw_gid)
-    except KeyError as exc:
-        raise FormulaError(f"There is no user or group {owner!r} here; create it first.") from exc
 
 
 def _empty(target: str) -> None:

@@ -1,5 +1,6 @@
 """
-Dumps of CKAN's database on the host that migrates it: made before a migration, read back, kept a few, restored.
+Dumps of CKAN's database on the host that migrates it: made before a migration, read back, kept a few. What the database
+is besides its tables stands in a file beside each. ``restore`` puts them back.
 
 PostgreSQL's own programs do the work: ``postgres`` runs them.
 """
@@ -7,6 +8,8 @@ PostgreSQL's own programs do the work: ``postgres`` runs them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import re
 import shutil
@@ -15,40 +18,54 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.build import ini
-from ckan_deploy.database import names, postgres
+from ckan_deploy.database import names, postgres, properties
+from ckan_deploy.database.properties import Properties
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.releases import ids, stage
+from ckan_deploy.releases import ids
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import disk
+from ckan_deploy.system import disk, files
 
 MB = 2**20
+# The end of the name of the file that stands beside a dump.
+BESIDE = ".properties.json"
 HINT = "; or set ckan:backup:when to never, and have a hook before the stage migrate make your own"
+# Size, version of the server, and the tables that pg_dump would fail on.
+_ASKED = """
+select pg_database_size(current_database()), current_setting('server_version_num')::int / 10000, (
+  select string_agg(format('%I.%I', nspname, relname), ', ' order by nspname, relname)
+  from pg_class c join pg_namespace n on n.oid = relnamespace
+  where relkind in ('r', 'p', 'S') and nspname !~ '^(pg_|information_schema$)'
+    and not (has_schema_privilege(n.oid, 'usage') and case relkind when 'S' then has_sequence_privilege(c.oid, 'select')
+      else has_table_privilege(c.oid, 'select') end)
+    and not exists (select from pg_depend where classid = 'pg_class'::regclass and objid = c.oid and deptype = 'e'))
+"""
 
 
-def before(site: Site, release: str, found: Mapping[str, Mapping[str, Any]], pending: bool) -> dict[str, Any]:
+def before(site: Site, name: str, found: Mapping[str, Mapping[str, Any]], pending: bool) -> dict[str, Any]:
     """
-    Dump the database before a release migrates it, if ``backup:when`` asks for that; old dumps go afterwards.
+    Dump the database before it is changed, if ``backup:when`` asks for that; old dumps of deploys go afterwards.
 
     site
         The site.
-    release
-        The release that is about to migrate it; the dump is named after it.
+    name
+        What to call the dump: after the release that is about to migrate the database. Where there is one of that name
+        it stays: it was made before a migration that was tried already.
     found
         Where the database is, by ``core`` and plugins: what ``probe.schema`` returned. An empty database is not dumped.
     pending
         Whether a migration is to come.
 
-    Returns ``{"file", "size_mb", "seconds"}``, ``{}`` where nothing was to be dumped. Raises ``FormulaError``; nothing
-    is left of a dump that failed.
+    Returns ``{"file", "size_mb", "seconds"}``, with ``warnings`` where there are any, ``{}`` where nothing was to be
+    dumped. Raises ``FormulaError``; nothing is left of a dump that failed.
     """
     when = site.settings.backup.when
     holds = any(state["at"] for state in found.values())
     if not holds or when == "never" or (when == "before_migration" and not pending):
         return {}
-    made = _dump(site, release)
-    for old in list_dumps(site)[site.settings.backup.keep :]:
-        os.unlink(old["file"])
-    return made
+    file = _path(site, name)
+    made = {"file": file, "size_mb": _size(file), "seconds": 0.0} if os.path.exists(file) else _dump(site, name)
+    warnings = _prune(site)
+    return {**made, **({"warnings": warnings} if warnings else {})}
 
 
 def dump(site: Site, name: str = "") -> dict[str, Any]:
@@ -61,7 +78,7 @@ def dump(site: Site, name: str = "") -> dict[str, Any]:
         What to call it; by default a stamp of now.
 
     Returns ``{"file", "size_mb", "seconds"}``. Raises ``InvalidArgument`` for what is no plain name, ``FormulaError``
-    where there can be no dump.
+    where there can be no dump, or where there is one of that name already.
     """
     return _dump(site, names.dump(name) if name else ids.new_id())
 
@@ -76,10 +93,7 @@ def list_dumps(site: Site) -> list[dict[str, Any]]:
     folder = site.paths.backups
     found = sorted(os.listdir(folder), reverse=True) if os.path.isdir(folder) else []
     files = [(name, os.path.join(folder, name)) for name in found if name.endswith(".dump")]
-    return [
-        {"name": name.removesuffix(".dump"), "file": file, "size_mb": round(os.path.getsize(file) / MB, 1)}
-        for name, file in files
-    ]
+    return [{"name": name.removesuffix(".dump"), "file": file, "size_mb": _size(file)} for name, file in files]
 
 
 def heads(site: Site, name: str) -> dict[str, list[str]]:
@@ -94,7 +108,7 @@ def heads(site: Site, name: str) -> dict[str, list[str]]:
     Returns ``{"core" or plugin: [revisions]}``. Raises ``InvalidArgument`` for what is no plain name, ``FormulaError``
     where there is no such dump here.
     """
-    file = _file(site, name)
+    file = file_of(site, name)
     listed = postgres.run(site, ["pg_restore", "--list", file])
     found = {}
     for table in sorted(re.findall(r"TABLE DATA \S+ (\w*alembic_version) ", listed)):
@@ -105,107 +119,72 @@ def heads(site: Site, name: str) -> dict[str, list[str]]:
     return {plugin: some for plugin, some in found.items() if some}
 
 
-def restore(site: Site, name: str, confirm: str = "") -> dict[str, Any]:
+def file_of(site: Site, name: str) -> str:
     """
-    Put a dump in the place of the database: into a new database first, then the two change names. The one of before is
-    kept under another name, so nothing is lost, also where this is interrupted.
-
-    What came into the portal after the dump is missing then. Visitors are cut off for the moment of the change.
+    Return the file of a dump on this host.
 
     site
         The site.
     name
         The dump, as ``list_dumps`` names it.
-    confirm
-        The same name again.
 
-    Returns ``{"database", "kept_as": name of the database of before, "seconds"}``. Raises ``InvalidArgument`` for what
-    is no plain name, ``FormulaError`` with one sentence; the database is as it was then.
+    Raises ``InvalidArgument`` for what is no plain name, ``FormulaError`` where there is no such dump here.
     """
-    name, about = names.dump(name), site.settings.database
-    if str(confirm) != name:
-        raise FormulaError(
-            f"this puts the dump {name} in the place of the database {about.name} on {about.host}, and what came "
-            f"into it since is missing then; to go on, type the name again: confirm={name}"
-        )
-    with stage.running(site, "restore", name):
-        return put_back(site, name)
+    file = _path(site, names.dump(name))
+    if not os.path.isfile(file):
+        have = ", ".join(dump["name"] for dump in list_dumps(site)) or "none"
+        raise FormulaError(f"there is no dump {name} on this host; the dumps here: {have}.")
+    return file
 
 
-def put_back(site: Site, name: str) -> dict[str, Any]:
+def properties_of(site: Site, name: str) -> Properties:
     """
-    Do what ``restore`` does, without a question.
+    Return what a database was besides its tables when it was dumped.
 
     site
         The site.
     name
-        The dump.
+        The dump, as ``list_dumps`` names it. One that came without the file beside it has what the database is now, and
+        where that is gone what a new one is by default.
 
-    Returns and raises as ``restore`` does.
+    Raises ``FormulaError`` where the file beside the dump cannot be read.
     """
-    begun = time.monotonic()
-    new = _restored(site, name, "new")
-    kept = names.beside(site, "old")
+    beside = _beside(file_of(site, name))
     try:
-        _change_names(site, new, kept)
-    except FormulaError:
-        _drop(site, new)
-        raise
-    return {
-        "database": site.settings.database.name, "kept_as": kept, "seconds": round(time.monotonic() - begun, 1),
-    }  # fmt: skip
-
-
-def take_again(site: Site, kept_as: str) -> None:
-    """
-    Undo what ``restore`` did: the database of before takes its name again. The one from the dump goes.
-
-    site
-        The site.
-    kept_as
-        The name that the database of before was kept under.
-
-    Raises ``InvalidArgument`` for any other name, ``FormulaError``; the database is as it was then.
-    """
-    kept, dumped = names.kept(site, kept_as), names.beside(site, "dump")
-    _change_names(site, kept, dumped)
-    # Somebody may be connected again; then it stays, and is in nobody's way.
-    with contextlib.suppress(FormulaError):
-        postgres.admin(site, f"drop database {postgres.identifier(dumped)}")
+        if text := files.read(beside):
+            return Properties.of(json.loads(text))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise FormulaError(
+            f"{beside} is not what a dump has beside it ({exc}); bring the right one here, or remove it to take what "
+            "the database is now."
+        ) from exc
+    about = site.settings.database
+    sql = f"select 1 from pg_database where datname = {postgres.literal(about.name)}"
+    return properties.read(site) if postgres.admin(site, sql).strip() else Properties()
 
 
 @contextlib.contextmanager
-def copied(site: Site, name: str) -> Iterator[str]:
+def tables_only(site: Site) -> Iterator[str]:
     """
-    Have a copy of the database for a while, made from a dump.
+    Have a dump of the database without its rows for a while, for a trial.
 
     site
         The site.
-    name
-        The dump.
 
-    Yields the name of the copy. Raises ``FormulaError`` with one sentence.
+    Yields its file. Raises ``FormulaError`` where it cannot be made.
     """
-    new = _restored(site, name, "rehearsal")
-    try:
-        yield new
-    finally:
-        _drop(site, new)
-
-
-def obstacle(site: Site) -> str:
-    """
-    Say what would keep this host from putting the dump of a deploy in the place of the database, ``''`` for nothing.
-
-    site
-        The site.
-    """
-    return "ckan:backup:when is never" if site.settings.backup.when == "never" else _may_not(site)
+    with _alone(site) as folder:
+        part = os.path.join(folder, "trial.part")
+        try:
+            _pg_dump(site, part, "--schema-only")
+            yield part
+        finally:
+            _remove(part)
 
 
 def ready(site: Site) -> None:
     """
-    Say in time what is in the way of a dump: a missing or too old ``pg_dump``, no room.
+    Say in time what is in the way of a dump: a missing or too old ``pg_dump``, a table that may not be read, no room.
 
     site
         The site.
@@ -218,19 +197,22 @@ def ready(site: Site) -> None:
         raise FormulaError(
             f"ckan:config names another database in sqlalchemy.url than ckan:database does; name it there{HINT}."
         )
-    if not shutil.which("pg_dump"):
-        raise FormulaError(f"pg_dump is missing on this host; install postgresql-client{HINT}.")
+    for program in ("pg_dump", "pg_restore"):
+        if not shutil.which(program):
+            raise FormulaError(f"{program} is missing on this host; install postgresql-client{HINT}.")
     version = re.search(r"\) (\d+)", postgres.run(site, ["pg_dump", "--version"]))
     own = int(version[1]) if version else 0
-    size, server = postgres.run(
-        site,
-        ["psql", "-X", "-A", "-t", "-c",
-         "select pg_database_size(current_database()), current_setting('server_version_num')::int / 10000"],
-    ).strip().split("|")  # fmt: skip
+    size, server, unreadable = (*postgres.run(site, [*postgres.PSQL, "-c", _ASKED]).strip().split("|", 2), "")[:3]
     if own < int(server):
         raise FormulaError(
             f"pg_dump of this host is version {own} and cannot read PostgreSQL {server}; install postgresql-client-"
             f"{server}{HINT}."
+        )
+    if unreadable:
+        user = postgres.identifier(site.settings.database.user)
+        raise FormulaError(
+            f"{site.settings.database.user} may not read {unreadable} in the database, so it cannot be dumped; have "
+            f"somebody who may type in psql: grant select on {unreadable} to {user}{HINT}."
         )
     free, needed = disk.free_mb(site.paths.backups), int(size) // MB
     if free < needed + site.settings.disk_free_mb:
@@ -240,79 +222,80 @@ def ready(site: Site) -> None:
         )
 
 
-def _may_not(site: Site) -> str:
-    about = site.settings.database
-    sql = "select rolcreatedb or rolsuper from pg_roles where rolname = current_user"
-    if postgres.admin(site, sql).strip() == "t":
-        return ""
-    return (
-        f"{about.admin_user or about.user} may not make databases on {about.host}; name somebody who may in "
-        "ckan:database:admin_user and admin_password"
-    )
-
-
-def _restored(site: Site, name: str, what: str) -> str:
-    """A new database with what a dump has; returns its name."""
-    file = _file(site, name)
-    postgres.run(site, ["pg_restore", "--list", file])
-    if problem := _may_not(site):
-        raise FormulaError(f"{problem}.")
-    new, owner = names.beside(site, what), site.settings.database.user
-    quoted = postgres.identifier(new)
-    postgres.admin(site, f"create database {quoted} owner {postgres.identifier(owner)} template template0")
-    try:
-        postgres.run(site, ["pg_restore", "--no-owner", "--no-privileges", "--exit-on-error", "-d", new, file])
-    except FormulaError:
-        _drop(site, new)
-        raise
-    return new
-
-
-def _drop(site: Site, database: str) -> None:
-    postgres.admin(site, f"drop database if exists {postgres.identifier(database)}")
-
-
-def _change_names(site: Site, new: str, kept: str) -> None:
-    """The new database takes the name of the one of before: both renames at once, or none."""
-    name = site.settings.database.name
-    now, then, later = (postgres.identifier(each) for each in (name, kept, new))
-    postgres.admin(site, f"alter database {now} allow_connections false")
-    try:
-        # Each statement by itself: psql puts those of one -c into one transaction.
-        where = f"datname = {postgres.literal(name)}"
-        postgres.admin(site, f"select count(pg_terminate_backend(pid)) from pg_stat_activity where {where}")
-        both = f"alter database {now} rename to {then}; alter database {later} rename to {now}"
-        postgres.admin(site, both)
-    except FormulaError:
-        postgres.admin(site, f"alter database {now} allow_connections true")
-        raise
-    postgres.admin(site, f"alter database {then} allow_connections true")
-
-
-def _file(site: Site, name: str) -> str:
-    name = names.dump(name)
-    file = os.path.join(site.paths.backups, f"{name}.dump")
-    if not os.path.isfile(file):
-        have = ", ".join(dump["name"] for dump in list_dumps(site)) or "none"
-        raise FormulaError(f"there is no dump {name} on this host; the dumps here: {have}.")
-    return file
-
-
 def _dump(site: Site, name: str) -> dict[str, Any]:
+    file, begun = _path(site, name), time.monotonic()
+    if os.path.exists(file):
+        raise FormulaError(f"there is a dump {name} already ({file}); give another name, or move that one away.")
     ready(site)
+    with _alone(site) as folder:
+        _sweep(folder)
+        part = f"{file}.part"
+        try:
+            _pg_dump(site, part)
+            if "TABLE DATA" not in postgres.run(site, ["pg_restore", "--list", part]):
+                raise FormulaError("the dump holds no table; nothing was migrated.")
+            about = json.dumps(properties.read(site).to_json(), indent=1, ensure_ascii=False) + "\n"
+            files.write(_beside(file), about, mode=0o600, durable=True)
+            os.rename(part, file)
+        finally:
+            _sweep(folder)
+        files.sync_directory(folder)
+    return {"file": file, "size_mb": _size(file), "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _pg_dump(site: Site, part: str, *options: str) -> None:
+    # Made by us, so that nobody else can read it for a moment. pg_dump makes sure that it outlives a power failure.
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+    postgres.run(site, ["pg_dump", "-Fc", "--no-password", *options, "-f", part])
+
+
+@contextlib.contextmanager
+def _alone(site: Site) -> Iterator[str]:
+    """The directory of the dumps, while no other process of this host makes one."""
     folder = site.paths.backups
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    file = os.path.join(folder, f"{name}.dump")
-    part, begun = f"{file}.part", time.monotonic()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # Made by us, so that nobody else can read it for a moment.
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-        postgres.run(site, ["pg_dump", "-Fc", "--no-password", "-f", part])
-        if "TABLE DATA" not in postgres.run(site, ["pg_restore", "--list", part]):
-            raise FormulaError("the dump holds no table; nothing was migrated.")
-        os.rename(part, file)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-    seconds = round(time.monotonic() - begun, 1)
-    return {"file": file, "size_mb": round(os.path.getsize(file) / MB, 1), "seconds": seconds}
+        os.close(descriptor)
+
+
+def _sweep(folder: str) -> None:
+    """Remove what a dump that was killed has left: its part, and the file beside a dump that there is not."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        alone = name.endswith(BESIDE) and not os.path.exists(path.removesuffix(BESIDE) + ".dump")
+        if name.endswith((".part", f"{BESIDE}.tmp")) or alone:
+            _remove(path)
+
+
+def _prune(site: Site) -> list[str]:
+    """Remove the dumps that are too many, of those that deploys have made; returns what could not be removed."""
+    made = [old for old in list_dumps(site) if ids.ID_PATTERN.fullmatch(old["name"])]
+    failed = []
+    for old in made[site.settings.backup.keep :]:
+        try:
+            os.unlink(old["file"])
+            _remove(_beside(old["file"]))
+        except OSError as exc:
+            failed.append(f"the old dump {old['file']} could not be removed ({exc.strerror}); remove it")
+    return failed
+
+
+def _path(site: Site, name: str) -> str:
+    return os.path.join(site.paths.backups, f"{name}.dump")
+
+
+def _beside(file: str) -> str:
+    return file.removesuffix(".dump") + BESIDE
+
+
+def _size(file: str) -> float:
+    return round(os.path.getsize(file) / MB, 1)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from ckan_deploy.database import backup, names, probe
+from ckan_deploy.database import restore as restoring
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import now
 from ckan_deploy.releases.manifest import Manifest
@@ -102,6 +103,8 @@ def way_back(
     changes = {**nothing, "different": different, "maintenance": closes(site, old, new, different)}
     if different and restore:
         _refuse_misfit(site, different, restore, release)
+        if hindered := restoring.obstacle(site):
+            raise FormulaError(f"the dump {restore} cannot be restored: {hindered}")
         return {**changes, "restore": restore}
     if downgrade and undoable(different):
         return {**changes, "downgrade": {name: state["knows"] for name, state in different.items()}}

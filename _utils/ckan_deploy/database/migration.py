@@ -14,13 +14,15 @@ from typing import Any
 import attrs
 
 from ckan_deploy.build import ini
-from ckan_deploy.database import backup, compatibility, postgres, probe
+from ckan_deploy.database import backup, compatibility, postgres, probe, restore
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 
 
-def foresee(site: Site, manifest: Manifest, checked: Mapping[str, Any]) -> dict[str, Any]:
+def foresee(
+    site: Site, manifest: Manifest, checked: Mapping[str, Any], forced: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """
     Say how a release will migrate what its check found pending, and look whether it can be dumped before.
 
@@ -30,20 +32,31 @@ def foresee(site: Site, manifest: Manifest, checked: Mapping[str, Any]) -> dict[
         The manifest of the release.
     checked
         What ``probe.check`` returned.
+    forced
+        Visitors get the maintenance page whatever the settings say.
 
     Returns ``{"maintenance": whether visitors get the maintenance page meanwhile, "warnings": [sentences]}``. Raises
-    ``FormulaError`` with what is in the way of a dump.
+    ``FormulaError`` with what is in the way of a dump, or of a restore after a failure behind the maintenance page.
     """
     live = site.releases.current()
     served = compatibility.version_of(site.releases.read(live)) if live else ""
-    closes = compatibility.closes(site, served, compatibility.version_of(manifest), checked["pending"])
+    closes = forced or compatibility.closes(site, served, compatibility.version_of(manifest), checked["pending"])
     if not any(state["at"] for state in checked["schema"].values()):
         return {"maintenance": closes, "warnings": []}
     backup.ready(site)
-    warnings = []
-    if closes and (why := backup.obstacle(site)):
-        warnings.append(f"after a failure the database would stay migrated: {why}")
-    return {"maintenance": closes, "warnings": warnings}
+    if not closes:
+        return {"maintenance": False, "warnings": []}
+    if site.settings.backup.when == "never":
+        # Whoever says so sees to it: such as by a hook before the stage migrate.
+        said = "after a failure the database would stay migrated: ckan:backup:when is never"
+        return {"maintenance": True, "warnings": [said]}
+    try:
+        return {"maintenance": True, "warnings": restore.trial(site)}
+    except FormulaError as exc:
+        raise FormulaError(
+            "visitors would get the maintenance page for this migration, and after a failure the database could not be "
+            f"given back: {str(exc).rstrip('.')}{backup.HINT}"
+        ) from exc
 
 
 def run(site: Site, release: str, checked: Mapping[str, Any], closed: bool) -> dict[str, Any]:
@@ -68,6 +81,7 @@ def run(site: Site, release: str, checked: Mapping[str, Any], closed: bool) -> d
     warnings = _datastore(site, path, checked.get("datastore", ""))
     commands = probe.init_commands(site)
     dumped = backup.before(site, release, found, pending)
+    warnings += dumped.pop("warnings", [])
     migration: dict[str, Any] = {"backup": dumped} if dumped else {}
     if pending or commands:
         leave = compatibility.unknown(site, found)["leave"]
@@ -99,7 +113,7 @@ def _what_runs(site: Site, closed: bool) -> str:
 def _rehearse(site: Site, path: str, release: str, leave: Sequence[str]) -> dict[str, float]:
     """Migrate a copy of the database; returns how long copy and migration took, in seconds."""
     begun = time.monotonic()
-    with backup.copied(site, release) as name:
+    with restore.copied(site, release) as name:
         copied = time.monotonic() - begun
         database = attrs.evolve(site.settings.database, name=name)
         there = attrs.evolve(site, settings=attrs.evolve(site.settings, database=database))

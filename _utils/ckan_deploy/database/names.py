@@ -5,6 +5,7 @@ becomes part of a path or of a statement.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -57,6 +58,16 @@ def beside(site: Site, what: str) -> str:
     return f"{_beside(site, what)}{new_id()}"
 
 
+def trial(site: Site) -> str:
+    """
+    Return the word for a database that a trial makes: each host its own, since all of them try at the same time.
+
+    site
+        The site.
+    """
+    return f"trial{hashlib.sha256(site.host.id.encode()).hexdigest()[:4]}"
+
+
 def kept(site: Site, given: Any) -> str:
     """
     Return the name of a database that a restore has kept.
@@ -77,6 +88,25 @@ def kept(site: Site, given: Any) -> str:
     return name
 
 
+def left_over(site: Site) -> str:
+    """
+    Return a regular expression, as PostgreSQL and Python read it, for the names of the databases that a restore, a
+    rehearsal or a trial of this site makes, and removes or renames at its end.
+
+    site
+        The site.
+    """
+    each = "|".join(
+        re.escape(_begin(site, word)) + end
+        for word, end in (("new", "_"), ("dump", "_"), ("rehearsal", "_"), ("trial0000", "[0-9a-f]{4}_"))
+    ).replace("_trial0000", "_trial")
+    return f"^({each})[0-9]{{14}}Z$"
+
+
 def _beside(site: Site, what: str) -> str:
-    # Names of PostgreSQL have at most 63 bytes.
-    return f"{site.settings.database.name[:40]}_{what}_"
+    return f"{_begin(site, what)}_"
+
+
+def _begin(site: Site, what: str) -> str:
+    # Names of PostgreSQL have at most 63 bytes, 15 of them for the stamp.
+    return f"{site.settings.database.name[: min(40, 46 - len(what))]}_{what}"

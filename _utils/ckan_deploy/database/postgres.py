@@ -1,10 +1,12 @@
 """
-PostgreSQL's own programs, on the database of the settings. They get the password by a file that only root reads.
+PostgreSQL's own programs, on the database of the settings. They get the password by a file without a name, so that
+nothing of it is left when they or we are killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 
@@ -17,9 +19,12 @@ from ckan_deploy.settings.model import Database, Datastore
 from ckan_deploy.system import processes
 
 SECONDS = 6 * 3600
+PSQL = ("psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1")
+# A newer pg_restore sets what an older server does not know; it restores all the same.
+_HARMLESS = 'unrecognized configuration parameter "transaction_timeout"'
 
 
-def run(site: Site, command: Sequence[str], about: Database | None = None) -> str:
+def run(site: Site, command: Sequence[str], about: Database | None = None, stdin: str = "") -> str:
     """
     Run ``psql``, ``pg_dump`` or ``pg_restore`` on a database.
 
@@ -29,10 +34,34 @@ def run(site: Site, command: Sequence[str], about: Database | None = None) -> st
         The program and its arguments; never a secret.
     about
         The database, and as whom; by default that of the settings.
+    stdin
+        What it reads.
 
     Returns what it prints. Raises ``FormulaError`` with the line that names the error.
     """
-    return _run(site, command, about or site.settings.database, "")
+    done = _done(site, command, about, stdin)
+    if done.retcode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        line = next((line for line in lines if "error:" in line or "ERROR:" in line), lines[-1])
+        raise FormulaError(mask.text(line, site.settings))
+    return done.stdout
+
+
+def complaints(site: Site, command: Sequence[str], about: Database | None = None, stdin: str = "") -> list[str]:
+    """
+    Run a program that goes on after what fails.
+
+    site, command, about, stdin
+        As for ``run``.
+
+    Returns the lines that say what failed, each once; a program that fails without a word has one of ours.
+    """
+    done = _done(site, command, about, stdin)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    found = [line for line in lines if any(word in line for word in ("error:", "ERROR:", "WARNING:"))]
+    if done.retcode != 0 and not found:
+        found = lines[-1:] or [f"{command[0]} ended with {done.retcode}"]
+    return [mask.text(line, site.settings) for line in dict.fromkeys(found) if _HARMLESS not in line]
 
 
 def admin(site: Site, sql: str, where: Datastore | None = None) -> str:
@@ -49,16 +78,26 @@ def admin(site: Site, sql: str, where: Datastore | None = None) -> str:
 
     Returns the rows, columns parted by ``|``. Raises ``FormulaError`` with the line that names the error.
     """
-    about = attrs.evolve(site.settings.database, name="postgres")
+    about = administrator(site)
     if where:
         about = attrs.evolve(about, host=where.host, port=where.port, name=where.name)
-    if about.admin_user:
-        about = attrs.evolve(about, user=about.admin_user, password=about.admin_password)
-    command = ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]
     if "\n" not in sql:
-        return run(site, [*command, "-c", sql], about)
+        return run(site, [*PSQL, "-c", sql], about)
     # psql takes its own commands from a file only.
-    return _run(site, [*command, "-f", "-"], about, sql)
+    return run(site, [*PSQL, "-f", "-"], about, sql)
+
+
+def administrator(site: Site, database: str = "postgres") -> Database:
+    """
+    Return a database of CKAN's server, with who may make databases as its user.
+
+    site
+        The site.
+    database
+        Its name.
+    """
+    about = attrs.evolve(site.settings.database, name=database)
+    return attrs.evolve(about, user=about.admin_user, password=about.admin_password) if about.admin_user else about
 
 
 def identifier(name: str) -> str:
@@ -81,27 +120,25 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _run(site: Site, command: Sequence[str], about: Database, stdin: str) -> str:
+def _done(site: Site, command: Sequence[str], about: Database | None, stdin: str) -> processes.Done:
+    about = about or site.settings.database
     with _password_file(about.password) as file:
-        done = processes.run(
-            command, timeout=SECONDS, stdin=stdin,
+        return processes.run(
+            command, timeout=SECONDS, stdin=stdin, pass_fds=(file,),
             env={
                 "PGHOST": about.host, "PGPORT": str(about.port), "PGUSER": about.user, "PGDATABASE": about.name,
-                "PGPASSFILE": file, "PGCONNECT_TIMEOUT": "10",
+                "PGPASSFILE": f"/dev/fd/{file}", "PGCONNECT_TIMEOUT": "10",
             },
         )  # fmt: skip
-    if done.retcode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        line = next((line for line in lines if "error:" in line or "ERROR:" in line), lines[-1])
-        raise FormulaError(f"{mask.text(line, site.settings)}; nothing was changed.")
-    return done.stdout
 
 
 @contextlib.contextmanager
-def _password_file(password: str) -> Iterator[str]:
-    """A file as libpq wants it: https://www.postgresql.org/docs/current/libpq-pgpass.html"""
+def _password_file(password: str) -> Iterator[int]:
+    """A file as libpq wants it (https://www.postgresql.org/docs/current/libpq-pgpass.html), open and without a name."""
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-    with tempfile.NamedTemporaryFile("w", prefix="ckan-pgpass-", encoding="utf-8") as handle:
+    # By memfd_create it would be the same, but Salt's own Python is built for systems that do not have it.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryFile("w", encoding="utf-8", dir=memory) as handle:
         handle.write(f"*:*:*:*:{escaped}\n")
         handle.flush()
-        yield handle.name
+        yield handle.fileno()

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -176,7 +175,7 @@ def index_status(site: Site, path: str) -> dict[str, Any]:
     ``problem`` where Solr does not say. Raises ``FormulaError`` with what is wrong with the database.
     """
     found = _probe(site, "index", path, READ_TIMEOUT)
-    rows = INDEXING.findall(files.read(_index_log(site), "", "replace"))
+    rows = INDEXING.findall(files.end_of(_index_log(site)))
     told: dict[str, Any] = {name: found[name] for name in ("datasets", "indexed", "problem") if name in found}
     return {**told, "rebuild": rows[-1] if rows else ""}
 
@@ -194,8 +193,7 @@ def rebuild_index(site: Site, path: str) -> dict[str, Any]:
     """
     log, search = _index_log(site), site.settings.search
     # CKAN's user writes it.
-    files.write(log, "")
-    shutil.chown(log, site.settings.user)
+    files.write(log, "", owner=site.settings.user)
     told = {"log": log, "second_core": search.second_core}
     found = _probe(site, "rebuild", path, search.timeout, told)
     return {name: found[name] for name in ("datasets", "indexed", "swapped", "seconds") if name in found}
@@ -237,12 +235,10 @@ def _probe(
     script = "\n".join(site.host.text(name) for name in SCRIPTS)
     config = other_ini or ini.path(site, path)
     command = [python, "-", mode, config, json.dumps(told or {})]
-    if os.geteuid() == 0:
-        # As the user of the site: what a boot writes (web assets, caches) must be the site's own.
-        command = ["runuser", "-u", site.settings.user, "--", *command]
+    # As the user of the site: what a boot writes (web assets, caches) must be the site's own.
     done = processes.run(
-        command, stdin=script, cwd=path, timeout=timeout,
-        env={"PYTHONUTF8": "1", "CKAN_INI": config, "PYTHONDONTWRITEBYTECODE": "1"},
+        command, user=site.settings.user, stdin=script, cwd=path, timeout=timeout,
+        env={"PYTHONUTF8": "1", "CKAN_INI": config, "PYTHONDONTWRITEBYTECODE": "1", "HOME": site.home},
     )  # fmt: skip
     line = next((row for row in reversed(done.stdout.splitlines()) if row.startswith(MARK)), None)
     if line is None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+from attrs import Factory, define
 
 from ckan_deploy.database import compatibility
 from ckan_deploy.deploy import plan, preflight, stages, switch
 from ckan_deploy.deploy.rollback import go
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.ids import check_id, new_id
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import maintenance
+
+log = logging.getLogger(__name__)
 
 
 class StageFailed(FormulaError):
@@ -41,6 +44,7 @@ def deploy(
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and ``warnings`` where
     there are any. Raises ``FormulaError`` that names the stage.
     """
+    entered: list[_Deploy] = []
     try:
         site = open_site()
         if release:
@@ -48,11 +52,15 @@ def deploy(
         with lock.held(site, "deploy", release, by, job):
             planned = plan.make(site, release or new_id())
             assert planned.resolution
-            done = _Deploy(site, planned.release, planned.current, planned.resolution, by, job).run(closed)
+            entered.append(_Deploy(site, planned.release, planned.current, planned.resolution, by, job))
+            done = entered[0].run(closed)
     except StageFailed:
         raise
-    except FormulaError as exc:
-        raise FormulaError(f"the deploy failed at plan: {exc} -- nothing was touched.") from exc
+    except Exception as exc:
+        # Whatever is raised once a stage was entered is a StageFailed.
+        assert not entered, entered
+        log.debug("the plan failed", exc_info=True)
+        raise FormulaError(f"the deploy failed at plan: {sentence(exc)} -- nothing was touched.") from exc
     return {
         "current": planned.release, "previous": planned.current,
         "changes": [*planned.changes, *planned.own_changes], **done,
@@ -104,9 +112,12 @@ def catch_up(open_site: Callable[[dict[str, Any] | None], Site], by: str = "", j
         return {"current": release, "previous": current, **done}
 
 
-@frozen
+@define
 class _Deploy:
-    """A release is built on this host alone and made live; what fails is reverted. ``served``: other hosts serve it."""
+    """
+    A release is built on this host alone and made live; what fails is reverted. ``served``: other hosts serve it.
+    ``stage`` is the one that it is at, ``closed`` whether it has turned maintenance mode on.
+    """
 
     site: Site
     release: str
@@ -115,48 +126,71 @@ class _Deploy:
     by: str
     job: str
     served: bool = False
+    stage: str = ""
+    closed: bool = False
+    seconds: dict[str, float] = Factory(dict)
+    warned: list[str] = Factory(list)
 
     def run(self, closed: bool = False) -> dict[str, Any]:
         """All stages after the plan, in order; ``closed`` as for ``deploy``."""
-        seconds: dict[str, float] = {}
-        self._timed(seconds, "build", self._build)
-        checked = self._timed(seconds, "check", self._check)
-        closes = self._close("migrate") if closed or checked.get("maintenance") else False
+        try:
+            self._make_live(closed)
+        except BaseException as exc:
+            log.debug("the deploy failed at %s", self.stage, exc_info=True)
+            failed = self._reverted(exc)
+            if isinstance(exc, Exception):
+                raise failed from exc
+            log.error("%s", failed)  # stopped from outside: that goes on
+            raise
+        self._follow()
+        return {"seconds": self.seconds, **({"warnings": self.warned} if self.warned else {})}
+
+    def _make_live(self, closed: bool) -> None:
+        """From build to verify: what fails here is reverted."""
+        self._timed("build", self._build)
+        checked = self._timed("check", lambda: self._check(closed))
+        self.stage = "migrate"
+        if closed or checked.get("maintenance"):
+            self._close()
         for name, run in (
             ("migrate", self._migrate), ("start", self._start), ("activate", self._activate), ("verify", self._verify),
         ):  # fmt: skip
-            self._timed(seconds, name, run, closes)
-        if closes:
-            maintenance.off(self.site, self.by)
+            self._timed(name, run)
+        if self.closed:
+            self.warned += maintenance.off(self.site, self.by).get("warnings", [])
+
+    def _follow(self) -> None:
+        """Search index and finish: the release is served, so what fails here is a warning."""
         # A host that catches up comes to an index that others have seen to.
         index, warned = ({}, []) if self.served else switch.reindex(self.site, self.release, self.by, self.job)
-        finished = stages.finish(self.site, self.release, by=self.by, job=self.job, index=index)
-        warned = warned + finished["warnings"]
-        return {"seconds": seconds, **({"warnings": warned} if warned else {})}
+        self.warned += warned
+        try:
+            self.warned += stages.finish(self.site, self.release, by=self.by, job=self.job, index=index)["warnings"]
+        except Exception as exc:
+            log.debug("finish failed", exc_info=True)
+            self.warned.append(
+                f"{self.release} is live, but its finish failed: {sentence(exc)}; mend that, then type: "
+                f"ckan_release.finish {self.release}"
+            )
 
-    def _timed(
-        self, seconds: dict[str, float], name: str, run: Callable[[], dict[str, Any]], closed: bool = False
-    ) -> dict[str, Any]:
-        begun = time.monotonic()
+    def _timed(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        begun, self.stage = time.monotonic(), name
         try:
             return run()
-        except FormulaError as exc:
-            raise self._reverted(name, exc, closed) from exc
         finally:
-            seconds[name] = round(time.monotonic() - begun, 2)
+            self.seconds[name] = round(time.monotonic() - begun, 2)
 
     def _build(self) -> dict[str, Any]:
         stages.build(self.site, self.release, self.resolution, self.by, self.job)
         return {}
 
-    def _check(self) -> dict[str, Any]:
-        return stages.check(self.site, self.release, self.by, self.job, self.served)
+    def _check(self, closes: bool) -> dict[str, Any]:
+        return stages.check(self.site, self.release, self.by, self.job, self.served, closes)
 
-    def _close(self, name: str) -> bool:
-        try:
-            return bool(maintenance.on(self.site, "deploy", self.by, stop_workers=True)["changed"])
-        except FormulaError as exc:
-            raise self._reverted(name, exc, False) from exc
+    def _close(self) -> None:
+        # Noted before it is done: it may get half-way.
+        self.closed = not maintenance.status(self.site)["on"]
+        maintenance.on(self.site, "deploy", self.by, stop_workers=True)
 
     def _migrate(self) -> dict[str, Any]:
         return stages.migrate(self.site, self.release, self.by, self.job)
@@ -170,19 +204,43 @@ class _Deploy:
     def _verify(self) -> dict[str, Any]:
         return stages.verify(self.site, self.release, self.by, self.job)
 
-    def _reverted(self, name: str, exc: FormulaError, closed: bool) -> StageFailed:
-        """Revert, and return the sentence that says so."""
-        stages.abort(self.site, self.release, f"{name}: {exc}", self.by, self.job)
-        # Other hosts may be open, so whether a dump loses nothing is for the operator to say.
-        problem = compatibility.mismatch(self.site, self.previous) if closed else ""
-        serves = f"this host serves {self.previous or 'what it served'} as before"
-        if problem:
-            serves += (
-                f", behind the maintenance page: {problem}; put the dump back "
-                f"(ckan_backup.restore {self.release}), then type: ckan_maintenance.off"
-            )
-        elif closed:
-            maintenance.off(self.site, self.by)
+    def _reverted(self, exc: BaseException) -> StageFailed:
+        """Revert, and return the sentence that says what came of it: as it is now, whatever was meant to be."""
+        cause, undone, left = sentence(exc), "", []
+        try:
+            done = stages.abort(self.site, self.release, f"{self.stage}: {cause}", self.by, self.job)
+            left = done.get("warnings", [])
+        except Exception as problem:
+            log.debug("the revert failed", exc_info=True)
+            undone = sentence(problem)
+        now = self.site.releases.current()
+        if undone:
+            serves = f"the revert failed, too ({undone}): this host is on {now or 'no release'} now"
+            left = [f"mend that, then type: ckan_release.abort {self.release}"]
+        elif now == self.previous:
+            serves = f"this host serves {now or 'what it served'} as before"
+        else:
+            serves = f"this host is on {now or 'no release'} now, and was on {self.previous or 'no release'} before"
+        told = "; ".join([serves, *left, *(self._opened(bool(undone)) if self.closed else [])])
         return StageFailed(
-            f"the deploy of {self.release} failed at {name}: {exc} -- {serves}; mend the cause and deploy again."
+            f"the deploy of {self.release} failed at {self.stage}: {cause} -- {told}; mend the cause and deploy again."
         )
+
+    def _opened(self, undone: bool) -> list[str]:
+        """Let visitors in again, where the database is one that what is served knows; returns what is left to do."""
+        try:
+            # Other hosts may be open, so whether a dump loses nothing is for the operator to say.
+            problem = "" if undone else compatibility.mismatch(self.site, self.previous)
+            if not problem and not undone:
+                maintenance.off(self.site, self.by)
+                return []
+        except Exception as exc:
+            return [
+                f"visitors get the maintenance page ({sentence(exc)}): when all is well, type: ckan_maintenance.off"
+            ]
+        if undone:
+            return ["visitors get the maintenance page: when all is well, type: ckan_maintenance.off"]
+        return [
+            f"visitors get the maintenance page, since {problem}; put the dump back (ckan_backup.restore "
+            f"{self.release}), then type: ckan_maintenance.off"
+        ]

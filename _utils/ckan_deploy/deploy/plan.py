@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from ckan_deploy.build import ini, resolution
 from ckan_deploy.database import compatibility
 from ckan_deploy.deploy import preflight
+from ckan_deploy.deploy.unfinished import unfinished
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import choice, diff, lock
 from ckan_deploy.releases.manifest import Manifest, Resolution
@@ -75,9 +76,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     current = site.releases.current()
     ini.validate(site)
     before = site.releases.read(current) if current else None
-    planned = Plan(
-        release, site.settings.env, current, _own_changes(site, before), _about_host(site, release, before, job)
-    )
+    own = [*_own_changes(site, before), *_warnings(site)]
+    planned = Plan(release, site.settings.env, current, own, _about_host(site, release, before, job))
     if not resolve:
         return planned
     new = resolution.resolve(site)
@@ -116,14 +116,25 @@ def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> 
         "place": disk.place(site.paths.releases),
         "sees_lock": bool(seen and seen.job == job),
         "disk": {"free_mb": disk.free_mb(site.paths.releases), "needed_mb": before.disk_mb if before else None},
+        # The one that the environment is on now is not wanted any more then.
         "prunes": choice.prunable(after, release, site.settings.keep),
     }
 
 
+def _warnings(site: Site) -> list[str]:
+    """What is to be known of how a release is made here."""
+    if site.settings.build.sandbox == "user" and site.settings.extensions:
+        return ["extensions are built without a sandbox (ckan:build:sandbox is user)"]
+    return []
+
+
 def _own_changes(site: Site, before: Manifest | None) -> list[str]:
-    """What changes by this host's pillar: names of options and of settings, never a value."""
+    """What changes by this host's pillar: names of options and of settings, never a value. And what is to be mended."""
     if not before:
-        return ["the first release of this host"]
+        foreign = site.releases.foreign()
+        return ["the first release of this host"] + ([f"{foreign}: that link is replaced"] if foreign else [])
+    missing = unfinished(site)
+    mended = [f"{missing}: that is done with this deploy"] if missing else []
     try:
         difference = ini.diff(site, site.releases.directory(before.id), before.secret_options)
         said = [f"configuration: {', '.join(options)} {kind}" for kind, options in difference.items() if options]
@@ -132,9 +143,9 @@ def _own_changes(site: Site, before: Manifest | None) -> list[str]:
     was, is_ = before.settings, hashes(site.settings)
     if not was or was.get("env") != is_["env"]:
         why = "the release of before has no note of them" if not was else "the session secret is another one"
-        return [*said, f"settings: not compared, {why}"]
+        return [*mended, *said, f"settings: not compared, {why}"]
     changed = [name for name in sorted(was.keys() | is_.keys()) if name not in TOLD and was.get(name) != is_.get(name)]
-    return [*said, *([f"settings: {', '.join(changed)} changed"] if changed else [])]
+    return [*mended, *said, *([f"settings: {', '.join(changed)} changed"] if changed else [])]
 
 
 def _follow_tags(

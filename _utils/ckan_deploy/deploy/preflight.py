@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import pwd
 
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, cron, health
+from ckan_deploy.serve import app_server, cron, health, shared_files
 from ckan_deploy.system import disk
 
 
 def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     """
-    Say what is in the way: no base, no build user, a newer release, disk, supervisor, web server, cron, hooks.
+    Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, directories
+    that others may write to, supervisor, web server, cron, hooks.
 
     site
         The site.
@@ -25,7 +27,10 @@ def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     Returns a list of sentences, empty when nothing is in the way.
     """
     found = [*_build_problems(site), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
-    found += filter(None, (app_server.supervisor_problem(site), health.front_problem(site)))
+    found += shared_files.exposed(site)
+    found += filter(
+        None, (site.releases.link_problem(), app_server.supervisor_problem(site), health.front_problem(site))
+    )
     return [*found, *cron.problems(site), *hooks.problems(site)]
 
 
@@ -39,7 +44,9 @@ def _build_problems(site: Site) -> list[str]:
             pwd.getpwnam(user)
         except KeyError:
             problems.append(f"there is no user {user} (ckan:build_user); run state.apply ckan first")
-    return problems
+    # Only where that user is: the sandbox runs as it.
+    problem = "" if problems else Sandbox.of(site.settings).problem()
+    return [*problems, *filter(None, [problem])]
 
 
 def _age_problems(site: Site, release: str) -> list[str]:
@@ -50,10 +57,12 @@ def _age_problems(site: Site, release: str) -> list[str]:
 
 
 def _disk_problems(site: Site) -> list[str]:
-    free, wanted = disk.free_mb(site.paths.releases), site.settings.disk_free_mb
-    if free >= wanted:
-        return []
+    """For releases, and for what is shared where that is another disk."""
+    wanted = site.settings.disk_free_mb
+    found: dict[int, str] = {}
+    for folder in (site.paths.releases, site.paths.shared):
+        found.setdefault(os.stat(disk.existing(folder)).st_dev, folder)
     return [
-        f"{free} MB are free under {site.paths.releases}, ckan:disk_free_mb asks for {wanted}; "
-        "make room (ckan_release.prune)"
-    ]
+        f"{free} MB are free under {folder}, ckan:disk_free_mb asks for {wanted}; make room (ckan_release.prune)"
+        for folder in found.values() if (free := disk.free_mb(folder)) < wanted
+    ]  # fmt: skip

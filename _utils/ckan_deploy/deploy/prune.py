@@ -2,58 +2,119 @@
 
 from __future__ import annotations
 
-from ckan_deploy.releases import choice
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+
+from ckan_deploy.errors import FormulaError, sentence
+from ckan_deploy.releases import choice, lock
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, shared_files
+from ckan_deploy.serve import app_server, in_use, shared_files
 from ckan_deploy.sources import origins
+from ckan_deploy.system import arguments
+
+# The current release, and one to go back to.
+LEAST = 2
+
+
+@frozen
+class Pruned:
+    """
+    What a prune came to: the releases that are gone, which ones were kept since something runs from them, and what
+    cannot be removed; a sentence each.
+    """
+
+    gone: list[str]
+    spared: list[str]
+    problems: list[str]
 
 
 def prune(site: Site, keep: int | None = None) -> list[str]:
     """
-    Remove old releases. Kept are the newest good ones, the current one and the one a rollback would go to.
+    Remove old releases, when nobody else is at work on this host. Kept are the newest good ones, the current one, the
+    one a rollback would go to, the one that the environment is on, and those that a process still runs from.
 
     site
         The site.
     keep
-        How many good releases to keep; by default ``ckan:keep``.
+        How many good releases to keep, 2 or more; by default ``ckan:keep``.
 
-    Returns the ids removed.
+    Returns the ids removed. Raises ``InvalidArgument`` for another ``keep``, ``FormulaError`` where somebody else is at
+    work, and, when all the rest is done, for what cannot be removed.
     """
-    manifests, current = site.releases.manifests(), site.releases.current()
+    if keep is not None:
+        arguments.whole("keep", keep, LEAST)
+    with lock.held(site, "prune"):
+        done = old(site, keep)
+    if done.problems:
+        gone = f"removed: {', '.join(done.gone)}; " if done.gone else ""
+        raise FormulaError(f"{gone}{'; '.join(done.problems)}.")
+    return done.gone
+
+
+def old(site: Site, keep: int | None = None) -> Pruned:
+    """
+    Do what ``prune`` does, for who holds the host lock. One that cannot be removed does not keep the others.
+
+    site, keep
+        As for ``prune``.
+    """
+    current = site.releases.current()
     if not current:
-        return []
-    gone = choice.prunable(manifests, current, site.settings.keep if keep is None else keep)
-    for release in gone:
-        path = site.releases.directory(release)
-        app_server.stop(site, path, drain=False)
-        app_server.forget(site, path)
-        site.releases.remove(release)
+        return Pruned([], [], [])
+    found = site.releases.manifests()
+    wanted = site.environment.wanted
+    spare = [wanted.release] if wanted else []
+    going = choice.prunable(found, current, site.settings.keep if keep is None else keep, spare)
+    used = in_use.releases(site) if going else {}
+    spared = [f"release {release} was kept, since {used[release]} runs from it" for release in going if release in used]
+    problems: list[str] = []
+    # Rests of earlier removals.
+    problems += site.releases.sweep()
+    for release in going:
+        if release not in used:
+            _attempt(problems, _remove, site, release)
+    kept = site.releases.manifests()
+    gone = [release for release in going if release not in {manifest.id for manifest in kept}]
     if gone:
-        shared_files.forget(site)
-    kept = [
-        pin
-        for manifest in manifests
-        if manifest.id not in gone and manifest.resolution
-        for pin in manifest.resolution.extensions.values()
-    ]
-    origins.forget(kept, site.paths.shared)
-    return gone
+        _attempt(problems, shared_files.forget, site)
+    pins = [pin for manifest in kept if manifest.resolution for pin in manifest.resolution.extensions.values()]
+    _attempt(problems, origins.forget, pins, site.paths.shared)
+    return Pruned(gone, spared, list(dict.fromkeys(problems)))
 
 
 def end_standby(site: Site) -> list[str]:
     """
-    Stop the app servers of releases that serve no more.
+    Stop the app servers of releases that serve no more, when nobody else is at work on this host.
 
     site
         The site.
 
-    Returns the ids of the releases whose servers were stopped.
+    Returns the ids of the releases whose servers were stopped. Raises ``FormulaError`` where somebody is at work; the
+    scheduler asks again.
     """
-    app_server.forget_standby(site)
-    stopped = []
-    for manifest in site.releases.manifests():
-        # One that is checked belongs to a deploy that is under way.
-        if manifest.state in ("retired", "bad") and manifest.id != site.releases.current():
-            if app_server.stop(site, site.releases.directory(manifest.id)):
-                stopped.append(manifest.id)
-    return stopped
+    # Not a deploy: who locks these out means no switch.
+    with lock.held(site, "end_standby", locked=False):
+        app_server.forget_standby(site)
+        stopped = []
+        for manifest in site.releases.manifests():
+            # One that is checked belongs to a deploy that is under way.
+            if manifest.state in ("retired", "bad") and manifest.id != site.releases.current():
+                if app_server.stop(site, site.releases.directory(manifest.id)):
+                    stopped.append(manifest.id)
+        return stopped
+
+
+def _remove(site: Site, release: str) -> None:
+    path = site.releases.directory(release)
+    app_server.stop(site, path, drain=False)
+    site.releases.remove(release)
+    app_server.forget(site, path)
+
+
+def _attempt(problems: list[str], function: Callable[..., Any], *args: Any) -> None:
+    try:
+        function(*args)
+    except (FormulaError, OSError) as exc:
+        problems.append(sentence(exc))

@@ -10,10 +10,10 @@ from typing import Any
 from ckan_deploy.build import ini
 from ckan_deploy.database import changes, compatibility
 from ckan_deploy.deploy import switch
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import choice, lock, stage
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, health, maintenance
+from ckan_deploy.serve import app_server, health, maintenance, uwsgi
 
 
 def rollback_target(site: Site, to: str = "", force: bool = False) -> str:
@@ -27,8 +27,10 @@ def rollback_target(site: Site, to: str = "", force: bool = False) -> str:
     force
         Take one that is marked bad, too.
 
-    Raises ``FormulaError`` when there is none, or when it is not whole.
+    Raises ``FormulaError`` when there is none, when it is not whole, or when ``current`` cannot be switched.
     """
+    if problem := site.releases.link_problem():
+        raise FormulaError(f"{problem}; then roll back again.")
     target = choice.rollback_target(site.releases.manifests(), site.releases.current(), to, force)
     path = site.releases.directory(target)
     for part in (os.path.join(path, "bin/python"), ini.path(site, path)):
@@ -44,7 +46,8 @@ def rollback(
     accept_schema: bool = False, downgrade: bool = False, restore: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """
-    Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad.
+    Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad,
+    unless it is older than the named one.
 
     site
         The site.
@@ -77,23 +80,30 @@ def rollback(
     closed = _closed(site, by) if changes_database and found["maintenance"] else contextlib.nullcontext()
     undone: dict[str, Any] = {}
     with lock.held(site, "rollback", target, by, job), closed:
+        if rollback_target(site, to, force) != target:
+            raise FormulaError(f"another one has changed the releases here meanwhile; roll back again (to {target}).")
         if changes_database:
             undone = changes.downgrade(site, target, by, job, found["restore"])
         elif accept_schema:
             for name, state in found["different"].items():
                 compatibility.accept(site, name, ",".join(state["knows"]), ",".join(state["at"]), by)
         left = site.releases.current()
+        # Forward again: the older one was good.
+        state = "bad" if target < left else "retired"
         try:
             done = go(
-                site, target, "bad", by, reason or "rolled back", job, finish, restored=bool(undone.get("kept_as"))
+                site, target, state, by, reason or "rolled back", job, finish, restored=bool(undone.get("kept_as"))
             )
         except FormulaError as exc:
-            if undone:
+            if undone and left and site.releases.current() == left:
                 # The release that serves again must find its database.
                 changes.upgrade(site, left, by, job, undone.get("kept_as", ""))
             raise FormulaError(str(exc)) from exc
     done["left"] = done.pop("previous")
-    return {**done, **({"undone": undone["undone"]} if undone else {})}
+    warned = [*undone.get("warnings", []), *done.pop("warnings", [])]
+    return {
+        **done, **({"undone": undone["undone"]} if undone else {}), **({"warnings": warned} if warned else {})
+    }  # fmt: skip
 
 
 def go(
@@ -117,21 +127,52 @@ def go(
     Returns ``{"current": id, "previous": id}``, and ``warnings`` where there are any.
     """
     with stage.running(site, "rollback", release, by, job, reason) as warned:
-        left = site.releases.current()
-        switch.start(site, release)
-        switch.switch(site, release, left_state, by, reason)
-        if finishing:
-            try:
+        left, link = site.releases.current(), site.releases.foreign_link()
+        ran = release in uwsgi.releases(site)
+        try:
+            switch.start(site, release)
+            switch.switch(site, release, left_state, by, reason)
+            if finishing:
                 health.health(site, release)
-            except FormulaError as exc:
-                switch.switch(site, left, "retired", by, str(exc))
-                raise FormulaError(f"{exc}; this host is back on {left}") from exc
-            app_server.stop_others(site, site.releases.directory(release))
-            index, told = switch.reindex(site, release, by, job, restored)
-            warned += told + switch.follow(site) + switch.watch(site, release)
-            if index:
-                site.release(release).note(by, index=index)
+        except BaseException as exc:
+            raise FormulaError(f"{sentence(exc)}; {_back(site, release, left, link, by, ran)}") from exc
+        if finishing:
+            warned += _finish(site, release, by, job, restored)
         return {"current": release, "previous": left, **({"warnings": warned} if warned else {})}
+
+
+def _back(site: Site, release: str, left: str, link: str, by: str, ran: bool) -> str:
+    """
+    Leave a release again that does not serve; ``ran`` is whether its app server did before. Returns where the host is
+    now, for a message.
+    """
+    switched, problem = site.releases.current() == release != left, ""
+    try:
+        if switched:
+            switch.back(site, left, link)
+            switch.serving(site, left, by)
+            site.release(release).become("retired", by)
+        if not ran:
+            app_server.stop(site, site.releases.directory(release), drain=switched)
+    except (FormulaError, OSError) as exc:
+        problem = f" ({sentence(exc)})"
+    now, was = site.releases.current(), left or link or "no release"
+    if now == left:
+        return f"this host is back on {was}{problem}" if switched else f"this host serves {was} as before{problem}"
+    return f"this host is on {now or 'no release'}{problem}"
+
+
+def _finish(site: Site, release: str, by: str, job: str, restored: bool) -> list[str]:
+    """What follows a rollback: the release is served, so what fails here is a warning."""
+    try:
+        app_server.stop_others(site, site.releases.directory(release))
+        index, warned = switch.reindex(site, release, by, job, restored)
+        warned = [*warned, *switch.follow(site), *switch.watch(site, release)]
+        site.release(release).note(by, finish_due="", **({"index": index} if index else {}))
+        return warned
+    except Exception as exc:
+        again = f"ckan_release.finish {release} prune=False"
+        return [f"{release} is live, but not all has followed it: {sentence(exc)}; mend that, then type: {again}"]
 
 
 @contextlib.contextmanager

@@ -6,22 +6,26 @@ time on all hosts; ``deploy.deploy`` calls them all on this one. ``plan`` is a m
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
-from ckan_deploy.deploy import switch
-from ckan_deploy.deploy.prune import prune
-from ckan_deploy.errors import FormulaError
-from ckan_deploy.releases import stage
+from ckan_deploy.deploy import prune, switch
+from ckan_deploy.errors import FormulaError, sentence
+from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
+from ckan_deploy.releases.release import Release
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files
 from ckan_deploy.sources import seen
 from ckan_deploy.system import arguments
+
+log = logging.getLogger(__name__)
 
 # Seconds that a deploy which is reverted waits for what is still at work on the host.
 ABORT_WAIT = 60
@@ -52,7 +56,9 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
             return site.releases.set_state(release, "built", by, **assembly.fill(site, path, planned))
 
 
-def check(site: Site, release: str, by: str = "", job: str = "", served: bool = False) -> dict[str, Any]:
+def check(
+    site: Site, release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """
     Boot CKAN once inside a built release and record what it says.
 
@@ -60,6 +66,8 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         As for ``build``; the release is ``built`` or ``checked``.
     served
         Another host serves this release already, so it gets along with the database.
+    closes
+        Visitors will get the maintenance page for the migration, whatever the settings say.
 
     Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
     ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
@@ -70,16 +78,16 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         candidate.expect("built", "checked")
         with _marking_failed(site, release, by):
             overridden = manifest.resolution.overridden if manifest.resolution else {}
-            packages.check(path, Installer.of(site.settings), tolerate=sorted(overridden))
+            packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             _refuse_lost_patches(site, path, manifest)
-            shared_files.own(site, path)
+            warned += shared_files.own(site, path)["warnings"]
             result = probe.check(site, path)
             newer = compatibility.unknown(site, result["schema"], served)
             if newer["problem"]:
                 raise FormulaError(newer["problem"])
             result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
             if result["pending"]:
-                ahead = migration.foresee(site, manifest, result)
+                ahead = migration.foresee(site, manifest, result, closes)
                 result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
             candidate.become("checked", by, check=result)
         warned += result["warnings"]
@@ -196,6 +204,12 @@ def finish(
     """
     with stage.running(site, "finish", release, by, job) as warned:
         live = site.release(release)
+        if not live.is_current:
+            raise FormulaError(
+                f"current points to {site.releases.current() or 'no release'} instead of {release}; name that one."
+            )
+        if live.state == "checked":
+            live = live.become("live", by)  # a switch that was cut short between the rename and its note
         if index:
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
@@ -203,7 +217,8 @@ def finish(
         # First, so that they are watched while the rest goes on.
         warned += switch.follow(site)
         stopped = app_server.stop_others(site, live.directory, standby)
-        pruned = prune(site) if prunes else []
+        pruned = _pruned(site, warned) if prunes else []
+        live.note(by, finish_due="")
         down = switch.watch(site, release)
         warned += down
         told = {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
@@ -221,40 +236,72 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
     reason
         Why.
 
-    Returns ``{"current": id, "removed": bool}``.
+    Returns ``{"current": id, "removed": bool}``, and ``warnings`` where there are any.
     """
     if not site.releases.find(check_id(release)):
         return {"current": site.releases.current(), "removed": False}
     # A minion that was killed may have left its stage behind, at work.
-    with stage.running(site, "abort", release, by, job, reason, wait=ABORT_WAIT):
+    with stage.running(site, "abort", release, by, job, reason, wait=ABORT_WAIT) as warned:
+        # The disk may be full: what is written from here on is little, or can be done without.
+        reserve.give_up(site)
         candidate = site.release(release)
+        candidate.manifest.became("failed")  # one that served before and does no more is no candidate
+        back_to = candidate.manifest.previous if candidate.is_current else ""
+        _note_failed(site, release, by, reason)
         if candidate.is_current:
-            _leave(site, candidate.manifest, by, reason)
+            warned += _leave(site, candidate.manifest)
         app_server.stop(site, candidate.directory)
-        candidate.become("failed", by, reason)
-        app_server.forget(site, candidate.directory)
-        candidate.remove()
-        return {"current": site.releases.current(), "removed": True}
+        warned += _removed(site, candidate)
+        warned += switch.serving(site, back_to, by, reason)
+    told = {"current": site.releases.current(), "removed": not site.releases.find(release)}
+    return {**told, **({"warnings": warned} if warned else {})}
 
 
-def _leave(site: Site, manifest: Manifest, by: str, reason: str) -> None:
-    """Go back from a candidate that is current to what was served before it."""
+def _leave(site: Site, manifest: Manifest) -> list[str]:
+    """Go back from a candidate that is current to what was served before it; returns warnings."""
     if manifest.previous:
         app_server.start(site, site.releases.directory(manifest.previous))
-        switch.switch(site, manifest.previous, "failed", by, reason)
-        # A worker that ended by itself after the switch was started anew from this release.
-        switch.follow(site, files=False)
-    else:
-        # A first deploy: there was no link before, or one of somebody else's.
-        site.releases.restore_link(manifest.previous_link)
-        app_server.switched(site)
+    switch.back(site, manifest.previous, manifest.previous_link)
+    # A service that ended by itself after the switch was started anew from this release.
+    return switch.follow(site, files=False)
+
+
+def _removed(site: Site, candidate: Release) -> list[str]:
+    """Remove a candidate, with its log; returns warnings: the host serves what it served before."""
+    warnings = []
+    try:
+        candidate.remove()
+        app_server.forget(site, candidate.directory)
+    except (FormulaError, OSError) as exc:
+        warnings.append(sentence(exc))
+    return warnings
+
+
+def _pruned(site: Site, warned: list[str]) -> list[str]:
+    """Old releases that are gone now; what keeps one from going is a warning, since the new one is served."""
+    try:
+        done = prune.old(site)
+    except (FormulaError, OSError) as exc:
+        warned.append(f"old releases were not pruned: {sentence(exc)}")
+        return []
+    warned += [*done.spared, *done.problems]
+    return done.gone
+
+
+def _note_failed(site: Site, release: str, by: str, reason: str) -> None:
+    """Mark a release failed, if that can be written: the failure itself is what is to be told."""
+    try:
+        site.releases.set_state(release, "failed", by, reason)
+    except (FormulaError, OSError) as exc:
+        log.warning("release %s is not marked failed: %s", release, sentence(exc))
 
 
 def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
     if not manifest.resolution:
         return
     extensions = {name: pin.patches for name, pin in manifest.resolution.extensions.items()}
-    lost = seen.lost(path, manifest.resolution.patches, extensions, Installer.of(site.settings).user)
+    sandbox = Sandbox.of(site.settings)
+    lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
     if lost:
         raise FormulaError("; ".join(lost) + ".")
 
@@ -264,5 +311,5 @@ def _marking_failed(site: Site, release: str, by: str) -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        site.releases.set_state(release, "failed", by, str(exc))
+        _note_failed(site, release, by, sentence(exc))
         raise

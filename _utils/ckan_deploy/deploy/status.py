@@ -7,6 +7,7 @@ from typing import Any
 
 from ckan_deploy.build import ini
 from ckan_deploy.deploy.rollback import rollback_target
+from ckan_deploy.deploy.unfinished import unfinished
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import diff
 from ckan_deploy.releases.manifest import Manifest
@@ -117,9 +118,10 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     processes
         Ask the processes, too: which release each has loaded. And say how the last stage of a deploy went.
 
-    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``, and ``maintenance`` where
-    visitors get a page instead; with ``processes`` also ``{"serving": [ids], "workers": {name: id or state}, "last":
-    an entry of the history or {}}``.
+    Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
+    visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
+    ``unfinished`` where a deploy died before its end, what is missing. With ``processes`` also ``{"serving": [ids],
+    "workers": {name: id or state}, "last": an entry of the history or {}}``.
     """
     current, answers, closed = site.releases.current(), "", maintenance.status(site)
     if current:
@@ -129,7 +131,10 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
             answers = f"{current}, whose app server {unsteady}" if unsteady else answers
         except FormulaError as exc:
             answers = str(exc)
+    link, missing = _link(site), unfinished(site)
     more: dict[str, Any] = {"maintenance": closed} if closed["on"] else {}
+    more.update({"link": link} if link else {})
+    more.update({"unfinished": f"{missing}; type: ckan_release.finish {current}"} if missing else {})
     if processes:
         more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
         more["workers"] = _workers(site)
@@ -142,6 +147,19 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         "answers": answers,
         **more,
     }
+
+
+def _link(site: Site) -> str:
+    """What ``current`` is where it names none of our releases, and what to type."""
+    if problem := site.releases.link_problem():
+        return f"{problem}, then deploy"
+    if not (foreign := site.releases.foreign()):
+        return ""
+    try:
+        back = f", or go back to {rollback_target(site)} with: ckan_release.rollback"
+    except FormulaError:
+        back = ""
+    return f"{foreign}; deploy{back}"
 
 
 def _workers(site: Site) -> dict[str, str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ckan_deploy.database import search_index
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, sentence
+from ckan_deploy.releases.ids import now
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, services, shared_files
 
@@ -51,9 +52,9 @@ def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> d
     if previous == release:
         return {"current": release, "previous": previous}
     wanted = site.release(release)
-    if wanted.state == "checked":
-        # Before the rename, so that a deploy that dies here can still be reverted.
-        wanted.note(previous=previous, previous_link=site.releases.foreign_link())
+    # Before the rename, so that a deploy that dies here can still be reverted, or finished.
+    before = {"previous": previous, "previous_link": site.releases.foreign_link()} if wanted.state == "checked" else {}
+    wanted.note(finish_due=now(), **before)
     site.releases.point(release)
     app_server.switched(site)
     wanted.become("live", by, bad_reason="", came_after=previous)
@@ -63,8 +64,44 @@ def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> d
             # A switch that was cut short between the rename and its note.
             left.become("live", by)
         noted = {"bad_reason": reason} if left_state == "bad" else {}
-        left.become(left_state, by, reason, **noted)
+        if left.state != "failed":  # a revert that was cut short
+            left.become(left_state, by, reason, **noted)
     return {"current": release, "previous": previous}
+
+
+def back(site: Site, release: str, link: str) -> None:
+    """
+    Let ``current`` name again what it named before a switch. Needs no disk but for the link itself.
+
+    site
+        The site.
+    release
+        The release, '' where it was none of ours.
+    link
+        What ``current`` held then, '' for no link.
+    """
+    if release:
+        site.releases.point(release)
+    else:
+        site.releases.restore_link(link)
+    app_server.switched(site)
+
+
+def serving(site: Site, release: str, by: str, reason: str = "") -> list[str]:
+    """
+    Note that a release serves again, after ``back``.
+
+    site, release, by, reason
+        The site, the release ('' for none of ours), who asked, and why.
+
+    Returns warnings: ``current`` alone says what is served.
+    """
+    try:
+        if release:
+            site.release(release).become("live", by, reason, bad_reason="")
+    except (FormulaError, OSError) as exc:
+        return [f"the manifest of {release} does not say that it is live again ({sentence(exc)})"]
+    return []
 
 
 def follow(site: Site, files: bool = True) -> list[str]:
@@ -97,8 +134,8 @@ def watch(site: Site, release: str) -> list[str]:
     """
     try:
         return list(filter(None, [app_server.watch(site, release), *services.watch(site)]))
-    except FormulaError as exc:
-        return [str(exc)]
+    except (FormulaError, OSError) as exc:
+        return [sentence(exc)]
 
 
 def down(site: Site) -> list[str]:
@@ -112,8 +149,8 @@ def down(site: Site) -> list[str]:
     try:
         unsteady = app_server.unsteady(site, release) if release else ""
         return [*([f"the app server of {release} {unsteady}"] if unsteady else []), *services.down(site)]
-    except FormulaError as exc:
-        return [str(exc)]
+    except (FormulaError, OSError) as exc:
+        return [sentence(exc)]
 
 
 def reindex(site: Site, release: str, by: str, job: str, force: bool = False) -> tuple[dict[str, Any], list[str]]:

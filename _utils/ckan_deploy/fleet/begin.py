@@ -71,6 +71,7 @@ def plan(
         accept_schema=accept_schema is True, downgrade=downgrade is True, restore=str(restore or ""),
         asked_groups=groups or [], allow_down=allow_down or [],
     )  # fmt: skip
+    reverted: list[str] = []
     progress.quiet()
     try:
         found = hosts.targets(master, env)
@@ -80,9 +81,9 @@ def plan(
             downgrade=downgrade,
         )  # fmt: skip
         if not run.dry_run:
-            _lock(run, steal is True)
+            _lock(run, steal is True, reverted)
     except FormulaError as exc:
-        return end.refused(run, str(exc))
+        return end.refused(run, str(exc), reverted)
     begun = time.time()
     try:
         plans.choose_hosts(run, found)
@@ -91,7 +92,7 @@ def plan(
         if run.dry_run:
             return {"ok": False, "comment": str(exc)}
         run.record.free(job)
-        return end.refused(run, str(exc))
+        return end.refused(run, str(exc), reverted)
     except BaseException:
         # Nothing was touched yet: whatever it is, nobody has to be kept out for it.
         if not run.dry_run:
@@ -129,14 +130,16 @@ def _refuse_switches(**switches: Any) -> None:
             raise FormulaError(f"{name} must be true or false, not {value!r}")
 
 
-def _lock(run: Run, steal: bool) -> None:
-    """Take the deploy lock, and revert what a dead run has left that held it."""
+def _lock(run: Run, steal: bool, reverted: list[str]) -> None:
+    """Take the deploy lock, and revert what a dead run has left that held it; ``reverted`` gets what came of that."""
     record = run.record
     held = record.lock()
     if not record.take(run.kind, run.job, run.reason, steal):
         return
     dead = record.run()
     done = revert.recover_run(Run.of(run.master, dead), run.job) if dead else revert.UNTOUCHED
+    if done is not revert.UNTOUCHED:
+        reverted.append(str(done["comment"]))
     if not done["ok"]:
         record.give_back(held)
-        raise FormulaError(done["comment"])
+        raise FormulaError("a run that died could not be reverted on all hosts")

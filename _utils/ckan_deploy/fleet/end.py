@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ckan_deploy.fleet import progress, report
@@ -30,7 +31,7 @@ def end(run: Run, how: str, text: str) -> dict[str, Any]:
     return {"ok": ok, "comment": text}
 
 
-def refused(run: Run, comment: str) -> dict[str, Any]:
+def refused(run: Run, comment: str, reverted: Sequence[str] = ()) -> dict[str, Any]:
     """
     Tell that a run has not begun.
 
@@ -38,10 +39,15 @@ def refused(run: Run, comment: str) -> dict[str, Any]:
         The run.
     comment
         What was in the way.
+    reverted
+        What came of the revert of a dead run, before that; that is all that was touched.
 
     Returns ``{"ok": False, "comment"}``.
     """
-    end(run, "refused", f"{run.kind} to {run.env} was refused, nothing was touched: {comment}")
+    if reverted:
+        comment = f"{comment} -- what the run before had left was reverted first: {'; '.join(reverted)}"
+    touched = "" if reverted else ", nothing was touched"
+    end(run, "refused", f"{run.kind} to {run.env} was refused{touched}: {comment}")
     return {"ok": False, "comment": comment}
 
 

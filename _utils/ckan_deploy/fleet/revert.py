@@ -12,6 +12,7 @@ from typing import Any
 from ckan_deploy.fleet import end, hosts, maintenance, stages
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.master import Master
+from ckan_deploy.fleet.names import NAME
 from ckan_deploy.fleet.record import Record
 from ckan_deploy.fleet.run import Run, causes, join
 from ckan_deploy.releases import ids
@@ -36,6 +37,26 @@ def revert(run: Run) -> dict[str, Any]:
     done = undo(run, reason, run.job)
     end.over(run, "failed")
     return end.end(run, "revert", f"{run.kind} of {run.release} to {run.env} failed -- {reason} -- {done['comment']}")
+
+
+def nothing(master: Master, env: Any, job: str) -> str:
+    """
+    Say why there is nothing to revert for a job.
+
+    master
+        The master.
+    env
+        The name of the environment.
+    job
+        The id of the job that planned it.
+    """
+    told = Record(master, env).run() if isinstance(env, str) and NAME.fullmatch(env) else None
+    # A run is noted when its plan has come to its end, and no stage begins before that.
+    if not told or told.get("job") != job:
+        return "nothing was touched"
+    if told.get("ended"):
+        return f"the run has ended already ({told.get('result')})"
+    return f"the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status {env}"
 
 
 def recover(master: Master, env: str) -> dict[str, Any]:
@@ -70,7 +91,9 @@ def recover_run(run: Run, job: str) -> dict[str, Any]:
 
     Returns ``{"ok", "comment"}``.
     """
-    if run.ended or not run.release:
+    if run.ended:
+        return {"ok": True, "comment": f"it had ended ({run.result})"}
+    if not run.release:
         return UNTOUCHED
     if run.record.wanted().get("release") == run.release:
         arguments = stages.arguments("ckan_release.finish", run, job)
@@ -136,8 +159,10 @@ def _give_back(run: Run, job: str) -> tuple[list[str], bool]:
     host, release = run.migrates, run.release
     told = _ask(run.master, [host], "ckan_schema.give_back", {"release": release, "by": run.by, "job": job})
     if not told.failures:
-        kept = told.results[host]["kept_as"]
-        return [f"the database is as it was before the migration ({kept} has what came of it)"] if kept else [], False
+        kept, differs = told.results[host]["kept_as"], "; ".join(told.results[host].get("differs", []))
+        but = f", but for what did not come back: {differs}" if differs else ""
+        said = f"the database is as it was before the migration ({kept} has what came of it){but}"
+        return [said] if kept else [], False
     text = (
         f"the database could not be given back as it was before ({told.failures[host]}), so the portal stays closed: "
         f"restore it, such as by: salt {host} ckan_backup.restore {release}; then open it: salt -L "

@@ -70,17 +70,24 @@ def look(master: Master, env: Any) -> Status:
     current = {host: answer["current"] for host, answer in told.good.items()}
     record = Record(master, env)
     release = wanted.remember(record, current, sorted(told.failures))
-    rows = {host: _row(told.results[host], told.failures.get(host, ""), release) for host in found.hosts}
-    return Status(env, release, record.lock(), rows)
+    lock = record.lock()
+    # While a run is under way its finish is still to come.
+    at_work = bool(lock and not lock.by_hand and not lock.stale)
+    rows = {host: _row(told.results[host], told.failures.get(host, ""), release, at_work) for host in found.hosts}
+    return Status(env, release, lock, rows)
 
 
-def _row(answer: Any, failure: str, release: str) -> dict[str, Any]:
+def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, Any]:
     if failure:
         return {"linked": "", "serving": [], "answers": failure, "workers": {}, "last": "", "wrong": [failure]}
     linked, last = answer["current"], answer["last"]
     wrong = []
     if answer["answers"] != linked:
         wrong.append(f"is linked to {linked or 'no release'}, but {answer['answers'] or 'nothing'} answers")
+    if "link" in answer:
+        wrong.append(f"has no release: {answer['link']}")
+    if "unfinished" in answer and not at_work:
+        wrong.append(f"is not done: {answer['unfinished']}")
     if release and linked != release:
         wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
     for name, what in answer["workers"].items():

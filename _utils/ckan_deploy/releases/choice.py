@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import GOOD, Manifest
+
+# The states of a release that a deploy is at work on, or was when it died.
+UNFINISHED = ("building", "built", "checked")
 
 
 def rollback_target(manifests: Sequence[Manifest], current: str, to: str = "", force: bool = False) -> str:
@@ -16,7 +19,7 @@ def rollback_target(manifests: Sequence[Manifest], current: str, to: str = "", f
     manifests
         All manifests of a host.
     current
-        The release that is current now.
+        The release that is current now, '' for none of ours.
     to
         A release asked for by name; by default the next older one that was live and is not bad.
     force
@@ -26,7 +29,9 @@ def rollback_target(manifests: Sequence[Manifest], current: str, to: str = "", f
     """
     if to:
         return _asked_for(manifests, current, to, force)
-    older = [manifest.id for manifest in manifests if manifest.id < current and manifest.state in GOOD]
+    # Where a link to nothing of ours took the place of ``current``, the newest one was served before.
+    good = [manifest.id for manifest in manifests if manifest.state in GOOD]
+    older = [release for release in good if not current or release < current]
     if not older:
         raise FormulaError(
             f"there is no release older than {current or 'none'} that was live and is not bad, so nothing was "
@@ -35,12 +40,13 @@ def rollback_target(manifests: Sequence[Manifest], current: str, to: str = "", f
     return max(older)
 
 
-def prunable(manifests: Sequence[Manifest], current: str, keep: int, spare: str = "") -> list[str]:
+def prunable(manifests: Sequence[Manifest], current: str, keep: int, spare: Collection[str] = ()) -> list[str]:
     """
     Choose the releases that a prune removes.
 
     Kept are the ``keep`` newest releases that were live and are not bad, the current one always, and the release
-    that a rollback would go to. Releases that failed, were left half-built or are bad never count, and go.
+    that a rollback would go to; and an unfinished one that is newer, since a deploy may be at work on it. Others that
+    failed, were left half-built or are bad never count, and go.
 
     manifests
         All manifests of a host.
@@ -49,12 +55,12 @@ def prunable(manifests: Sequence[Manifest], current: str, keep: int, spare: str 
     keep
         How many good releases to keep.
     spare
-        A release to leave alone whatever its state: the candidate of a deploy under way.
+        Releases to leave alone, whatever their state.
 
     Returns the ids to remove, oldest first.
     """
     good = sorted((manifest.id for manifest in manifests if manifest.state in GOOD), reverse=True)
-    kept = {current, spare}
+    kept = {current, *spare, *(m.id for m in manifests if m.state in UNFINISHED and m.id > current)}
     # The current release may be older than others (after a rollback); it takes one of the places.
     kept.update([i for i in good if i != current][: max(keep - 1, 0)])
     kept.update([i for i in good if i < current][:1])

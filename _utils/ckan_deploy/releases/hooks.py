@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -11,7 +12,11 @@ from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
 from ckan_deploy.settings.parts import Hook
 
+# The stage that reverts a failed deploy: nothing may keep it from being done.
+REVERT = "abort"
 WORDS = ("release", "previous", "env", "host", "stage")
+# What a token is made of, and from which length on it can be one.
+_WORD, LONG = re.compile(r"[\w.+/~-]+"), 12
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +55,7 @@ def run(site: Site, when: str, stage: str, release: str, previous: str = "") -> 
 
     Returns what was run: ``[{"hook", "seconds", "problem"}]``, the problem '' or that of a hook whose failure is a
     warning. Raises ``FormulaError`` for the first other one that fails: one ``before`` a stage always, one ``after`` it
-    with ``on_failure: stop``.
+    with ``on_failure: stop``. None of them stops a revert.
     """
     done = []
     words = dict(zip(WORDS, (release, previous, site.settings.env, site.host.id, stage), strict=True))
@@ -60,7 +65,7 @@ def run(site: Site, when: str, stage: str, release: str, previous: str = "") -> 
         name = f"hook {when} {stage} ({hook.function or hook.state})"
         begun = time.monotonic()
         problem = _problem(site, hook, words)
-        if problem and (when == "before" or hook.on_failure == "stop"):
+        if problem and stage != REVERT and (when == "before" or hook.on_failure == "stop"):
             raise FormulaError(f"{name} failed: {problem}; correct it, or ckan:hooks")
         if problem:
             log.warning("%s failed: %s", name, problem)
@@ -74,26 +79,26 @@ def _problem(site: Site, hook: Hook, words: dict[str, str]) -> str:
         if hook.state:
             # Not stopped by a highstate that a first deploy is part of.
             answer, _ = site.host.call("state.apply", hook.state, pillar={"ckan_hook": words}, concurrent=True)
-            return _failed_states(answer, site)
+            return _failed_states(answer, hook, site)
         answer, code = site.host.call(hook.function, *_filled(hook.args, words), **_filled(hook.kwargs, words))
         code = code or (answer.get("retcode", 0) if isinstance(answer, dict) else 0)
         if answer is False:
             return "it returned False"
-        return f"exit code {code}: {_line(answer, site)}" if code else ""
+        return f"exit code {code}: {_line(answer, hook, site)}" if code else ""
     except Exception as exc:  # whatever a function of somebody else's raises
-        return _line(exc, site) or type(exc).__name__
+        return _line(exc, hook, site) or type(exc).__name__
 
 
-def _failed_states(answer: Any, site: Site) -> str:
+def _failed_states(answer: Any, hook: Hook, site: Site) -> str:
     if not isinstance(answer, dict):
-        return _line(answer, site)  # what does not render is told in a list of sentences
+        return _line(answer, hook, site)  # what does not render is told in a list of sentences
     failed = [state for state in answer.values() if not isinstance(state, dict) or state.get("result") is False]
     if not failed:
         return ""
     first = failed[0]
     if not isinstance(first, dict):
         return "a state"
-    return f"{first.get('__id__', 'a state')}: {_line(first.get('comment', ''), site)}"
+    return f"{first.get('__id__', 'a state')}: {_line(first.get('comment', ''), hook, site)}"
 
 
 def _filled(value: Any, words: dict[str, str]) -> Any:
@@ -108,9 +113,25 @@ def _filled(value: Any, words: dict[str, str]) -> Any:
     return value
 
 
-def _line(said: Any, site: Site) -> str:
+def _line(said: Any, hook: Hook, site: Site) -> str:
+    """The last line of what a hook said, without secrets and without its arguments, which an error may quote."""
     if isinstance(said, dict):
-        said = said.get("stderr") or said.get("stdout") or said.get("comment") or said
+        said = said.get("stderr") or said.get("stdout") or said.get("comment") or "it said nothing"
     text = " ".join(str(item) for item in said) if isinstance(said, list) else str(said)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return mask.text(lines[-1], site.settings) if lines else ""
+    last = lines[-1] if lines else ""
+    for argument in sorted(_texts([hook.args, hook.kwargs]), key=len, reverse=True):
+        last = last.replace(argument, mask.MASK)
+    return mask.text(last, site.settings)
+
+
+def _texts(value: Any) -> set[str]:
+    """The texts in arguments that are long enough to be found; of a command also its words that look like a secret."""
+    if isinstance(value, dict):
+        return _texts(list(value.values()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(_texts, value))
+    if not isinstance(value, str):
+        return set()
+    words = {word for word in _WORD.findall(value) if len(word) >= LONG and any(map(str.isdigit, word))}
+    return words | ({value} if len(value) >= mask.SHORTEST else set())

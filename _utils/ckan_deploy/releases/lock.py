@@ -3,7 +3,7 @@ Who may change something on this host now.
 
 Two things keep others out: the *deploy lock* of the environment, which the master holds and the pillar shows, and the
 *host lock*, a file under ``shared`` that the process at work holds open. The kernel frees that one with the process, so
-it is never left over.
+it is never left over. Whoever takes it sweeps first what a process before has left that was killed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ import contextlib
 import contextvars
 import fcntl
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.releases.ids import now
+from ckan_deploy.releases import reserve
+from ckan_deploy.releases.ids import ID_PATTERN, now
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, files, safely
+
+log = logging.getLogger(__name__)
 
 # The locks that this job holds already: a deploy that runs its stages one after the other holds one for all.
 HELD: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("ckan_lock_held", default=())
@@ -45,7 +50,7 @@ def held(
         False where a deploy lock is no obstacle: what is repaired, not deployed.
 
     Raises ``InvalidArgument`` for a ``by`` or a ``job`` that is no text, ``FormulaError`` at once, or when the time is
-    over, that names who is at work and since when.
+    over, that names who is at work and since when; and where there can be no such file.
     """
     path, by, job = _file(site), arguments.text("by", by), arguments.text("job", job)
     if path in HELD.get():
@@ -53,16 +58,13 @@ def held(
         return
     if locked:
         refuse(site, job)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # Kept after the end: a lock on a file that another one has removed would keep nobody out.
-    with open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644)) as handle:
+    with _file_of_lock(path) as handle:
         _take(handle, wait)
-        about = {"what": what, "release": release, "by": by or "somebody", "since": now()}
-        handle.truncate(0)
-        handle.write(json.dumps({**about, "pid": os.getpid()}))
-        handle.flush()
+        _note(handle, {"what": what, "release": release, "by": by or "somebody", "since": now(), "pid": os.getpid()})
         token = HELD.set((*HELD.get(), path))
         try:
+            _sweep(site)
+            reserve.keep(site)
             yield
         finally:
             HELD.reset(token)
@@ -108,6 +110,39 @@ def busy(site: Site) -> str:
         except BlockingIOError:
             return _sentence(handle)
     return ""
+
+
+def _file_of_lock(path: str) -> TextIO:
+    try:
+        safely.ensure(os.path.dirname(path))
+        # Kept after the end: a lock on a file that another one has removed would keep nobody out.
+        return open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644))
+    except OSError as exc:
+        raise FormulaError(f"this host cannot be locked ({exc.strerror}: {exc.filename}); correct that") from exc
+
+
+def _note(handle: TextIO, about: dict[str, Any]) -> None:
+    """Say who holds it. On a full disk it is held all the same: a revert must not fail by that."""
+    try:
+        # Not through the buffer of the handle, which would try again at its end.
+        os.ftruncate(handle.fileno(), 0)
+        os.write(handle.fileno(), json.dumps(about).encode("utf-8"))
+    except OSError as exc:
+        log.warning("%s does not say who holds it: %s", handle.name, exc.strerror)
+
+
+def _sweep(site: Site) -> None:
+    """Remove what a process left that was killed. It held this lock, so nobody is at work on it."""
+    drafts = [(site.paths.shared, re.compile(r".+\.tmp"))]
+    # The names of two sites may begin alike.
+    program = rf"ckan-{re.escape(site.settings.site)}-{ID_PATTERN.pattern}\.conf\.tmp"
+    drafts.append((site.paths.supervisor_programs, re.compile(program)))
+    for folder, pattern in drafts:
+        for path in files.matching(folder, pattern):
+            if os.path.isfile(path):
+                files.try_unlink(path)
+    for sentence in site.releases.sweep():
+        log.warning("%s", sentence)
 
 
 def _take(handle: TextIO, wait: float) -> None:

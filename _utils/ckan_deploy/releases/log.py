@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.releases.ids import now
+from ckan_deploy.system import safely
+
+log = logging.getLogger(__name__)
 
 
 @frozen
@@ -23,22 +28,35 @@ class Log:
 
     folder: str
 
-    def append(self, **entry: Any) -> None:
+    def append(self, **entry: Any) -> str:
         """
         Add a line.
 
         entry
             What happened: ``stage``, ``release``, ``result``, ``seconds``, ``by``, ``reason``; what is '' is left out.
+
+        Returns ``''``, or why there is no such line: what was done counts all the same.
         """
-        os.makedirs(self.folder, exist_ok=True)
         said = {name: value for name, value in entry.items() if value != ""}
         line = json.dumps({"at": now(), **said}, sort_keys=True, ensure_ascii=False) + "\n"
-        # One write call in append mode: lines of two processes do not mix.
-        fd = os.open(os.path.join(self.folder, "deploy.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        path = os.path.join(self.folder, "deploy.log")
         try:
-            os.write(fd, line.encode("utf-8"))
-        finally:
-            os.close(fd)
+            safely.ensure(self.folder)
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
+            try:
+                # A line that was cut short, by a kill or a full disk, must not spoil this one.
+                size = os.fstat(fd).st_size
+                torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+                # One write call in append mode: lines of two processes do not mix.
+                data = (b"\n" if torn else b"") + line.encode("utf-8")
+                if os.write(fd, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            log.warning("%s cannot be written (%s), so it lacks: %s", path, exc.strerror, line.strip())
+            return f"the history on this host lacks this stage: {path} cannot be written ({exc.strerror})"
+        return ""
 
     def read(self, limit: int = 50) -> list[dict[str, Any]]:
         """

@@ -100,7 +100,10 @@ class Resolution:
 
 @frozen
 class Manifest:
-    """A release on this host. ``resolution`` is None until it is built; ``check`` is what its boot check said."""
+    """
+    A release on this host. ``resolution`` is None until it is built; ``check`` is what its boot check said;
+    ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
+    """
 
     id: str
     state: str
@@ -123,6 +126,7 @@ class Manifest:
     adopted: Mapping[str, str] = field(factory=dict)
     previous: str = ""
     previous_link: str = ""
+    finish_due: str = ""
     came_after: str = ""
     bad_reason: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from attrs import frozen
@@ -51,6 +52,11 @@ class Site:
     def paths(self) -> Paths:
         """The settings ``ckan:paths``."""
         return self.settings.paths
+
+    @property
+    def home(self) -> str:
+        """The home of the user that runs CKAN: for what libraries want to keep there."""
+        return os.path.join(self.paths.data, "home")
 
     @property
     def releases(self) -> Releases:

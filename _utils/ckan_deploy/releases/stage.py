@@ -5,15 +5,18 @@ What every stage has: nobody else works on the host meanwhile, its hooks run, an
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import hooks, lock
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, files
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -38,7 +41,7 @@ def running(
         False where a deploy lock is no obstacle.
 
     Yields the list of what is to be said besides. Raises ``InvalidArgument`` for what is no release, ``FormulaError``;
-    what the system says is turned into a sentence.
+    whatever else goes wrong is turned into a sentence.
     """
     # First of all: a hook may make a command of it. A restore names its dump here.
     if name != "restore":
@@ -53,18 +56,22 @@ def running(
         previous = site.releases.current()
         try:
             ran += hooks.run(site, "before", name, release, previous)
-            yield warned
+            # Not for hooks: what they make is their own business.
+            with files.usual_modes():
+                yield warned
             ran += hooks.run(site, "after", name, release, previous)
             # Into the list that the stage has in its answer already.
             warned += [f"{hook['hook']} failed: {hook['problem']}" for hook in ran if hook["problem"]]
-        except (FormulaError, OSError) as exc:
-            entry.update(result="failed", reason=str(exc))
-            if isinstance(exc, FormulaError):
+        except BaseException as exc:
+            entry.update(result="failed", reason=sentence(exc))
+            if isinstance(exc, FormulaError) or not isinstance(exc, Exception):
                 raise
-            raise FormulaError(f"{exc.strerror or exc}: {exc.filename or 'unknown file'}") from exc
+            log.debug("the stage %s failed", name, exc_info=True)
+            raise FormulaError(sentence(exc)) from exc
         else:
             entry["result"] = "ok"
         finally:
             if ran:
                 entry["hooks"] = ran
-            site.log.append(**entry, seconds=round(time.monotonic() - begun, 3))
+            missing = site.log.append(**entry, seconds=round(time.monotonic() - begun, 3))
+            warned += [missing] if missing else []

@@ -4,6 +4,9 @@ The release store: the ``releases`` directory, its manifests, and the link ``cur
 A release is a directory that holds a manifest, ``release.json``. The link ``current`` alone says which release is
 served; the manifest says what happened to a release. A directory without a readable manifest is not ours: it is never
 listed, never removed, never a target. Nothing here knows how a release is built or served.
+
+A release comes into being, and goes, by one rename: it is made as ``.new-ID`` and removed as ``.removed-ID``. So one
+that is killed in between leaves no directory that nobody knows; ``leftovers`` finds what it left.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
-from pathlib import Path
+import stat
 from typing import Any
 
 from attrs import frozen
@@ -20,11 +24,16 @@ from attrs import frozen
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import ID_PATTERN, check_id, now
 from ckan_deploy.releases.manifest import Manifest, event
-from ckan_deploy.system import files
+from ckan_deploy.system import disk, files
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "release.json"
+# What a release is called before it has its manifest, and while it is being removed.
+_NEW, _REMOVED = ".new-", ".removed-"
+_LEFT = re.compile(rf"\.(new|removed)-{ID_PATTERN.pattern}")
+# Drafts of files at the top of a release, by ``files.write``.
+_DRAFT = re.compile(r"(release\.json|starter|serve\.sh|[A-Za-z0-9_-]+\.ini)\.tmp")
 
 
 @frozen
@@ -54,7 +63,7 @@ class Releases:
         """
         Make the directory of a new release with a manifest in state ``building``, and return the manifest.
 
-        The manifest is there before anything else, so that a build that is killed leaves a directory known as ours.
+        Directory and manifest come into being together, so that a build that is killed leaves a release known as ours.
 
         release
             The id of the new release.
@@ -63,15 +72,23 @@ class Releases:
 
         Raises ``FormulaError`` when the release exists already.
         """
-        path = self.directory(release)
+        path, draft = self.directory(release), os.path.join(self.folder, f"{_NEW}{check_id(release)}")
+        if os.path.lexists(path):
+            raise FormulaError(f"release {release} exists already in {self.folder}; wait a second and deploy again.")
+        os.makedirs(self.folder, exist_ok=True)
+        if os.path.lexists(draft):
+            shutil.rmtree(draft)  # of a run that was killed
+        os.mkdir(draft)
+        os.chmod(draft, 0o755)
         try:
-            os.makedirs(self.folder, exist_ok=True)
-            os.mkdir(path, 0o755)
-        except FileExistsError:
-            raise FormulaError(
-                f"release {release} exists already in {self.folder}; wait a second and deploy again."
-            ) from None
-        return self.note_new(release, "building", "", **about)
+            manifest = _first(release, "building", "", about)
+            files.write(os.path.join(draft, MANIFEST), _text(manifest), durable=True)
+            os.rename(draft, path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        files.sync_directory(self.folder)
+        return manifest
 
     def note_new(self, release: str, state: str, reason: str, **about: Any) -> Manifest:
         """
@@ -86,8 +103,7 @@ class Releases:
         about
             What else the manifest holds.
         """
-        manifest = Manifest(id=release, state=state, created=now(), **about)
-        return self.write(manifest.became(state, events=(event(state, manifest.by, reason),)))
+        return self.write(_first(release, state, reason, about))
 
     def write(self, manifest: Manifest) -> Manifest:
         """
@@ -96,8 +112,7 @@ class Releases:
         manifest
             The whole manifest; returned as it is.
         """
-        text = json.dumps(manifest.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        files.write(os.path.join(self.directory(manifest.id), MANIFEST), text, durable=True)
+        files.write(os.path.join(self.directory(manifest.id), MANIFEST), _text(manifest), durable=True)
         return manifest
 
     def read(self, release: str) -> Manifest:
@@ -109,8 +124,8 @@ class Releases:
 
         Raises ``FormulaError`` when there is no such release here.
         """
-        manifest = _load(os.path.join(self.directory(release), MANIFEST))
-        if manifest is None or manifest.id != release:
+        manifest = self.find(check_id(release))
+        if manifest is None:
             raise FormulaError(f"there is no release {release} on this host; the releases here: {self.named()}.")
         return manifest
 
@@ -120,8 +135,7 @@ class Releases:
             names = sorted(name for name in os.listdir(self.folder) if ID_PATTERN.fullmatch(name))
         except FileNotFoundError:
             return []
-        found = [_load(os.path.join(self.folder, name, MANIFEST)) for name in names]
-        return [manifest for manifest, name in zip(found, names, strict=True) if manifest and manifest.id == name]
+        return [manifest for name in names if (manifest := self._known(name))]
 
     def find(self, release: str) -> Manifest | None:
         """
@@ -130,7 +144,7 @@ class Releases:
         release
             A release id, or '' for none.
         """
-        return next((manifest for manifest in self.manifests() if manifest.id == release), None)
+        return self._known(release) if ID_PATTERN.fullmatch(release) else None
 
     def named(self) -> str:
         """Return the ids of all releases, for a message."""
@@ -157,15 +171,9 @@ class Releases:
         return os.path.relpath(path, self.folder).split("/")[0] if path.startswith(f"{self.folder}/") else ""
 
     def current(self) -> str:
-        """Return the id of the release that ``current`` points to, '' when it points to none of ours."""
-        try:
-            target = os.readlink(self.link)
-        except OSError:
-            return ""
-        target = os.path.normpath(os.path.join(os.path.dirname(self.link), target))
-        name = os.path.basename(target)
-        same = os.path.realpath(os.path.dirname(target)) == os.path.realpath(self.folder)
-        return name if same and ID_PATTERN.fullmatch(name) else ""
+        """Return the release that ``current`` points to, '' when it points to none of ours (see ``foreign_link``)."""
+        name = self._linked()
+        return name if name and self._known(name) else ""
 
     def point(self, release: str) -> None:
         """
@@ -182,16 +190,33 @@ class Releases:
         target = self.directory(release)
         if not os.path.isdir(target):
             raise FormulaError(f"{target} is missing, so {self.link} was left as it is; deploy again.")
-        if os.path.lexists(self.link) and not os.path.islink(self.link):
-            raise FormulaError(
-                f"{self.link} is not a symbolic link, so nothing was switched; move it away and deploy again."
-            )
+        if problem := self.link_problem():
+            raise FormulaError(f"{problem}; nothing was switched.")
         self._rename_over(os.path.relpath(target, os.path.dirname(self.link)), release)
+
+    def link_problem(self) -> str:
+        """Say why ``current`` cannot be made to point to a release, and what to type; '' where it can."""
+        if not os.path.lexists(self.link) or os.path.islink(self.link):
+            return ""
+        what = "directory" if os.path.isdir(self.link) else "file"
+        return (
+            f"{self.link} is a {what} and not a symbolic link, and what is in it is not the formula's; move it away "
+            f"(mv {self.link} {self.link}.before)"
+        )
 
     def foreign_link(self) -> str:
         """Return what ``current`` holds when that is none of our releases, such as one of another tool; else ''."""
-        known = {manifest.id for manifest in self.manifests()}
-        return os.readlink(self.link) if os.path.islink(self.link) and self.current() not in known else ""
+        return os.readlink(self.link) if os.path.islink(self.link) and not self.current() else ""
+
+    def foreign(self) -> str:
+        """Say that ``current`` is a link to none of our releases, '' where it is not."""
+        target = self.foreign_link()
+        if not target:
+            return ""
+        name = self._linked()
+        there = os.path.lexists(os.path.join(self.folder, name)) if name else os.path.exists(self.link)
+        why = "is not there" if not there else "has no readable manifest" if name else "is no release of the formula's"
+        return f"{self.link} points to {target}, which {why}"
 
     def restore_link(self, target: str) -> None:
         """
@@ -202,31 +227,76 @@ class Releases:
         """
         if target:
             self._rename_over(target, "before")
-        else:
+        elif os.path.lexists(self.link):
             os.unlink(self.link)
 
     def remove(self, release: str) -> None:
         """
-        Remove a release that is not current. The manifest goes last, so an interrupted removal can be finished.
+        Remove a release that is not current. It is gone for everybody at once, by a rename; then its files are deleted.
 
         release
             A release id.
 
-        Raises ``FormulaError`` when the release is current or has no manifest.
+        Raises ``FormulaError`` when the release is current or has no manifest, when something is mounted in it (it
+        stays as it is then), or when a file cannot be deleted (the rest is gone, and ``leftovers`` has it).
         """
-        if release == self.current():
+        if release in (self.current(), self._linked()):
             raise FormulaError(f"release {release} is current and was not removed; roll back first.")
         self.read(release)
-        path = Path(self.directory(release))
-        for entry in path.iterdir():
-            if entry.name == MANIFEST:
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        (path / MANIFEST).unlink()
-        path.rmdir()
+        path, away = self.directory(release), os.path.join(self.folder, f"{_REMOVED}{release}")
+        _refuse_mounts(path)
+        try:
+            if os.path.lexists(away):
+                _delete(away)  # what an earlier removal left
+            os.rename(path, away)
+        except OSError as exc:
+            raise FormulaError(f"release {release} cannot be removed ({exc.strerror}: {exc.filename})") from exc
+        files.sync_directory(self.folder)
+        _delete(away)
+
+    def leftovers(self) -> list[str]:
+        """Return the paths of what a run that was killed left: beginnings of releases, and rests of removed ones."""
+        names = sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []
+        return [os.path.join(self.folder, name) for name in names if _LEFT.fullmatch(name)]
+
+    def sweep(self) -> list[str]:
+        """
+        Delete what runs that were killed left: of releases, of the link, and drafts of files in releases. Nobody else
+        may be at work here.
+
+        Returns what cannot be deleted, a sentence each.
+        """
+        left = []
+        for path in self.leftovers():
+            try:
+                _refuse_mounts(path)
+                _delete(path)
+            except FormulaError as exc:
+                left.append(str(exc))
+        links = re.compile(rf"{re.escape(os.path.basename(self.link))}\.({ID_PATTERN.pattern}|before)\.tmp")
+        drafts = [(os.path.dirname(self.link), links, os.path.islink)]
+        drafts += [(self.directory(manifest.id), _DRAFT, os.path.isfile) for manifest in self.manifests()]
+        for folder, pattern, kind in drafts:
+            for path in files.matching(folder, pattern):
+                if kind(path):
+                    files.try_unlink(path)
+        return left
+
+    def _linked(self) -> str:
+        """The id-shaped name in the folder that ``current`` points to, whatever is there; '' for none."""
+        try:
+            target = os.readlink(self.link)
+        except OSError:
+            return ""
+        target = os.path.normpath(os.path.join(os.path.dirname(self.link), target))
+        name = os.path.basename(target)
+        same = os.path.realpath(os.path.dirname(target)) == os.path.realpath(self.folder)
+        return name if same and ID_PATTERN.fullmatch(name) else ""
+
+    def _known(self, name: str) -> Manifest | None:
+        """The manifest in a directory, where it is that of a release of this name."""
+        manifest = _load(os.path.join(self.folder, name, MANIFEST))
+        return manifest if manifest and manifest.id == name else None
 
     def _rename_over(self, target: str, mark: str) -> None:
         temporary = f"{self.link}.{mark}.tmp"
@@ -237,12 +307,46 @@ class Releases:
         files.sync_directory(os.path.dirname(self.link))
 
 
+def _first(release: str, state: str, reason: str, about: dict[str, Any]) -> Manifest:
+    manifest = Manifest(id=release, state=state, created=now(), **about)
+    return manifest.became(state, events=(event(state, manifest.by, reason),))
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _refuse_mounts(path: str) -> None:
+    """A removal would empty what is mounted in it, and that is not of the release."""
+    mounted = disk.mounts_below(path)
+    if mounted:
+        raise FormulaError(f"{path} was not removed, since {mounted[0]} is mounted in it; type: umount {mounted[0]}")
+
+
+def _delete(path: str) -> None:
+    """Delete a tree as far as that can be done."""
+    problems: list[str] = []
+
+    def note(_function: object, file: str, about: tuple[type[BaseException], BaseException, object]) -> None:
+        problems.append(f"{getattr(about[1], 'strerror', about[1])}: {file}")
+
+    shutil.rmtree(path, onerror=note)
+    if os.path.lexists(path):
+        why = problems[0] if problems else "somebody writes into it"
+        raise FormulaError(
+            f"{path} is of a removed release and cannot be deleted ({why}); correct that, the next run deletes it"
+        )
+
+
 def _load(path: str) -> Manifest | None:
     try:
-        with open(path, encoding="utf-8") as handle:
+        # Not through a link, and not from what never ends.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), encoding="utf-8") as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise OSError("no plain file")
             content = json.load(handle)
         return Manifest.of(content) if isinstance(content, dict) and "state" in content else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, FormulaError) as exc:
         log.warning("%s cannot be read (%s); its directory is left alone.", path, exc)

@@ -16,6 +16,8 @@ HEADER = "X-CKAN-Release"
 # What the kernel says of who listens on a socket: process, user, group.
 _PEER = struct.Struct("3i")
 PEER_SECONDS = 5
+# No page is larger, and an answer without end does not fill the memory of root's process.
+MOST_BYTES = 16 * 2**20
 
 
 class Answer(NamedTuple):
@@ -63,7 +65,7 @@ def judge(site: Site, connection: http.client.HTTPConnection) -> Answer:
     try:
         connection.request("GET", web.health_path, headers=headers(site))
         response = connection.getresponse()
-        body = response.read()
+        body = response.read(MOST_BYTES)
     except http.client.HTTPException as exc:
         return Answer(f"does not speak HTTP ({type(exc).__name__})", "")
     finally:

@@ -16,7 +16,7 @@ import psutil
 from ckan_deploy.build import ini
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings.parts import CronJob
-from ckan_deploy.system import files
+from ckan_deploy.system import files, safely
 
 SCRIPT = "salt://ckan/files/cron.py"
 
@@ -50,7 +50,7 @@ def write(changes: Sequence[Change]) -> None:
     """
     for path, text in changes:
         if text:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            safely.ensure(os.path.dirname(path))
             files.write(path, text)
         else:
             os.unlink(path)
@@ -121,7 +121,7 @@ SHELL=/bin/sh
 PATH=/usr/local/bin:/usr/bin:/bin
 LC_ALL=C.UTF-8
 PYTHONUTF8=1
-HOME={site.paths.data}
+HOME={site.home}
 """
     return text + "".join(_line(site, name, job) for name, job in site.settings.cron.items())
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import ids
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import services
-from ckan_deploy.system import arguments, files
+from ckan_deploy.system import arguments, files, safely
 
 # The form of CKAN's own errors: https://docs.ckan.org/en/latest/api/ ("success", "error").
 API_ANSWER = {
@@ -119,7 +118,7 @@ def _put_pages(site: Site) -> None:
     source = site.host.file(page) if page.startswith("salt://") else page
     if not source or not os.path.isfile(source):
         raise FormulaError(f"there is no page {page} (ckan:web:maintenance_page); correct it.")
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    shutil.copyfile(source, os.path.join(folder, "page.html"))
-    os.chmod(os.path.join(folder, "page.html"), 0o644)
+    safely.ensure(folder)
+    page = files.read(source, "", errors="surrogateescape")
+    files.write(os.path.join(folder, "page.html"), page, errors="surrogateescape")
     files.write(os.path.join(folder, "page.json"), json.dumps(API_ANSWER))

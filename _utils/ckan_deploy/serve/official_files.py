@@ -11,7 +11,7 @@ import re
 import shutil
 
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import files
+from ckan_deploy.system import files, safely
 
 PROGRAMS = ("ckan-uwsgi", "ckan-worker")
 KEPT = "before-formula"
@@ -72,7 +72,7 @@ def keep(site: Site) -> list[str]:
     made = []
     for name in unkept(site):
         copy = copy_of(site, name)
-        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        safely.ensure(os.path.dirname(copy))
         # What is behind the link in sites-enabled is what is in service.
         shutil.copy2(places(site)[name], f"{copy}.tmp")
         os.rename(f"{copy}.tmp", copy)

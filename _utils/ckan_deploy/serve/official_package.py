@@ -12,15 +12,17 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 
 import attrs
 import psutil
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import lock
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, official_files, services, virtual_host
 from ckan_deploy.serve.official_files import PROGRAMS
-from ckan_deploy.system import supervisor
+from ckan_deploy.system import safely, supervisor
 
 
 def retire(site: Site) -> list[str]:
@@ -64,14 +66,21 @@ def restore(site: Site) -> list[str]:
     site
         The site.
 
-    Returns the paths that were put back. Raises ``FormulaError`` when nothing was kept.
+    Returns the paths that were put back. Raises ``FormulaError`` when nothing was kept, or somebody else is at work.
     """
     places = official_files.places(site)
     kept = {name: path for name, path in places.items() if os.path.exists(official_files.copy_of(site, name))}
     if not kept:
         raise FormulaError("nothing of the official package was kept on this host.")
+    with lock.held(site, "restore of the official package", locked=False):
+        _put_back(site, kept)
+    return sorted(kept.values())
+
+
+def _put_back(site: Site, kept: Mapping[str, str]) -> None:
+    """Bring back what was kept, and take out of service what the formula has put in its place."""
     for name, path in kept.items():
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        safely.ensure(os.path.dirname(path))
         shutil.copy2(official_files.copy_of(site, name), path)
     for name in PROGRAMS:
         if name in kept:
@@ -82,7 +91,6 @@ def restore(site: Site) -> list[str]:
     virtual_host.reload(site)
     app_server.stop_others(site, "")
     services.follow(attrs.evolve(site, settings=attrs.evolve(site.settings, workers={}, cron={})))
-    return sorted(kept.values())
 
 
 def _drain(place: str, seconds: int) -> None:

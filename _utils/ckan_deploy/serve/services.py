@@ -17,9 +17,9 @@ import psutil
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import cron, steady
+from ckan_deploy.serve import cron, shared_files, steady
 from ckan_deploy.system import files as system_files
-from ckan_deploy.system import processes, supervisor
+from ckan_deploy.system import processes, safely, supervisor
 from ckan_deploy.system.supervisor import Process
 
 RUNNING = ("RUNNING", "STARTING")
@@ -194,7 +194,8 @@ def _bring(site: Site, name: str, what: str, files: bool) -> _Brought:
         supervisor.expect(conf, "update", group)
         return _Brought(warning)
     if files and system_files.read(file) != (wanted := _program_text(site, name)):
-        os.makedirs(os.path.dirname(file), exist_ok=True)
+        shared_files.clear_log(site, _log(site, name))
+        safely.ensure(os.path.dirname(file))
         system_files.write(file, wanted)
     # Starts what supervisor has not known, or known otherwise; leaves alone what it knows.
     supervisor.expect(conf, "update", group)
@@ -316,7 +317,7 @@ process_name = worker-PROCESS
 numprocs = {worker.processes}
 directory = /
 user = {site.settings.user}
-environment = LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{paths.data}"
+environment = LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{site.home}"
 autostart = true
 autorestart = true
 startsecs = 1

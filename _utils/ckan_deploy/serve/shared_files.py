@@ -1,28 +1,33 @@
 """
 What outlives a release: uploads and sessions, which belong to the user that runs CKAN, all the way down; and the web
 assets of all releases, which the web server serves.
+
+That user may be whoever broke into the portal. So ``paths:data`` is root's, what is below is CKAN's, and root goes
+there by ``safely`` alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
 import grp
 import os
 import pwd
-import shutil
 import stat
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ckan_deploy.build import ini
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
+from ckan_deploy.system import ownership, safely
 
 
 def places(site: Site) -> list[str]:
     """
-    Return the directories: of the settings, and where options of CKAN say otherwise.
+    Return the directories of CKAN's: of the settings, and where options of CKAN say otherwise.
 
     site
         The site.
@@ -30,7 +35,54 @@ def places(site: Site) -> list[str]:
     options = ini.options(site)
     names = ("ckan.storage_path", "ckan.webassets.path", "beaker.session.data_dir")
     # The assets of a release are in the release.
-    return sorted({str(options[name]) for name in names if os.path.isabs(str(options[name]))})
+    found = {os.path.normpath(str(options[name])) for name in names if os.path.isabs(str(options[name]))}
+    return sorted({site.home, *found})
+
+
+def pending(site: Site) -> dict[str, str]:
+    """
+    Say what ``prepare`` would do.
+
+    site
+        The site.
+
+    Returns ``{path: what}``.
+    """
+    found = {place: "made" for place in [*places(site), _assets_root(site)] if not os.path.isdir(place)}
+    if os.geteuid() == 0 and not _is_ckans(site):
+        with contextlib.suppress(FileNotFoundError), safely.directory(site.paths.data) as folder:
+            if not ownership.is_roots(os.fstat(folder)):
+                found[site.paths.data] = "made root's"
+    return found
+
+
+def prepare(site: Site) -> dict[str, str]:
+    """
+    Make the directories: ``paths:data`` and the published web assets are root's, the others of the user that runs CKAN.
+
+    site
+        The site.
+
+    Returns ``{path: what was done}``. Raises ``FormulaError`` that names a link which that user may have put there,
+    and what to type.
+    """
+    data, owner, done = site.paths.data, _owner(site), pending(site)
+    if os.geteuid() == 0 and not _is_ckans(site):
+        names = {os.path.relpath(place, data).split("/")[0] for place in [*places(site), _assets_root(site)]}
+        with _told(f"{data} cannot be made root's"):
+            safely.take(data, sorted(names - {".."}))
+    for place in places(site):
+        with _told(f"{place} cannot be given to {site.settings.user}"):
+            with safely.directory(place, make=True, owner=owner) as folder:
+                if owner[0] and os.fstat(folder).st_uid == 0:
+                    os.fchown(folder, *owner)
+    with _told(f"{_assets_root(site)} cannot be made"), safely.directory(data, make=True) as folder:
+        if os.geteuid() == 0 and _is_others(folder, "webassets"):
+            # Copies, which are made again.
+            safely.remove(folder, "webassets")
+            done[_assets_root(site)] = "made root's"
+        with safely.directory(_assets_root(site), make=True):
+            return done
 
 
 def own(site: Site, path: str = "") -> dict[str, Any]:
@@ -45,26 +97,21 @@ def own(site: Site, path: str = "") -> dict[str, Any]:
     path
         The directory of a release, to do the same for what CKAN writes there.
 
-    Returns ``{"given": how many entries, "seconds": ...}``. Raises ``FormulaError`` that names what cannot be given.
+    Returns ``{"given": how many entries, "seconds", "warnings": [sentences]}``; what is on a disk that cannot be
+    written to is a warning. Raises ``FormulaError`` that names what cannot be given.
     """
-    begun = time.monotonic()
     if os.geteuid() != 0:
-        return {"given": 0, "seconds": 0.0}
-    try:
-        user, group = pwd.getpwnam(site.settings.user).pw_uid, grp.getgrnam(site.settings.group).gr_gid
-    except KeyError as exc:
-        raise FormulaError(f"there is no such user or group ({exc}); run state.apply ckan first") from exc
-    given = 0
+        return {"given": 0, "seconds": 0.0, "warnings": []}
+    begun, owner = time.monotonic(), _owner(site)
+    given, fixed = 0, list[str]()
+    prepare(site)
     for place in [*places(site), *([os.path.join(path, "run")] if path else [])]:
-        try:
-            os.makedirs(place, mode=0o755, exist_ok=True)
+        with _told(f"{place} cannot be given to {site.settings.user}"):
             # The directory itself may be a link, to another disk: that is the operator's. Nothing below it is followed.
-            given += _give(os.path.realpath(place), user, group)
-        except OSError as exc:
-            raise FormulaError(
-                f"{exc.filename or place} cannot be given to {site.settings.user} ({exc.strerror}); correct its owner"
-            ) from exc
-    return {"given": given, "seconds": round(time.monotonic() - begun, 2)}
+            with safely.directory(place, make=True, owner=owner) as top:
+                given += _give(place, top, owner, fixed)
+    warnings = [f"{name} is on a disk that cannot be written to, and stays root's" for name in fixed[:3]]
+    return {"given": given, "seconds": round(time.monotonic() - begun, 2), "warnings": warnings}
 
 
 def publish(site: Site) -> list[str]:
@@ -77,17 +124,16 @@ def publish(site: Site) -> list[str]:
     site
         The site.
 
-    Returns the names that are new there.
+    Returns the names that are new there. Raises ``FormulaError`` where that directory is a link which somebody else
+    than root may have put there.
     """
-    there, new = _assets_root(site), []
-    for name, source in sorted(_assets(site).items()):
-        target = os.path.join(there, name)
-        if not os.path.lexists(target):
-            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+    user, new, target = _owner(site)[0], list[str](), _assets_root(site)
+    with _told(f"{target} cannot be written to"), safely.directory(target, make=True) as there:
+        for name, folder, file in _assets(site):
             with contextlib.suppress(OSError):  # built or removed at this very moment, or no plain file
-                _copy(source, target)
-                new.append(name)
-    return new
+                if _publish(there, name, folder, file, user):
+                    new.append(name)
+    return sorted(new)
 
 
 def forget(site: Site) -> list[str]:
@@ -99,56 +145,177 @@ def forget(site: Site) -> list[str]:
 
     Returns their names.
     """
-    there, known, gone = _assets_root(site), _assets(site), []
-    for folder, _, files in os.walk(there):
-        for file in files:
-            name = os.path.relpath(os.path.join(folder, file), there)
-            if name not in known:
-                os.unlink(os.path.join(folder, file))
-                gone.append(name)
+    known, gone = {name for name, _, _ in _assets(site)}, []
+    with contextlib.suppress(FileNotFoundError), safely.directory(_assets_root(site)) as there:
+        for folder, descriptor, entries in safely.walk(there):
+            for entry in entries:
+                name = os.path.join(folder, entry.name)
+                if name not in known and not entry.is_dir(follow_symlinks=False):
+                    safely.remove(descriptor, entry.name)
+                    gone.append(name)
     return gone
+
+
+def own_run(site: Site, path: str) -> None:
+    """
+    Make the directory ``run`` of a release, for its socket and what else CKAN writes: it belongs to CKAN's user.
+
+    site
+        The site.
+    path
+        The directory of the release.
+
+    Raises ``FormulaError`` when it cannot be made.
+    """
+    place, owner = os.path.join(path, "run"), _owner(site)
+    with _told(f"{place} cannot be given to {site.settings.user}"):
+        with safely.directory(place, make=True, owner=owner) as folder:
+            if os.geteuid() == 0 and os.fstat(folder).st_uid == 0:
+                os.fchown(folder, *owner)
+
+
+def clear_log(site: Site, path: str) -> None:
+    """
+    Take away what is no file of root's in place of a log: supervisor, which is root, writes there.
+
+    site
+        The site.
+    path
+        The log.
+
+    Raises ``FormulaError`` when the directory of logs cannot be made.
+    """
+    name = os.path.basename(path)
+    with _told(f"{site.paths.log} cannot be made"), safely.directory(site.paths.log, make=True) as folder:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not (ownership.is_roots(status) and stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+                safely.remove(folder, name)
+
+
+def exposed(site: Site) -> list[str]:
+    """
+    Say which directories of root's the user that runs CKAN, or that of builds, may write to, or put others in place of.
+
+    site
+        The site.
+
+    Returns a list of sentences, empty when all is well.
+    """
+    if os.geteuid() != 0:
+        return []
+    paths, found = site.paths, {}
+    roots = (paths.releases, paths.shared, paths.config, paths.log, paths.backups, paths.supervisor_programs)
+    # `paths:data` itself may be CKAN's still; it becomes root's when the files are looked after.
+    for place in (*(f"{path}/." for path in roots), paths.data):
+        for user in dict.fromkeys((site.settings.user, site.settings.build_user)):
+            above = "" if user == "root" else ownership.exposed(place, user)
+            if above:
+                found[above] = (
+                    f"{user} may write to {above}, where root works; look for what does not belong there, and type: "
+                    f"chown root: {above} && chmod 755 {above}"
+                )
+    return list(found.values())
 
 
 def _assets_root(site: Site) -> str:
     return os.path.join(site.paths.data, "webassets")
 
 
-def _assets(site: Site) -> dict[str, str]:
-    """The web assets of all releases: the name below their directory, and a file that holds it."""
-    found = {}
-    for top in glob.glob(os.path.join(glob.escape(site.paths.releases), "*", "run", "webassets")):
-        for folder, folders, files in os.walk(top):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for file in files:
-                found[os.path.relpath(os.path.join(folder, file), top)] = os.path.join(folder, file)
-    return found
+def _is_ckans(site: Site) -> bool:
+    """Whether an option makes ``paths:data`` itself, or what it is in, a directory of CKAN's."""
+    return any(f"{site.paths.data}/".startswith(f"{place}/") for place in places(site))
 
 
-def _copy(source: str, target: str) -> None:
-    """Copy a plain file of CKAN's user: a link in its place could lead to what that user may not read."""
-    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as handle:
-        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-            raise OSError(f"{source} is no plain file")
-        with open(f"{target}.tmp", "wb") as copy:
-            shutil.copyfileobj(handle, copy)
-    os.chmod(f"{target}.tmp", 0o644)
-    os.rename(f"{target}.tmp", target)
+def _is_others(folder: int, name: str) -> bool:
+    """Whether a name in a directory stands for something else than a directory of root's, or a link of root's."""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    link = stat.S_ISLNK(status.st_mode) and ownership.is_roots(os.fstat(folder))
+    return status.st_uid != 0 or not (stat.S_ISDIR(status.st_mode) or link)
 
 
-def _give(top: str, user: int, group: int) -> int:
+def _owner(site: Site) -> tuple[int, int]:
+    """The numbers of the user that runs CKAN and of its group; without root those of whoever runs this."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    try:
+        return pwd.getpwnam(site.settings.user).pw_uid, grp.getgrnam(site.settings.group).gr_gid
+    except KeyError as exc:
+        raise FormulaError(f"there is no such user or group ({exc}); run state.apply ckan first") from exc
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Make a sentence of what the system says; of a file that it names, about that file."""
+    try:
+        yield
+    except OSError as exc:
+        place, _, rest = what.partition(" cannot ")
+        raise FormulaError(
+            f"{exc.filename or place} cannot {rest} ({exc.strerror}); correct its owner, or make room"
+        ) from exc
+
+
+def _give(place: str, top: int, owner: tuple[int, int], fixed: list[str]) -> int:
+    """Give what is root's from a directory down to its owner; ``fixed`` gets the names of what cannot be changed."""
     given = 0
-    # By descriptor: a name that is made a link meanwhile cannot lead elsewhere.
-    for path, folders, files, folder in os.fwalk(top, follow_symlinks=False):
-        for name in [".", *folders, *files]:
+    if owner[0] == 0:
+        return 0
+    if os.fstat(top).st_uid == 0:
+        os.fchown(top, *owner)
+        given += 1
+    for folder, descriptor, entries in safely.walk(top):
+        for entry in entries:
             try:
-                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                elsewhere = status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode)
-                if status.st_uid == 0 and user != 0 and not elsewhere:
-                    os.chown(name, user, group, dir_fd=folder, follow_symlinks=False)
-                    given += 1
+                if entry.stat(follow_symlinks=False).st_uid == 0:
+                    given += safely.give(descriptor, entry.name, *owner)
             except FileNotFoundError:
                 continue  # the site that runs removes files, too
             except OSError as exc:
-                exc.filename = os.path.normpath(os.path.join(path, name))
-                raise
+                exc.filename = os.path.join(place, folder, entry.name)
+                if exc.errno != errno.EROFS:
+                    raise
+                fixed.append(exc.filename)
     return given
+
+
+def _releases(site: Site) -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(name for name in os.listdir(site.paths.releases) if ID_PATTERN.fullmatch(name))
+    return []
+
+
+def _assets(site: Site) -> Iterator[tuple[str, int, str]]:
+    """
+    The web assets of all releases: the name below their directory, the descriptor of the directory that the file is in,
+    and its name there. Where CKAN's user has put a link, CKAN itself serves what is not published.
+    """
+    for release in _releases(site):
+        place = os.path.join(site.paths.releases, release, "run", "webassets")
+        with contextlib.suppress(FormulaError, OSError), safely.directory(place) as top:
+            for folder, descriptor, entries in safely.walk(top):
+                entries[:] = [entry for entry in entries if not entry.name.startswith(".")]
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield os.path.join(folder, entry.name), descriptor, entry.name
+
+
+def _publish(there: int, name: str, folder: int, file: str, user: int) -> bool:
+    """Copy a web asset of a release, unless that was done; returns whether it is new."""
+    with contextlib.ExitStack() as stack:
+        for part in name.split("/")[:-1]:
+            there = safely.make(there, part)
+            stack.callback(os.close, there)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISREG(os.stat(file, dir_fd=there, follow_symlinks=False).st_mode):
+                return False
+        with safely.plain(folder, file) as source:
+            status = os.fstat(source.fileno())
+            # A second name of what CKAN's user may not read is not published.
+            if status.st_uid == user or (status.st_uid == 0 and status.st_nlink == 1):
+                safely.copy(source, there, file)
+                return True
+    return False

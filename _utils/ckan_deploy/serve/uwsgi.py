@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import disk, files
+from ckan_deploy.serve import shared_files
+from ckan_deploy.system import disk, files, safely
 
 # Not an error: supervisor is not to try again.
 NOT_CURRENT = 77
@@ -28,11 +28,9 @@ def write(site: Site, path: str, starter: str) -> None:
     starter
         What tells the supervisor of now from one after a restart: see ``boot_mark``.
     """
-    run = os.path.join(path, "run")
-    os.makedirs(run, exist_ok=True)
-    shutil.chown(run, site.settings.user, site.settings.group)
-    os.makedirs(site.paths.log, exist_ok=True)
-    os.makedirs(site.paths.supervisor_programs, exist_ok=True)
+    shared_files.own_run(site, path)
+    shared_files.clear_log(site, log(site, os.path.basename(path)))
+    safely.ensure(site.paths.supervisor_programs)
     files.write(os.path.join(path, "starter"), f"{starter}\n")
     files.write(os.path.join(path, "uwsgi.ini"), _server(site, path))
     files.write(os.path.join(path, "serve.sh"), _script(site, path))
@@ -147,7 +145,7 @@ exec {path}/bin/uwsgi --ini {path}/uwsgi.ini
 
 def _program(site: Site, path: str) -> str:
     release = os.path.basename(path)
-    variables = f'RELEASE_DIR="{path}",LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{site.paths.data}"'
+    variables = f'RELEASE_DIR="{path}",LANG="C.UTF-8",LC_ALL="C.UTF-8",PYTHONUTF8="1",HOME="{site.home}"'
     # Supervisor reads % as the start of an interpolation.
     return f"""; Written by the CKAN formula.
 [program:{program(site, release)}]

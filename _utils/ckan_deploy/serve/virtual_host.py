@@ -20,7 +20,7 @@ import jinja2
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import maintenance, official_files
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import files, processes, safely
 from ckan_deploy.system.processes import Done
 
 # What was there before may be in any encoding, and is put back as it was.
@@ -88,7 +88,7 @@ def install(site: Site) -> dict[str, Any]:
     if not differs:
         return {"path": path, "changes": {}, "reloaded": False}
     old = _read(path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    safely.ensure(os.path.dirname(path))
     files.write(path, render(site), errors=UNDECODED)
     try:
         reloaded = reload(site)

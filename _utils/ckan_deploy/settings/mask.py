@@ -60,6 +60,8 @@ def shown(settings: Settings) -> dict[str, Any]:
     """
     found = as_dict(settings)
     found["config"] = options(settings.config, (), settings)
+    for hook in found["hooks"]:
+        hook.update(args=[MASK for _ in hook["args"]], kwargs=dict.fromkeys(hook["kwargs"], MASK))
     for place, name, rule in _secrets_of(found):
         if place[name]:
             place[name] = dict.fromkeys(place[name], MASK) if rule == "options" else MASK

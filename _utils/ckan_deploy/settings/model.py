@@ -77,6 +77,24 @@ class Installer:
 
 
 @frozen
+class Build:
+    """How code of others is run when a release is built: SECURITY.md."""
+
+    sandbox: str = setting(
+        "bubblewrap",
+        "What keeps build code apart: `bubblewrap` (namespaces of its own), or `user` (no more than the build user) "
+        "where no namespaces can be had; a plan says so then.",
+        choices=("bubblewrap", "user"),
+    )
+    network: bool = setting(
+        False, "Whether build code reaches the network. Packages that it requires are there anyway."
+    )
+    memory_mb: int = setting(4096, "Memory that a process of a build may take, in MB.", least=64)
+    processes: int = setting(512, "How many processes the build user may have.", least=16)
+    timeout: int = setting(1800, "Seconds that one build may take.", least=1)
+
+
+@frozen
 class Database:
     """PostgreSQL."""
 
@@ -85,7 +103,11 @@ class Database:
     name: str = setting("ckan_default", "Name of the database.")
     user: str = setting("ckan_default", "User of the database.")
     password: str = setting("", "Password of that user.", required=True, secret=True)
-    admin_user: str = setting("", "Who may make databases, for a restore; by default `database:user`, if it may.")
+    admin_user: str = setting(
+        "",
+        "Who may make databases, for a restore; a superuser where the database has what only one may make, such as "
+        "PostGIS. By default `database:user`, if it may.",
+    )
     admin_password: str = setting("", "Password of that user.", secret=True)
 
 
@@ -262,6 +284,7 @@ class Settings:
     )
     base: Base = field(factory=Base)
     installer: Installer = field(factory=Installer)
+    build: Build = field(factory=Build)
     link: str = setting("hard", "How a release shares files with the base.", choices=("hard", "copy"))
     keep: int = setting(5, "How many good releases are kept.", least=2)
     deploy_group: str = setting(

@@ -75,7 +75,39 @@ def fetch(host: Host, name: str, source: str, source_hash: str, directory: str) 
     """
     if not isinstance(directory, str) or not os.path.isabs(directory):
         raise InvalidArgument(f"directory is {directory!r}; use an absolute path.")
-    key = f"ckan:extensions:{name}"
+    return _fetch(host, f"ckan:extensions:{name}", source, source_hash, directory)
+
+
+def fetch_sdist(host: Host, name: str, source: str, sha256: str, directory: str, index_url: str = "") -> str:
+    """
+    Bring the sdist of a package here, unless it is here already.
+
+    host
+        The host, which fetches it.
+    name
+        The package.
+    source
+        Its address, as the package index says it: ``https://...``, ``http://...`` or ``file://...``.
+    sha256
+        The hash that goes with it.
+    directory
+        As for ``fetch``.
+    index_url
+        The address of the index: its user and password are for files on the same server, too.
+
+    Returns the path of the sdist. Raises ``FormulaError`` as ``fetch`` does.
+    """
+    if source.startswith("file://"):
+        path = unquote(urlsplit(source).path)
+        _expect(path, "sha256", sha256, f"the index of {name}", os.path.basename(path))
+        return path
+    parts, index = urlsplit(source), urlsplit(index_url)
+    if index.username and "@" not in parts.netloc and parts.hostname == index.hostname:
+        source = parts._replace(netloc=f"{index.netloc.rpartition('@')[0]}@{parts.netloc}").geturl()
+    return _fetch(host, f"the index of {name}", source.partition("#")[0], f"sha256={sha256}", directory)
+
+
+def _fetch(host: Host, key: str, source: str, source_hash: str, directory: str) -> str:
     shown = _shown(source)
     kind, wanted = _hash(key, source_hash)
     file = _file_name(key, source, shown)

@@ -2,9 +2,9 @@
 What an extension's origin gives, whatever its kind: git, the package index, or an archive.
 
 ``resolve`` says what exactly is meant now, so that all hosts of a fleet can build the same: that is the *pin*.
-``prepare`` brings it onto this host, patched and ready to be installed. The checkouts of git stand under
-``shared/sources``, one for each origin, commit and set of patches: what was built from one is taken again from the
-installer's cache by every later release.
+``prepare`` brings it onto this host, patched and ready to be built. The checkouts of git stand under
+``shared/sources``, one for each origin, commit and set of patches, and belong to root: what is built of one, by copies
+of it, stands beside it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 @frozen
 class Prepared:
     """
-    What an extension is installed from on this host: a directory (``editable``, in a ``checkout``, with requirement
+    What an extension is made from on this host: a ``checkout`` (with its package in ``subdirectory``, and requirement
     ``files``), or a ``requirement``. ``subject`` and ``patches`` are what is known of a checkout.
     """
 
     name: str
-    editable: str = ""
     checkout: str = ""
+    subdirectory: str = ""
     files: tuple[str, ...] = ()
     requirement: str = ""
     subject: str = ""
@@ -80,9 +80,9 @@ def resolve(host: Host, name: str, extension: Extension, shared: str) -> Pin:
         raise FormulaError(f"{name}: {exc}") from exc
 
 
-def prepare(host: Host, name: str, extension: Extension, pin: Pin, shared: str, user: str = "") -> Prepared:
+def prepare(host: Host, name: str, extension: Extension, pin: Pin, shared: str) -> Prepared:
     """
-    Bring what a pin names onto this host, ready to be installed. What is there already is taken as it is.
+    Bring what a pin names onto this host, ready to be built. What is there already is taken as it is.
 
     host
         The host, which fetches patches and archives.
@@ -94,8 +94,6 @@ def prepare(host: Host, name: str, extension: Extension, pin: Pin, shared: str, 
         What ``resolve`` gave, here or on another host.
     shared
         The directory ``paths:shared``.
-    user
-        Who will run its build code, and so must own the checkout; '' for whoever runs this.
 
     Raises ``FormulaError`` that names the extension.
     """
@@ -107,7 +105,7 @@ def prepare(host: Host, name: str, extension: Extension, pin: Pin, shared: str, 
             file = archives.fetch(host, name, pin.archive, pin.hash, os.path.join(shared, "archives"))
             archives.check_members(file)
             return Prepared(name, requirement=f"{name} @ file://{file}")
-        return _checkout(host, name, extension, pin, shared, user)
+        return _checkout(host, name, extension, pin, shared)
     except FormulaError as exc:
         raise FormulaError(f"{name}: {exc}") from exc
 
@@ -147,7 +145,7 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
         with files.locked(os.path.join(folder, ".lock"), wait=False) as mine:
             for entry in sorted(os.listdir(folder)) if mine else []:
                 path = os.path.join(folder, entry)
-                if entry != ".lock" and path not in kept:
+                if entry != ".lock" and path.removesuffix(".wheels") not in kept:
                     # Out of its place first: one that is removed in part must not be taken for a checkout.
                     gone = path if path.endswith(GONE) else path + GONE
                     if gone != path:
@@ -158,13 +156,15 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
     return removed
 
 
-def _checkout(host: Host, name: str, extension: Extension, pin: Pin, shared: str, user: str) -> Prepared:
+def _checkout(host: Host, name: str, extension: Extension, pin: Pin, shared: str) -> Prepared:
     target = place(pin, shared)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with files.locked(os.path.join(os.path.dirname(target), ".lock")):
-        if not os.path.isfile(os.path.join(target, NOTES)):
+        # One of another user is of an earlier version of the formula, which let build code write here.
+        theirs = os.path.isdir(target) and os.lstat(target).st_uid != os.geteuid()
+        if theirs or not os.path.isfile(os.path.join(target, NOTES)):
             shutil.rmtree(target, ignore_errors=True)  # the notes are written last
-            _make(host, target, extension, pin, shared, user)
+            _make(host, target, extension, pin, shared)
     package = os.path.join(target, extension.subdirectory) if extension.subdirectory else target
     if not any(os.path.isfile(os.path.join(package, file)) for file in PROJECT_FILES):
         raise FormulaError(_no_package(target, extension, pin))
@@ -172,8 +172,8 @@ def _checkout(host: Host, name: str, extension: Extension, pin: Pin, shared: str
         notes = json.load(handle)
     return Prepared(
         name,
-        editable=package,
         checkout=target,
+        subdirectory=extension.subdirectory,
         files=_requirement_files(name, extension.requirements, package, target),
         subject=notes["subject"],
         patches=tuple(map(Patch.of, notes["patches"])),
@@ -193,7 +193,7 @@ def _no_package(target: str, extension: Extension, pin: Pin) -> str:
     )
 
 
-def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str, user: str) -> None:
+def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str) -> None:
     """Make a checkout beside its place, patch it, and move it there: what is in the place is always whole."""
     draft = f"{target}.draft"
     shutil.rmtree(draft, ignore_errors=True)  # what a killed run left
@@ -207,8 +207,6 @@ def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str, 
         patched = patches.apply(host, draft, read)
         with open(f"{draft}/{NOTES}", "x", encoding="utf-8") as handle:
             json.dump({"subject": got.subject, "patches": [patch.to_json() for patch in patched]}, handle)
-        if user and os.geteuid() == 0:
-            files.give(draft, user)
         files.sync_tree(draft)
         os.rename(draft, target)
         files.sync_directory(os.path.dirname(target))

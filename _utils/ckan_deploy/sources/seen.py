@@ -9,12 +9,14 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import processes
+from ckan_deploy.system.processes import Done
 
+Run = Callable[[Sequence[str]], Done]
 # Where modules are imported from, by name; imports none but the packages above them.
 FINDER = """
 import importlib.util, json, sys
@@ -45,7 +47,7 @@ def digest(path: str) -> str:
         return ""
 
 
-def lost(path: str, core: Iterable[Patch], extensions: Mapping[str, Sequence[Patch]], user: str = "") -> list[str]:
+def lost(path: str, core: Iterable[Patch], extensions: Mapping[str, Sequence[Patch]], run: Run) -> list[str]:
     """
     Find the patches that are not in what a release imports.
 
@@ -55,8 +57,8 @@ def lost(path: str, core: Iterable[Patch], extensions: Mapping[str, Sequence[Pat
         The patches of CKAN itself, as they were applied.
     extensions
         Those of each extension that has a checkout, by its name.
-    user
-        Who runs the interpreter of the release.
+    run
+        Runs a command line of the release's interpreter, where code of others may run.
 
     Returns a sentence for each patch that is not there as a whole. Raises ``FormulaError`` when the interpreter does
     not run.
@@ -67,7 +69,7 @@ def lost(path: str, core: Iterable[Patch], extensions: Mapping[str, Sequence[Pat
     if not patched:
         return []
     names = {(file, name): _module(path, file, name) for _, file, _, name in patched}
-    places = _places(path, sorted({module for module, _ in names.values() if module}), user)
+    places = _places(path, sorted({module for module, _ in names.values() if module}), run)
     found: dict[str, str] = {}
     for patch, file, sha256, name in patched:
         module, rest = names[file, name]
@@ -96,10 +98,10 @@ def _module(path: str, file: str, extension: str) -> tuple[str, str]:
     return "", file
 
 
-def _places(path: str, modules: Sequence[str], user: str) -> dict[str, list[str]]:
+def _places(path: str, modules: Sequence[str], run: Run) -> dict[str, list[str]]:
     if not modules:
         return {}
-    said = processes.run([f"{path}/bin/python", "-I", "-B", "-c", FINDER, *modules], user=user)
+    said = run([f"{path}/bin/python", "-I", "-B", "-c", FINDER, *modules])
     lines = [line for line in said.stdout.splitlines() if line.startswith("FOUND ")]
     if not lines:
         raise FormulaError(f"{path}/bin/python does not run: {processes.tail(said, 1)}.")

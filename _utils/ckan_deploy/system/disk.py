@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def free_mb(path: str) -> int:
@@ -41,6 +44,20 @@ def place(path: str) -> str:
     there = existing(path)
     status = os.stat(there)
     return f"{boot_id()} {status.st_dev} {status.st_ino} {os.path.relpath(path, there)}"
+
+
+def mounts_below(path: str) -> list[str]:
+    """
+    Return what is mounted in a directory or below it, the directory itself included.
+
+    path
+        An absolute path.
+    """
+    top = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as handle:
+        # Blanks and the like stand there as \\040.
+        places = [_OCTAL.sub(lambda code: chr(int(code[1], 8)), line.split()[4]) for line in handle]
+    return sorted({place for place in places if place == top or place.startswith(f"{top}/")})
 
 
 def boot_id() -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import logging
 import os
 import pwd
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import TypeVar, overload
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.system import processes
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -42,9 +45,27 @@ def read(path: str, default: object = "", errors: str = "strict") -> object:
         return default
 
 
+def end_of(path: str, most: int = 65536) -> str:
+    """
+    Read the end of a log, however long its writer has made it.
+
+    path
+        The file; '' is returned where there is none.
+    most
+        How many bytes at most.
+    """
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - most))
+            return handle.read(most).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 def write(
-    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False
-) -> None:
+    path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False,
+    owner: str = "",
+) -> None:  # fmt: skip
     """
     Write a file in UTF-8, in place of the one that is there.
 
@@ -60,25 +81,35 @@ def write(
         What becomes of characters that UTF-8 does not have, as for ``open``.
     durable
         Make sure that it outlives a power failure.
+    owner
+        Its owner, where root writes it; empty for root.
 
-    Raises ``FormulaError`` where there is no such group, ``OSError``.
+    Raises ``FormulaError`` where there is no such group, ``KeyError`` where there is no such owner, ``OSError``.
     """
-    owner = _group(group) if group and os.geteuid() == 0 else -1
+    root = os.geteuid() == 0
+    gid = _group(group) if group and root else -1
+    uid = pwd.getpwnam(owner).pw_uid if owner and root else -1
     draft = f"{path}.tmp"
     if os.path.lexists(draft):
         os.unlink(draft)  # of a run that was killed
-    # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
-    # meanwhile: the directory may be the build user's.
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
-        handle.write(text)
-        handle.flush()
-        if owner != -1:
-            os.fchown(fd, 0, owner)
-        os.fchmod(fd, mode)
-        if durable:
-            os.fsync(fd)
-    os.rename(draft, path)
+    try:
+        # Nobody reads it before it has its mode, and nobody's link is followed, also none that is put in its place
+        # meanwhile: the directory may be the build user's.
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8", errors=errors) as handle:
+            handle.write(text)
+            handle.flush()
+            if (uid, gid) != (-1, -1):
+                os.fchown(fd, uid, gid)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        os.rename(draft, path)
+    except OSError as exc:
+        exc.filename = exc.filename or path  # a full disk is told without a name
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise
     if durable:
         sync_directory(os.path.dirname(path))
 
@@ -95,6 +126,41 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def matching(folder: str, pattern: re.Pattern[str]) -> list[str]:
+    """
+    Return the paths of what is in a directory under names of a pattern; none where there is no such directory.
+
+    folder
+        The directory.
+    pattern
+        What the whole name matches.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [os.path.join(folder, name) for name in sorted(names) if pattern.fullmatch(name)]
+
+
+def try_unlink(path: str) -> str:
+    """
+    Remove a file, if that can be done.
+
+    path
+        The file.
+
+    Returns ``''``, also where there is no such file; else a sentence.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as exc:
+        log.warning("%s cannot be removed: %s", path, exc.strerror)
+        return f"{path} cannot be removed ({exc.strerror})"
+    return ""
 
 
 def sync_tree(path: str) -> None:
@@ -127,6 +193,19 @@ def give(top: str, user: str) -> None:
     for folder, folders, files in os.walk(top):
         for name in [".", *folders, *files]:
             os.chown(os.path.join(folder, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def usual_modes() -> Iterator[None]:
+    """
+    Let what is made without a mode be readable by all and writable by its owner, as long as the context lasts: a
+    hardened host has another umask, and users that a release needs could not enter its directories.
+    """
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextlib.contextmanager

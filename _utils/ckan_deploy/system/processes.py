@@ -6,10 +6,12 @@ process that serves takes.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+import termios
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -44,6 +46,7 @@ def run(
     cwd: str = "/",
     timeout: float | None = 600,
     stdin: str = "",
+    pass_fds: Sequence[int] = (),
 ) -> Done:
     """
     Run a program and return what it said.
@@ -61,6 +64,8 @@ def run(
         Seconds, after which it is killed with all that it started; None for no limit.
     stdin
         What it reads.
+    pass_fds
+        Open files that it gets besides, under the same numbers.
 
     Returns ``Done``. Raises ``FormulaError`` where there is no such program or it cannot be started, and nothing for
     one that fails; one that was killed for its time has exit code 1 and says so.
@@ -74,10 +79,11 @@ def run(
         variables.setdefault("HOME", "/nonexistent")
     # What tells systemd of the minion is not for programs that the minion runs.
     inherited = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    detach = _leave_terminal if user and _has_terminal() else None
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cwd,
-            env={**inherited, **variables}, umask=0o022,
+            env={**inherited, **variables}, umask=0o022, preexec_fn=detach, pass_fds=pass_fds,
         )  # fmt: skip
     except OSError as exc:
         raise FormulaError(f"{command[0]} cannot be run in {cwd} ({exc.strerror}); correct that.") from exc
@@ -151,6 +157,24 @@ def secret_parameters(address: str) -> list[str]:
         The address.
     """
     return [match[2] for match in _SECRET_PARAMETER.finditer(address)]
+
+
+def _has_terminal() -> bool:
+    """Whether this was started at a terminal, as ``salt-call`` is, and not as a service."""
+    with contextlib.suppress(OSError):
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+        return True
+    return False
+
+
+def _leave_terminal() -> None:
+    """
+    Take the terminal away from a program of another user, which could type commands there in root's name (TIOCSTI). It
+    stays in its process group, and so ends with what has started it.
+    """
+    fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    fcntl.ioctl(fd, termios.TIOCNOTTY)
+    os.close(fd)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,181 @@
+"""
+An extension from git in a release: its checkout under ``src``, and what only its build gives.
+
+The checkout is what is imported, so that templates and public files that its packaging forgets are there. Of its wheel
+a release takes the description, the entry points, the scripts, and the files that the build has made or changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+
+from ckan_deploy.build import wheels
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import files
+
+# What of a wheel is installed: its description, and what goes elsewhere than onto the module path.
+INSTALLED = re.compile(r"[^/]+\.dist-info/.+|[^/]+\.data/(scripts|data)/.+")
+# The parts of a wheel that stand for the module path by another name.
+MODULES = re.compile(r"[^/]+\.data/(?:purelib|platlib)/(.+)")
+# What a wheel says of itself that is the same everywhere.
+PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+# Of git, in a checkout: what is known of it, which is no business of a release.
+NOT_OURS = ("ckan-notes.json",)
+
+
+def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
+    """
+    Put the checkout of an extension into a release, with what its build has made.
+
+    checkout
+        The directory of the checkout, which is root's own.
+    wheel
+        The wheel that was built of it.
+    place
+        Where it goes: a directory that is not there.
+    subdirectory
+        Where the package is in it, '' for its top.
+
+    Raises ``FormulaError``.
+    """
+    shutil.copytree(checkout, place, symlinks=True, ignore=shutil.ignore_patterns(*NOT_OURS))
+    top = os.path.join(place, subdirectory) if subdirectory else place
+    with zipfile.ZipFile(wheel) as archive:
+        modules = _modules(archive)
+        roots = _roots(top, modules)
+        for module, name in sorted(modules.items()):
+            _write(place, top, roots, module, archive.read(name))
+
+
+def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
+    """
+    Return a wheel that, once installed into a release, makes the checkout in it importable. The same for all releases,
+    so it is made once, beside the wheel.
+
+    checkout, wheel, subdirectory
+        As for ``put``.
+    name
+        The name of the extension: its directory under ``src``.
+
+    Raises ``FormulaError``.
+    """
+    called, version, _ = wheels.read(wheel)
+    plain = re.sub(r"[-_.]+", "_", called)
+    folder = os.path.join(os.path.dirname(wheel), "thin", name)
+    path = os.path.join(folder, f"{plain}-{version}-py3-none-any.whl")
+    if os.path.exists(path):
+        return path
+    with zipfile.ZipFile(wheel) as archive:
+        roots = _roots(os.path.join(checkout, subdirectory) if subdirectory else checkout, _modules(archive))
+        content = {member: archive.read(member) for member in _members(archive) if INSTALLED.fullmatch(member)}
+    # Relative to site-packages.
+    lines = [os.path.normpath(os.path.join("../../../src", name, subdirectory, root)) for root in roots]
+    content[f"__editable__.{plain}.pth"] = "".join(f"{line}\n" for line in lines).encode("utf-8")
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    _write_wheel(path, content)
+    return path
+
+
+def tell(site_packages: str, wheel: str, place: str) -> None:
+    """
+    Write down with an installed package that it is the checkout in a release: https://peps.python.org/pep-0610
+
+    site_packages
+        The directory that it was installed into.
+    wheel
+        What ``thin`` returned.
+    place
+        The checkout, or the directory of the package in it.
+    """
+    info = "-".join(os.path.basename(wheel).split("-")[:2]) + ".dist-info"
+    text = json.dumps({"url": f"file://{place}", "dir_info": {"editable": True}})
+    files.write(os.path.join(site_packages, info, "direct_url.json"), text)
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return [name for name in archive.namelist() if not name.endswith("/")]
+
+
+def _modules(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The members of a wheel that go onto the module path: what each is called there, and in the wheel."""
+    members = [name for name in _members(archive) if not INSTALLED.fullmatch(name)]
+    return {_module(name): name for name in members if _module(name)}
+
+
+def _module(name: str) -> str:
+    """What a member of a wheel is called on the module path, '' for what does not go there."""
+    match = MODULES.fullmatch(name)
+    return match[1] if match else "" if re.match(r"[^/]+\.data/", name) else name
+
+
+def _roots(top: str, modules: Iterable[str]) -> list[str]:
+    """
+    The directories of a checkout that its modules are imported from, below its top: '' or ``src`` mostly. The one that
+    has most of them goes first.
+    """
+    places: dict[str, list[str]] = {}
+    for folder, folders, found_files in os.walk(top):
+        folders[:] = [name for name in folders if name != ".git"]
+        for file in found_files:
+            if file.endswith(".py"):
+                places.setdefault(file, []).append(os.path.relpath(folder, top))
+    found: Counter[str] = Counter()
+    for module in (name for name in modules if name.endswith(".py")):
+        inner, file = os.path.split(module)
+        here = [place for place in places.get(file, []) if place == (inner or ".") or place.endswith(f"/{inner}")]
+        if inner and here:
+            nearest = min(here, key=len)
+            found[nearest[: len(nearest) - len(inner)].rstrip("/")] += 1
+        elif here:
+            found["" if min(here, key=len) == "." else min(here, key=len)] += 1
+    return [root for root, _ in found.most_common()] or [""]
+
+
+def _write(place: str, top: str, roots: Iterable[str], module: str, data: bytes) -> None:
+    """Write a file of a wheel that the checkout does not have, or has otherwise."""
+    paths = [os.path.join(top, root, module) for root in roots]
+    path = next((found for found in paths if os.path.lexists(found)), paths[0])
+    parent = os.path.dirname(path)
+    # A link in the checkout may lead anywhere; nothing is written over one.
+    if not f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(place)}/"):
+        raise FormulaError(f"its wheel has {module}, which leads out of its checkout over a link; correct it.")
+    if os.path.islink(path):
+        return
+    if os.path.isfile(path):
+        with open(path, "rb") as handle:
+            if handle.read() == data:
+                return
+        os.unlink(path)
+    os.makedirs(parent, mode=0o755, exist_ok=True)
+    with open(path, "xb") as handle:
+        handle.write(data)
+    os.chmod(path, 0o755 if ".so" in os.path.basename(path) else 0o644)
+
+
+def _write_wheel(path: str, content: dict[str, bytes]) -> None:
+    """Write a wheel: https://packaging.python.org/specifications/binary-distribution-format"""
+    info = next(member.split("/")[0] for member in content if member.endswith(".dist-info/METADATA"))
+    content[f"{info}/WHEEL"] = PLAIN
+    content.pop(f"{info}/RECORD", None)
+    record = io.StringIO()
+    rows = csv.writer(record, lineterminator="\n")
+    for member, data in content.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode("ascii")
+        rows.writerow([member, f"sha256={digest}", len(data)])
+    rows.writerow([f"{info}/RECORD", "", ""])
+    content[f"{info}/RECORD"] = record.getvalue().encode("utf-8")
+    draft = f"{path}.{os.getpid()}.part"
+    with zipfile.ZipFile(draft, "w") as archive:
+        for member, data in content.items():
+            archive.writestr(member, data)
+    os.rename(draft, path)
