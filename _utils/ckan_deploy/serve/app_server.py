@@ -189,9 +189,9 @@ def watch(site: Site, release: str) -> str:
     release
         The id of the release.
 
-    Returns what is wrong with one that does not stay up, or ``''``.
+    Returns what is wrong with one that does not stay up, or ``''``; also where ``stable_seconds`` is 0.
     """
-    if site.settings.web.app != "uwsgi":
+    if site.settings.web.app != "uwsgi" or not site.settings.stable_seconds:
         return ""
     program = uwsgi.program(site, release)
     wrong = steady.watch(site, [program], booted=True).get(program) or unsteady(site, release)
@@ -201,14 +201,15 @@ def watch(site: Site, release: str) -> str:
 
 def unsteady(site: Site, release: str) -> str:
     """
-    Say that the app server of a release ended lately, and supervisor started it again; ``''`` where that is not so.
+    Say that the app server of a release ended lately, and supervisor started it again; ``''`` where that is not so, or
+    where ``stable_seconds`` is 0.
 
     site
         The site.
     release
         The id of the release.
     """
-    if site.settings.web.app != "uwsgi":
+    if site.settings.web.app != "uwsgi" or not site.settings.stable_seconds:
         return ""
     pid = answers.pid(site.releases.directory(release))
     return steady.restarted(site, uwsgi.program(site, release), pid) if pid else ""

@@ -74,9 +74,9 @@ def watch(site: Site) -> list[str]:
     site
         The site.
 
-    Returns a sentence for each worker that does not stay up, or does not run.
+    Returns a sentence for each worker that does not stay up, or does not run; none where ``stable_seconds`` is 0.
     """
-    if not site.releases.current() or not site.settings.workers:
+    if not _watched(site):
         return []
     groups = {program(site, name): name for name in site.settings.workers}
     wrong = {groups[group]: what for group, what in steady.watch(site, groups).items()}
@@ -91,7 +91,7 @@ def down(site: Site) -> list[str]:
     site
         The site.
     """
-    if not site.releases.current() or not site.settings.workers:
+    if not _watched(site):
         return []
     return [_down(site, name, what) for name, what in _problems(site).items()]
 
@@ -217,6 +217,10 @@ def _start_problem(site: Site, name: str) -> str:
             said = ", ".join(sorted(states)) or "nothing"
             return f"worker {name} does not start (supervisor says {said}); see {_log(site, name)}"
         time.sleep(0.2)
+
+
+def _watched(site: Site) -> bool:
+    return bool(site.releases.current() and site.settings.workers and site.settings.stable_seconds)
 
 
 def _problems(site: Site) -> dict[str, str]:

@@ -10,9 +10,10 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import NamedTuple
 
 import psutil
+from attrs import define
 
 from ckan_deploy.releases.site import Site
 from ckan_deploy.system import disk, files
@@ -20,9 +21,25 @@ from ckan_deploy.system import disk, files
 POLL_SECONDS = 0.2
 # For so long a process counts as just started, and it is told that it has taken the place of another one.
 YOUNG_SECONDS = 120
-# A service boots CKAN: that is watched, too, for so long at most, and is over when it takes no more time of a core.
+# A service boots CKAN: that is watched, too, for so long at most, and is over when it sleeps.
 BOOT_SECONDS = 30
+AT_WORK = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 BUSY = 0.25
+
+
+class _Process(NamedTuple):
+    """
+    A process, its parent (supervisor), and when it was started: by a clock that nobody sets, unlike psutil's; 0 for one
+    that had ended before it could be looked at.
+    """
+
+    pid: int
+    parent: int
+    started: float
+
+    @property
+    def age(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started
 
 
 def note(site: Site, program: str, pids: Iterable[int]) -> None:
@@ -37,10 +54,10 @@ def note(site: Site, program: str, pids: Iterable[int]) -> None:
         Its processes.
     """
     path = _file(site)
-    running = [[pid, _created(pid)] for pid in pids]
+    running = [_Process(pid, 0, 0.0) if (process := _look(pid)) is None else process for pid in pids]
     # Nothing fails for it, not even on a full disk.
     with contextlib.suppress(OSError), files.locked(f"{path}.lock"):
-        known = {name: pids for name, pids in _notes(site).items() if name != program and any(map(_alive, pids))}
+        known = {name: those for name, those in _notes(site).items() if name != program and any(map(_alive, those))}
         known[program] = running
         files.write(path, json.dumps({"boot": disk.boot_id(), "programs": known}))
 
@@ -74,7 +91,7 @@ def watch(site: Site, programs: Iterable[str], booted: bool = False) -> dict[str
 def restarted(site: Site, program: str, pid: int) -> str:
     """
     Say that a process was not started on purpose, but took the place of one that had ended; ``''`` where that is not
-    so, or long ago.
+    so, or long ago, or supervisor itself was started again.
 
     site
         The site.
@@ -83,70 +100,97 @@ def restarted(site: Site, program: str, pid: int) -> str:
     pid
         The process that runs.
     """
-    noted = _notes(site).get(program)
-    created = _created(pid)
-    if noted is None or [pid, created] in noted:
+    noted, now = _notes(site).get(program), _look(pid)
+    if noted is None or now in noted:
         return ""
-    if not created:
+    if now is None:
         return "ended a moment ago"
-    seconds = time.time() - created
-    return f"ended and was started again {seconds:.0f} s ago" if seconds < YOUNG_SECONDS else ""
+    if noted and not any(process.parent in (now.parent, 0) for process in noted):
+        return ""
+    return f"ended and was started again {now.age:.0f} s ago" if now.age < YOUNG_SECONDS else ""
 
 
 class _Watched:
-    """Processes that are watched; how much time of a core each had taken a while ago tells whether it boots."""
+    """Processes that are watched."""
 
-    def __init__(self, noted: list[list[Any]], booted: bool) -> None:
-        self.noted = [(pid, created) for pid, created in noted if time.time() - created < YOUNG_SECONDS]
+    def __init__(self, noted: list[_Process], booted: bool) -> None:
+        self.noted = [process for process in noted if not process.started or process.age < YOUNG_SECONDS]
         self.booted = booted
-        self.taken: dict[int, tuple[float, float]] = {}
+        self.windows = {process: _Window(time.monotonic(), _taken(process.pid)) for process in self.noted}
 
     def ended(self) -> str:
-        for pid, created in self.noted:
-            if not _alive([pid, created]):
-                return f"ended within {time.time() - created:.0f} s of its start"
+        for process in self.noted:
+            if not process.started:
+                return "ended as soon as it was started"
+            if not _alive(process):
+                return f"ended within {process.age:.0f} s of its start"
         return ""
 
     def settled(self, seconds: int) -> bool:
-        ages = [time.time() - created for _, created in self.noted]
-        if self.booted or all(age > BOOT_SECONDS for age in ages):
-            return all(age >= seconds for age in ages)
-        # One after the other would keep the later ones from being looked at.
-        idle = [self._idle(pid) for pid, _ in self.noted]
-        return all(idle) and all(age >= seconds for age in ages)
+        done = True
+        for process in self.noted:
+            # All are looked at, whatever the others do.
+            idle = self.booted or self.windows[process].idle_after_a_look(process.pid)
+            done = done and process.age >= seconds and (idle or process.age > BOOT_SECONDS)
+        return done
 
-    def _idle(self, pid: int) -> bool:
+
+@define
+class _Window:
+    """A second of a process. One that sleeps at each look, and took little time of a core, does not boot any more."""
+
+    begun: float
+    taken: float
+    asleep: bool = True
+    idle: bool = False  # in the window before
+
+    def idle_after_a_look(self, pid: int) -> bool:
+        try:
+            # On a busy machine a boot gets little time, but it waits for more of it.
+            self.asleep = self.asleep and psutil.Process(pid).status() not in AT_WORK
+        except psutil.Error:
+            return True
         now = time.monotonic()
-        with contextlib.suppress(psutil.Error):
-            times = psutil.Process(pid).cpu_times()
-            then, before = self.taken.setdefault(pid, (now, times.user + times.system))
-            if now - then < 1:
-                return False
-            self.taken[pid] = (now, times.user + times.system)
-            return (times.user + times.system - before) / (now - then) < BUSY
-        return True
+        if now - self.begun >= 1:
+            taken = _taken(pid)
+            self.idle = self.asleep and (taken - self.taken) / (now - self.begun) < BUSY
+            self.begun, self.taken, self.asleep = now, taken, True
+        return self.idle
+
+
+def _taken(pid: int) -> float:
+    """The seconds of a core that a process has taken."""
+    with contextlib.suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
 
 
 def _file(site: Site) -> str:
     return os.path.join(site.paths.shared, "started.json")
 
 
-def _notes(site: Site) -> dict[str, list[list[Any]]]:
+def _notes(site: Site) -> dict[str, list[_Process]]:
     """What was noted since this host was started."""
     try:
         told = json.loads(files.read(_file(site)) or "{}")
-    except ValueError:
+        if told.get("boot") != disk.boot_id():
+            return {}
+        return {name: [_Process(*process) for process in those] for name, those in told["programs"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
         return {}
-    found: dict[str, list[list[Any]]] = told.get("programs", {}) if told.get("boot") == disk.boot_id() else {}
-    return found
 
 
-def _created(pid: int) -> float:
-    with contextlib.suppress(psutil.Error):
-        return float(psutil.Process(pid).create_time())
-    return 0.0
+def _look(pid: int) -> _Process | None:
+    """A process as it is now; None where it has ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+            # The name in brackets may hold anything.
+            state, parent, *more = handle.read().rpartition(")")[2].split()
+        if state not in ("Z", "X"):
+            return _Process(pid, int(parent), int(more[17]) / os.sysconf("SC_CLK_TCK"))
+    return None
 
 
-def _alive(noted: list[Any]) -> bool:
-    pid, created = noted
-    return bool(created) and _created(pid) == created
+def _alive(process: _Process) -> bool:
+    return _look(process.pid) == process
