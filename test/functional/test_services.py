@@ -108,7 +108,7 @@ def test_h01_a_worker_that_ends_soon_after_its_start_is_told_and_is_an_error_of_
     # Started anew by supervisor, and soon RUNNING again: the status tells it from one that was started on purpose.
     eventually(lambda: services.status(site)["workers"][0]["state"] == "RUNNING")
     (row,) = services.status(site)["workers"]
-    assert row["state"] != "RUNNING" or row["problem"].startswith("ended and was started again ")
+    assert row["state"] != "RUNNING" or row["problem"].startswith("ended ")
     assert status.status(site, processes=True)["workers"]["default"] != RELEASE
     (said,) = switch.down(site)
     assert said.startswith("worker default does not stay up: it ")
@@ -126,6 +126,15 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(steady.time, "sleep", sleep)
 
     return forbid
+
+
+def test_a_worker_that_does_not_start_is_a_warning_and_an_error_of_the_status(clean):
+    site = clean.site("exit 1")
+    (said,) = switch.follow(site)
+    assert said.startswith("worker default does not start (supervisor says ")
+    (said,) = switch.watch(site, RELEASE)
+    assert said.startswith("worker default does not stay up: it ")
+    assert status.status(site, processes=True)["workers"]["default"] != RELEASE
 
 
 def test_h01_workers_that_stay_up_are_watched_all_at_once_and_one_that_is_up_already_costs_nothing(clean, no_wait):

@@ -5,6 +5,7 @@ time on all hosts; ``deploy.deploy`` calls them all on this one. ``plan`` is a m
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -214,9 +215,12 @@ def finish(
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
         standby = previous if app_server.keep_standby(site, previous) else ""
-        # First, so that they are watched while the rest goes on.
-        warned += switch.follow(site)
-        stopped = app_server.stop_others(site, live.directory, standby)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            # Workers end their job and boot meanwhile, and are watched the sooner.
+            stopping = pool.submit(app_server.stop_others, site, live.directory, standby)
+            warned += switch.follow(site)
+        stopped = stopping.result()
+        # Not before: what a worker still runs from is spared.
         pruned = _pruned(site, warned) if prunes else []
         live.note(by, finish_due="")
         down = switch.watch(site, release)
