@@ -18,6 +18,7 @@ try:
     from ckan_deploy.deploy import prune as pruning
     from ckan_deploy.deploy import rollback as rolling_back
     from ckan_deploy.deploy import status as standing
+    from ckan_deploy.deploy import switch
     from ckan_deploy.host import SaltHost, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.system.arguments import whole
@@ -39,6 +40,13 @@ def _host() -> SaltHost:
 
 def _site(extensions: dict[str, Any] | None = None, fresh: bool = False) -> Site:
     return Site.of(_host(), {"extensions": extensions} if extensions else None, fresh)
+
+
+def _judged(done: dict[str, Any], finished: bool = True) -> dict[str, Any]:
+    """Exit with 1 where a service or the app server does not stay up, and tell what was done all the same."""
+    if finished and switch.down(_site()):
+        __context__["retcode"] = 1
+    return done
 
 
 def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict[str, Any]:
@@ -146,8 +154,9 @@ def rollback(
         salt web1 ckan_release.rollback to=20261125021500Z
     """
     with salt_errors():
-        return rolling_back.rollback(
-            _site(), to, reason, force, by, finish, job, accept_schema, downgrade, str(restore)
+        return _judged(
+            rolling_back.rollback(_site(), to, reason, force, by, finish, job, accept_schema, downgrade, str(restore)),
+            finish,
         )
 
 
@@ -170,7 +179,8 @@ def deploy(
         Visitors get the maintenance page from the stage migrate to the end of verify.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and
-    ``warnings`` where there are any. Raises ``CommandExecutionError`` that names the stage.
+    ``warnings`` where there are any. Raises ``CommandExecutionError`` that names the stage. The exit code is 1, too,
+    where a service or the app server of the new release does not stay up; a warning says so.
 
     CLI Example:
 
@@ -179,7 +189,7 @@ def deploy(
         salt web1 ckan_release.deploy
     """
     with salt_errors():
-        return deploying.deploy(lambda: _site(extensions, fresh), release, by, job, maintenance)
+        return _judged(deploying.deploy(lambda: _site(extensions, fresh), release, by, job, maintenance))
 
 
 def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
@@ -201,7 +211,7 @@ def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
         salt web1 ckan_release.catch_up
     """
     with salt_errors():
-        return deploying.catch_up(lambda overrides: Site.of(_host(), overrides, fresh=not overrides), by, job)
+        return _judged(deploying.catch_up(lambda overrides: Site.of(_host(), overrides, fresh=not overrides), by, job))
 
 
 def prune(keep: int | None = None) -> list[str]:

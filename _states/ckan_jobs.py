@@ -26,8 +26,8 @@ def __virtual__() -> bool | tuple[bool, str]:
 
 def followed(name: str) -> dict[str, Any]:
     """
-    Make sure that the workers run, of the release that is current, and that cron has its jobs. What is so already is
-    left alone. Nothing is done where no release is live.
+    Make sure that the workers run and stay up, of the release that is current, and that cron has its jobs. What is so
+    already is left alone. Nothing is done where no release is live.
 
     name
         Any name for the state.
@@ -43,10 +43,14 @@ def followed(name: str) -> dict[str, Any]:
         # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
         done = services.pending(site) if site.host.test else services.follow(site)
+        down = [] if site.host.test else services.watch(site)
     except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
     ret["changes"] = _changes(done)
+    if down:
+        ret.update(result=False, comment="; ".join(down))
+        return ret
     if ret["changes"] and site.host.test:
         ret.update(result=None, comment=f"would be brought to the release: {_names(done)}")
     elif ret["changes"]:

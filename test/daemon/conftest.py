@@ -58,6 +58,7 @@ class Site(Portal):
             "plugins": ["mycity"],
             "web": {"boot_timeout": 15, "drain_timeout": 5},
             "workers": {"default": {"remove": True}},
+            "stable_seconds": 1,
             # The stand-in's database is a file: one for both hosts, as a real one would be.
             "config": {"stub.database": str(self.sandbox / "database/stub.json")},
         }

@@ -28,7 +28,7 @@ class WorkSite(Site):
     def __init__(self, base: Path, redis: str) -> None:
         super().__init__(base)
         self.settings["config"]["stub.jobs"] = str(self.sandbox / "jobs")
-        self.settings.update(workers=WORKERS, redis_url=redis)
+        self.settings.update(workers=WORKERS, redis_url=redis, stable_seconds=3)
         for queue in ("default", "slow"):
             (self.sandbox / "jobs" / queue).mkdir(parents=True)
         subprocess.run(["chown", "-R", "www-data", self.sandbox / "jobs"], check=True)
@@ -205,21 +205,29 @@ def test_workers_follow_the_pillar_at_the_next_deploy(work):
     assert site.releases_of_workers() == site.linked()
 
 
-def test_a_worker_that_cannot_start_is_a_warning_and_the_deploy_stands(work):
-    work.write_pillar({**work.settings, "workers": {**WORKERS, "lost": {}}})
-    log = work.root("web1") / "var/log/ckan/default-worker-lost.log"
-    log.mkdir()  # supervisor cannot write there
-    try:
-        next_second()
-        repos.commit_change(work.repo, "Hello lost worker")
-        done = work.deploy()
-    finally:
-        log.rmdir()
-        work.write_pillar(work.settings)
-    assert done["code"] == 0, done["text"]
-    assert "worker lost does not start (supervisor says " in " ".join(done["text"].split())
-    assert work.served() == ["Hello lost worker"] * 2
-    work.good_deploy("Hello found worker")
+def test_h01_a_worker_that_ends_after_its_first_second_is_told_and_the_exit_codes_are_1(work):
+    repos.commit_broken(work.repo, "no jobs today", "jobs")
+    next_second()
+    done = work.deploy()
+    assert done["code"] == 1 and f"{work.current('web1')} is live in production on web1, web2" in done["summary"]
+    for host in work.hosts:
+        assert f"{host}: worker default does not stay up: it " in done["summary"], done["summary"]
+    assert "; mend that, then type: salt -L web1,web2 state.apply ckan" in done["summary"]
+    assert "no jobs today" in (work.root("web1") / "var/log/ckan/default-worker-default.log").read_text()
+    assert work.served() == ["broken", "broken"]
+    code, told = work.status()
+    assert code == 1 and told["hosts"]["web1"]["wrong"], told
+    assert all(sentence.startswith("has worker default ") for sentence in told["hosts"]["web1"]["wrong"])
+    # By hand on a host, and by a highstate, it is an error, too.
+    next_second()
+    code, told = work.call("web1", "ckan_release.deploy")
+    assert code == 1 and any("worker default does not stay up" in said for said in told["warnings"]), told
+    done = work.highstate()
+    states = {state["__id__"]: state for state in done["hosts"]["web2"].values()}
+    assert states["ckan-jobs"]["result"] is False
+    assert states["ckan-jobs"]["comment"].startswith("worker default does not stay up: it ")
+    work.good_deploy("Hello mended worker")
+    assert work.status()[0] == 0
 
 
 @pytest.fixture

@@ -122,6 +122,13 @@ def watch():
     os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
 """
+_NO_JOBS = """\
+import sys, time
+{boot}
+if "jobs" in sys.argv:
+    time.sleep(2)
+    {error}
+"""
 _BOOT = 'toolkit.add_template_directory(config, "templates")'
 
 
@@ -282,7 +289,8 @@ def commit_broken(repo: Path, message: str = "this extension is broken", where: 
         Text of the error.
     where
         `boot`: when CKAN configures the plugin; `import`: as soon as its module is imported; `switch`: when its release
-        has become the current one, with the whole app server; `request`: when a page is asked for.
+        has become the current one, with the whole app server; `request`: when a page is asked for; `jobs`: in a worker,
+        when it has booted for two seconds.
 
     Returns the commit's full hash.
     """
@@ -292,7 +300,8 @@ def commit_broken(repo: Path, message: str = "this extension is broken", where: 
     elif where == "request":
         _write_plugin(repo, "broken", "type(self).front_text = lambda self: 1 / 0  # a page that fails", 0)
     else:
-        code = _DIES.format(error=error) if where == "switch" else error
+        boots = {"switch": _DIES.format(error=error), "jobs": _NO_JOBS.format(boot=_BOOT, error=error)}
+        code = boots.get(where, error)
         _write_plugin(repo, "broken", code.strip().replace("\n", "\n        "), 0)
     return _commit(repo, f"Break at {where}")
 

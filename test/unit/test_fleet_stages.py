@@ -139,6 +139,23 @@ def test_what_fails_when_the_release_serves_already_is_a_warning(master: FakeMas
     assert [data["result"] for tag, data in master.fired if tag.endswith("/finish")] == ["started", "ok", "warning"]
 
 
+def test_h01_a_run_whose_services_do_not_stay_up_is_live_and_not_ok(master: FakeMaster, last_words: list[str]) -> None:
+    down = "worker default does not stay up: it ended within 3 s of its start; see /var/log/x.log"
+    master.answers["ckan_release.finish"] = lambda host, **about: {"down": [down] if host == "web2" else []}
+    text = orchestrate(master)
+    release = master.current["web1"]
+    assert text.startswith(f"{release} is live in production on web1, web2 (")
+    assert text.endswith(
+        f"; but not all of it stays up: web2: {down}; mend that, then type: salt -L web2 state.apply ckan"
+    )
+    assert last_words[-1].startswith(text)
+    # Nothing is reverted, and the exit code says that it is not well.
+    assert "ckan_release.abort" not in master.functions()
+    assert (master.fired[-1][1]["stage"], master.fired[-1][1]["result"]) == ("done", "failed")
+    run = Run.of(master, Record(master, "production").run())
+    assert (run.result, end.end(run, "done", "x")["ok"]) == ("ok", False)
+
+
 def test_a_group_follows_the_one_before_and_a_failure_stops_the_rest(tmp_path: Path) -> None:
     master = FakeMaster(tmp_path, ("web1", "web2", "web3"), {"web1": "canary"})
     orchestrate(master, groups=["canary", "rest"])

@@ -55,7 +55,7 @@ def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(mas
 
     def told(host: str, processes: bool) -> dict[str, Any]:
         return {
-            **fine(host, processes), "answers": "", "workers": {"default": FIRST}, "last": None,
+            **fine(host, processes), "answers": "", "workers": {"default": FIRST, "more": "is down"}, "last": None,
             "maintenance": {"reason": "a move"},
         }  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(mas
     silent = "does not answer; start its salt-minion, then repeat"
     assert found.hosts["web2"]["wrong"] == [
         f"is linked to {SECOND}, but nothing answers", f"is on {SECOND}, the environment on {FIRST}",
-        f"has worker default on {FIRST}",
+        f"has worker default on {FIRST}", "has worker more is down",
     ]  # fmt: skip
     assert (found.hosts["web2"]["last"], found.hosts["web2"]["maintenance"]) == ("none", {"reason": "a move"})
     assert found.hosts["web3"] == {

@@ -167,7 +167,7 @@ def _finish(site: Site, release: str, by: str, job: str, restored: bool) -> list
     try:
         app_server.stop_others(site, site.releases.directory(release))
         index, warned = switch.reindex(site, release, by, job, restored)
-        warned = warned + switch.follow(site)
+        warned = [*warned, *switch.follow(site), *switch.watch(site, release)]
         site.release(release).note(by, finish_due="", **({"index": index} if index else {}))
         return warned
     except Exception as exc:

@@ -5,6 +5,7 @@ time on all hosts; ``deploy.deploy`` calls them all on this one. ``plan`` is a m
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
@@ -179,6 +180,8 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
         linked = site.releases.current()
         if linked != release:
             raise FormulaError(f"current points to {linked or 'no release'} instead of {release}.")
+        if unsteady := app_server.unsteady(site, release):
+            raise FormulaError(f"the app server of {release} {unsteady}; see {app_server.log_place(site, release)}")
         why, _ = search_index.differs(site, site.release(release).manifest)
         return {**health.health(site, release), "reindex": why, "warnings": warned}
 
@@ -197,7 +200,8 @@ def finish(
     index
         What the search index is made of now, on whichever host that was seen to; stands in the manifest.
 
-    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``, and ``down``, sentences,
+    where a service or the app server does not stay up: the release serves, but the deploy is not good.
     """
     with stage.running(site, "finish", release, by, job) as warned:
         live = site.release(release)
@@ -211,11 +215,18 @@ def finish(
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
         standby = previous if app_server.keep_standby(site, previous) else ""
-        stopped = app_server.stop_others(site, live.directory, standby)
-        warned += switch.follow(site)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            # Workers end their job and boot meanwhile, and are watched the sooner.
+            stopping = pool.submit(app_server.stop_others, site, live.directory, standby)
+            warned += switch.follow(site)
+        stopped = stopping.result()
+        # Not before: what a worker still runs from is spared.
         pruned = _pruned(site, warned) if prunes else []
         live.note(by, finish_due="")
-        return {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+        down = switch.watch(site, release)
+        warned += down
+        told = {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+        return {**told, **({"down": down} if down else {})}
 
 
 def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:

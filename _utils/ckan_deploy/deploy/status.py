@@ -127,6 +127,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     if current:
         try:
             answers = health.health(site, current, wait=False)["release"]
+            unsteady = app_server.unsteady(site, current)
+            answers = f"{current}, whose app server {unsteady}" if unsteady else answers
         except FormulaError as exc:
             answers = str(exc)
     link, missing = _link(site), unfinished(site)
@@ -161,9 +163,14 @@ def _link(site: Site) -> str:
 
 
 def _workers(site: Site) -> dict[str, str]:
-    """What each worker has loaded, or what supervisor says of one that does not run."""
+    """What each worker has loaded, or what is wrong with one that does not run, or ended and was started again."""
     try:
         rows = services.status(site)["workers"]
     except FormulaError as exc:
         return {"all": str(exc)}
-    return {row["worker"]: row["release"] or row["state"] for row in rows}
+    found: dict[str, str] = {}
+    for row in rows:
+        # Of several processes the one that is not as it should be.
+        if found.get(row["worker"], site.releases.current()) == site.releases.current():
+            found[row["worker"]] = row.get("problem") or row["release"] or row["state"]
+    return found

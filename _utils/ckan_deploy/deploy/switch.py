@@ -121,6 +121,38 @@ def follow(site: Site, files: bool = True) -> list[str]:
         return [str(exc)]
 
 
+def watch(site: Site, release: str) -> list[str]:
+    """
+    Wait until the app server of a release and the services have been up for ``stable_seconds``.
+
+    site
+        The site.
+    release
+        The id of the release.
+
+    Returns a sentence for each that does not stay up: the site is served, but a deploy is not good.
+    """
+    try:
+        return list(filter(None, [app_server.watch(site, release), *services.watch(site)]))
+    except (FormulaError, OSError) as exc:
+        return [sentence(exc)]
+
+
+def down(site: Site) -> list[str]:
+    """
+    Return what ``watch`` says of the current release, without any wait.
+
+    site
+        The site.
+    """
+    release = site.releases.current()
+    try:
+        unsteady = app_server.unsteady(site, release) if release else ""
+        return [*([f"the app server of {release} {unsteady}"] if unsteady else []), *services.down(site)]
+    except (FormulaError, OSError) as exc:
+        return [sentence(exc)]
+
+
 def reindex(site: Site, release: str, by: str, job: str, force: bool = False) -> tuple[dict[str, Any], list[str]]:
     """
     Bring the search index to a release, on this host alone.

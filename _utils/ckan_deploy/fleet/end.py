@@ -23,7 +23,7 @@ def end(run: Run, how: str, text: str) -> dict[str, Any]:
 
     Returns ``{"ok", "comment"}``.
     """
-    ok = how == "done"
+    ok = how == "done" and not run.unsteady
     progress.tell(run, how, "ok" if ok else "failed", comment=text)
     began = bool(run.spans) and not run.nothing
     page = report.write(run, how, text) if began else ""
@@ -53,7 +53,8 @@ def refused(run: Run, comment: str, reverted: Sequence[str] = ()) -> dict[str, A
 
 def close(run: Run) -> dict[str, Any]:
     """
-    End a run that went well: free its lock, and say in a line what is live where.
+    End a run that went well: free its lock, and say in a line what is live where. Where a service or an app server does
+    not stay up it is not ok, though it is live.
 
     run
         The run.
@@ -69,7 +70,12 @@ def close(run: Run) -> dict[str, Any]:
         run.want()
     missing = [f"{host} is down and catches up at its next highstate: salt {host} state.highstate" for host in run.down]
     over(run, "ok")
-    return end(run, "done", "; ".join([text, *missing, *run.warnings]))
+    unsteady = []
+    if run.unsteady:
+        hosts = ",".join(sorted({what.partition(":")[0] for what in run.unsteady}))
+        again = f"mend that, then type: salt -L {hosts} state.apply ckan"
+        unsteady = [f"but not all of it stays up: {'; '.join(run.unsteady)}; {again}"]
+    return end(run, "done", "; ".join([text, *missing, *run.warnings, *unsteady]))
 
 
 def over(run: Run, result: str) -> None:

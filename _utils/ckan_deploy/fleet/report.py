@@ -100,7 +100,7 @@ def page(run: Run, how: str, text: str) -> str:
                 "color": COLORS[span.result],
             }
         )  # fmt: skip
-    result = "failed" if how != "done" else "warning" if run.warnings or run.down else "ok"
+    result = "failed" if how != "done" else "warning" if run.warnings or run.down or run.unsteady else "ok"
     words = {"done": "live", "revert": "failed, reverted", "refused": "refused"}
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     return template.render(

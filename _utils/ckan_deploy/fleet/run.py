@@ -48,7 +48,8 @@ class Run:
     First what was asked for. Then the plan: the release and its resolution (``contents``), the hosts in their groups
     and those that are ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that
     undoes migrations (``undo_on``). Then what the stages told: which host ``migrates``, what it told of that, the
-    ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none).
+    ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none), and what does not
+    stay up (``unsteady``).
     """
 
     master: Master
@@ -84,6 +85,7 @@ class Run:
     spans: list[Span] = Factory(list)
     failures: list[Failure] = Factory(list)
     warnings: list[str] = Factory(list)
+    unsteady: list[str] = Factory(list)
     migrates: str = ""
     migration: dict[str, Any] = Factory(dict)
     closed: list[str] | None = None

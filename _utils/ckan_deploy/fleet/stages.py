@@ -148,12 +148,12 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
         told = _ask_aloud(run, name, group, asked, function, begun, quiet=function != functions[-1])
         if told.failures:
             break
-    _note_database(run, name, told)
+    _note_answers(run, name, told)
     return told
 
 
-def _note_database(run: Run, name: str, told: Answers) -> None:
-    """What the stages told of the database: for the manifests of all hosts, and for a revert."""
+def _note_answers(run: Run, name: str, told: Answers) -> None:
+    """What the stages told, most of it of the database: for the manifests of all hosts, and for a revert."""
     answers = [answer for answer in told.good.values() if isinstance(answer, dict)]
     if name == "check" and any(answer.get("pending") and answer.get("maintenance") for answer in answers):
         run.maintenance = True
@@ -163,12 +163,18 @@ def _note_database(run: Run, name: str, told: Answers) -> None:
         run.reindex = True
     if name == "index":
         run.index = next((answer["index"] for answer in answers), {})
+    if name == "finish":
+        run.unsteady = [f"{host}: {what}" for host, answer in told.good.items() for what in _down(answer)]
     if name == "downgrade":
         # Also where it failed half-way.
         run.downgraded = True
         # Another database than the one that the search index was filled from.
         run.kept_as = next((answer["kept_as"] for answer in answers if answer.get("kept_as")), "")
         run.reindex = run.restored = bool(run.kept_as)
+
+
+def _down(answer: Any) -> list[str]:
+    return list(answer.get("down", [])) if isinstance(answer, dict) else []
 
 
 def _ask_aloud(run: Run, name: str, group: str, names: list[str], function: str, begun: float, quiet: bool) -> Answers:

@@ -11,6 +11,7 @@ from ckan_deploy.fleet import hosts, wanted
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.record import Lock, Record
 from ckan_deploy.fleet.tables import table
+from ckan_deploy.releases import ids
 
 TIMEOUT = 20
 
@@ -89,7 +90,9 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
         wrong.append(f"is not done: {answer['unfinished']}")
     if release and linked != release:
         wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
-    wrong += [f"has worker {name} on {what}" for name, what in answer["workers"].items() if what != linked]
+    for name, what in answer["workers"].items():
+        if what != linked:
+            wrong.append(f"has worker {name} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
     return {
         "linked": linked, "serving": answer["serving"], "answers": answer["answers"], "workers": answer["workers"],
         "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,

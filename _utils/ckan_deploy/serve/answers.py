@@ -7,11 +7,15 @@ from __future__ import annotations
 import http.client
 import os
 import socket
+import struct
 from typing import NamedTuple
 
 from ckan_deploy.releases.site import Site
 
 HEADER = "X-CKAN-Release"
+# What the kernel says of who listens on a socket: process, user, group.
+_PEER = struct.Struct("3i")
+PEER_SECONDS = 5
 # No page is larger, and an answer without end does not fill the memory of root's process.
 MOST_BYTES = 16 * 2**20
 
@@ -82,6 +86,23 @@ def socket_of(path: str) -> str:
         The directory of the release.
     """
     return os.path.join(path, "run", "web.sock")
+
+
+def pid(path: str) -> int:
+    """
+    Return the process that listens on the socket of a release, uWSGI's master; 0 where none does.
+
+    path
+        The directory of the release.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(PEER_SECONDS)
+        try:
+            connection.connect(socket_of(path))
+            told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        except OSError:
+            return 0
+    return int(_PEER.unpack(told)[0])
 
 
 def socket_problem(site: Site, path: str) -> str:

@@ -21,7 +21,7 @@ import psutil
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers, uwsgi
+from ckan_deploy.serve import answers, steady, uwsgi
 from ckan_deploy.settings import mask
 from ckan_deploy.system import processes as system_processes
 from ckan_deploy.system import supervisor
@@ -48,9 +48,10 @@ def start(site: Site, path: str) -> dict[str, Any]:
     if site.settings.web.app != "uwsgi":
         return {"started": False, "seconds": 0.0}
     begun = time.monotonic()
-    if not answers.socket_problem(site, path):
-        return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
     conf, program = site.settings.web.supervisor_conf, _program(site, path)
+    if not answers.socket_problem(site, path):
+        _note(site, path)
+        return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
     pid = supervisor.ask(conf, "pid")
     if not pid.strip().isdigit():
         said = supervisor.last_line(pid)
@@ -64,6 +65,7 @@ def start(site: Site, path: str) -> dict[str, Any]:
         # One that it knows already, and that had ended.
         supervisor.ask(conf, "start", program)
     _wait(site, path, program, begun)
+    _note(site, path)
     _warm(site, path)
     return {"started": True, "seconds": round(time.monotonic() - begun, 2)}
 
@@ -177,6 +179,42 @@ def ask(site: Site, path: str) -> str:
     return os.path.basename(path)
 
 
+def watch(site: Site, release: str) -> str:
+    """
+    Wait until the app server of a release has been up for ``stable_seconds``, by the processes that were noted when it
+    was started.
+
+    site
+        The site.
+    release
+        The id of the release.
+
+    Returns what is wrong with one that does not stay up, or ``''``; also where ``stable_seconds`` is 0.
+    """
+    if site.settings.web.app != "uwsgi" or not site.settings.stable_seconds:
+        return ""
+    program = uwsgi.program(site, release)
+    wrong = steady.watch(site, [program], booted=True).get(program) or unsteady(site, release)
+    said = mask.text(_tail(uwsgi.log(site, release)), site.settings) if wrong else ""
+    return f"the app server of {release} does not stay up: it {wrong}: {said}" if wrong else ""
+
+
+def unsteady(site: Site, release: str) -> str:
+    """
+    Say that the app server of a release ended lately, and supervisor started it again; ``''`` where that is not so, or
+    where ``stable_seconds`` is 0.
+
+    site
+        The site.
+    release
+        The id of the release.
+    """
+    if site.settings.web.app != "uwsgi" or not site.settings.stable_seconds:
+        return ""
+    pid = answers.pid(site.releases.directory(release))
+    return steady.restarted(site, uwsgi.program(site, release), pid) if pid else ""
+
+
 def switched(site: Site) -> None:
     """
     Let Apache's processes see that ``current`` names another release now; uWSGI's need not know.
@@ -272,6 +310,12 @@ def _warm(site: Site, path: str) -> None:
     if pages:
         with concurrent.futures.ThreadPoolExecutor(min(len(pages), 32)) as pool:
             list(pool.map(ask, pages))
+
+
+def _note(site: Site, path: str) -> None:
+    """Note the process that answers for a release as started on purpose."""
+    pid = answers.pid(path)
+    steady.note(site, _program(site, path), [pid] if pid else [])
 
 
 def _standby_job(site: Site) -> str:

@@ -17,9 +17,10 @@ import psutil
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import cron, shared_files
+from ckan_deploy.serve import cron, shared_files, steady
 from ckan_deploy.system import files as system_files
 from ckan_deploy.system import processes, safely, supervisor
+from ckan_deploy.system.supervisor import Process
 
 RUNNING = ("RUNNING", "STARTING")
 START_SECONDS = 10
@@ -27,13 +28,6 @@ START_SECONDS = 10
 CRON_SECONDS = 60
 # What supervisor needs to see and to note the end of a process.
 SLACK_SECONDS = 5
-
-
-class _Process(NamedTuple):
-    """A process of a worker as supervisor says; ``pid`` is 0 where none runs."""
-
-    state: str
-    pid: int
 
 
 class _Brought(NamedTuple):
@@ -71,6 +65,35 @@ def follow(site: Site, files: bool = True) -> dict[str, Any]:
     if down:
         raise FormulaError("; ".join([*warnings, *down]))
     return {"workers": todo, "cron": bool(changes), "warnings": warnings}
+
+
+def watch(site: Site) -> list[str]:
+    """
+    Wait until the workers that were just started are past their boot and have been up for ``stable_seconds``.
+
+    site
+        The site.
+
+    Returns a sentence for each worker that does not stay up, or does not run; none where ``stable_seconds`` is 0.
+    """
+    if not _watched(site):
+        return []
+    groups = {program(site, name): name for name in site.settings.workers}
+    wrong = {groups[group]: what for group, what in steady.watch(site, groups).items()}
+    return [_down(site, name, what) for name, what in {**_problems(site), **wrong}.items()]
+
+
+def down(site: Site) -> list[str]:
+    """
+    Return what ``watch`` says, without any wait: a sentence for each worker that does not run, or was just started anew
+    since it had ended.
+
+    site
+        The site.
+    """
+    if not _watched(site):
+        return []
+    return [_down(site, name, what) for name, what in _problems(site).items()]
 
 
 def pause(site: Site) -> list[str]:
@@ -115,15 +138,17 @@ def status(site: Site) -> dict[str, Any]:
         The site.
 
     Returns ``{"workers": [{"worker", "state", "pid", "release", "memory_mb", "age_seconds"}], "cron": [lines]}``; of a
-    worker that does not run ``pid`` is 0.
+    worker that does not run ``pid`` is 0. One that ended and was started again lately has a ``problem`` that says so.
     """
     names, rows = sorted({*site.settings.workers, *_installed(site)}), []
     known = _processes(site) if names else {}
     for name in names:
-        for state, pid in known.get(program(site, name)) or [_Process("not known to supervisor", 0)]:
+        for state, pid in known.get(program(site, name)) or [Process("not known to supervisor", 0)]:
             row: dict[str, Any] = {"worker": name, "state": state, "pid": pid, "release": _release_of(site, pid)}
             with contextlib.suppress(psutil.Error):
                 row.update(processes.usage(pid) if pid else {})
+            if pid and (problem := steady.restarted(site, program(site, name), pid)):
+                row["problem"] = problem
             rows.append(row)
     return {"workers": rows, "cron": cron.lines(site)}
 
@@ -183,13 +208,33 @@ def _start_problem(site: Site, name: str) -> str:
     """Wait until a worker runs; returns what is wrong with one that does not, or ''."""
     deadline = time.monotonic() + START_SECONDS
     while True:
-        states = {process.state for process in _processes(site).get(program(site, name), [])}
+        mine = _processes(site).get(program(site, name), [])
+        states = {process.state for process in mine}
         if states == {"RUNNING"}:
+            steady.note(site, program(site, name), [process.pid for process in mine])
             return ""
         if "FATAL" in states or time.monotonic() > deadline:
             said = ", ".join(sorted(states)) or "nothing"
             return f"worker {name} does not start (supervisor says {said}); see {_log(site, name)}"
         time.sleep(0.2)
+
+
+def _watched(site: Site) -> bool:
+    return bool(site.releases.current() and site.settings.workers and site.settings.stable_seconds)
+
+
+def _problems(site: Site) -> dict[str, str]:
+    """What is wrong with workers now."""
+    found: dict[str, str] = {}
+    for row in status(site)["workers"]:
+        what = row.get("problem") or ("" if row["state"] == "RUNNING" else f"is {row['state']}, as supervisor says")
+        if what and row["worker"] in site.settings.workers:
+            found.setdefault(row["worker"], what)
+    return found
+
+
+def _down(site: Site, name: str, what: str) -> str:
+    return f"worker {name} does not stay up: it {what}; see {_log(site, name)}"
 
 
 def _stop(site: Site, name: str) -> str:
@@ -218,15 +263,9 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _processes(site: Site) -> dict[str, list[_Process]]:
+def _processes(site: Site) -> dict[str, list[Process]]:
     """The processes of each group, as supervisor says."""
-    found: dict[str, list[_Process]] = {}
-    told = supervisor.expect(site.settings.web.supervisor_conf, "status")
-    for line in told.removeprefix("ERROR: ").splitlines():
-        match = re.match(r"^([^\s:]+):\S+\s+([A-Z]+)\b(?:\s+pid (\d+))?", line)
-        if match:
-            found.setdefault(match[1], []).append(_Process(match[2], int(match[3] or 0)))
-    return found
+    return supervisor.processes(site.settings.web.supervisor_conf)
 
 
 def _release_of(site: Site, pid: int) -> str:

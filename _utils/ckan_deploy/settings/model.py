@@ -308,6 +308,11 @@ class Settings:
     tls: Tls = field(factory=Tls)
     manage: Manage = field(factory=Manage)
     workers: Mapping[str, Worker] = setting({}, "Background workers by name; see below.")
+    stable_seconds: int = setting(
+        5,
+        "Seconds that workers and the app server of a release must stay up after their start for a deploy to be good. "
+        "0: not watched.",
+    )
     cron: Mapping[str, CronJob] = setting({}, "What is run at set times, by name; see below.")
     hooks: tuple[Hook, ...] = setting((), "What is done before and after stages, in order: docs/hooks.md.")
     migration: Migration = field(factory=Migration)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.system import processes
+from ckan_deploy.system import processes as programs
+
+_LINE = re.compile(r"^([^\s:]+)(?::\S+)?\s+([A-Z]+)\b(?:\s+pid (\d+))?")
+
+
+class Process(NamedTuple):
+    """A process as supervisor says; ``pid`` is 0 where none runs."""
+
+    state: str
+    pid: int
 
 
 def ask(conf: str, command: str, name: str = "") -> str:
@@ -21,7 +33,7 @@ def ask(conf: str, command: str, name: str = "") -> str:
     """
     own = ["-c", conf] if conf else []
     # For as long as the program that it stops may take: its file says how long that is.
-    done = processes.run(["supervisorctl", *own, command, *([name] if name else [])], timeout=None)
+    done = programs.run(["supervisorctl", *own, command, *([name] if name else [])], timeout=None)
     return done.stdout if done.retcode == 0 or "ERROR" in done.stdout else f"ERROR: {done.stdout}"
 
 
@@ -38,6 +50,26 @@ def expect(conf: str, command: str, name: str = "") -> str:
     if _problem(said):
         raise FormulaError(f"{_problem(said)}.")
     return said
+
+
+def processes(conf: str, name: str = "") -> dict[str, list[Process]]:
+    """
+    Return the processes of each program, or of each group of them.
+
+    conf
+        As for ``ask``.
+    name
+        A program or a group; by default all.
+
+    Returns ``{name: [processes]}``. Raises ``FormulaError`` when supervisor does not answer.
+    """
+    found: dict[str, list[Process]] = {}
+    # A group is asked for by all of its processes; a program alone is a group of its own.
+    told = expect(conf, "status", f"{name}:*" if name else "")
+    for line in told.removeprefix("ERROR: ").splitlines():
+        if match := _LINE.match(line):
+            found.setdefault(match[1], []).append(Process(match[2], int(match[3] or 0)))
+    return found
 
 
 def problem(conf: str) -> str:

@@ -1,0 +1,208 @@
+"""Services and app servers that do not stay up, under a real supervisor; what they run is a few lines of sh."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ckan_deploy.deploy import stages, status, switch
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server, services, steady
+from fakes import fake_site
+from parts.supervisor import Supervisor
+
+RELEASE = "20261128120000Z"
+STAYS = "exec sleep 600"
+# Long after supervisor has called it RUNNING, and after a boot that keeps a core busy.
+DIES = "sleep 3; exit 1"
+DIES_IN_BOOT = """exec python3 -c '
+import sys, time
+end = time.monotonic() + 7
+while time.monotonic() < end:
+    pass
+sys.exit(1)'"""
+
+# An app server in the place of uWSGI: answers as the release for some seconds. It takes the usual options.
+SERVER = """\
+#!/usr/bin/python3
+import http.server, os, socketserver, sys, threading, time
+
+release, seconds = os.environ["RELEASE_DIR"], {seconds}
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("X-CKAN-Release", os.path.basename(release))
+        self.end_headers()
+
+    def address_string(self):
+        return "unix"
+
+place = release + "/run/web.sock"
+if os.path.exists(place):
+    os.unlink(place)
+server = socketserver.ThreadingUnixStreamServer(place, Handler)
+threading.Timer(seconds, lambda: os._exit(1)).start()
+server.serve_forever()
+"""
+
+
+class Place:
+    """A host with one release that is live, whose `bin/ckan` is a script; under a supervisor of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.supervisor = Supervisor(root / "parts", root / "etc/supervisor/conf.d").start()
+        self.web = {"server": "none", "supervisor_conf": str(self.supervisor.conf)}
+        self.script = root / "usr/lib/ckan/releases" / RELEASE / "bin/ckan"
+        (root / "var/log/ckan").mkdir(parents=True)
+        (root / "usr/lib/ckan/shared").mkdir(parents=True)
+        (root / "usr/lib/ckan/current").symlink_to(self.script.parents[1])
+        root.chmod(0o755)
+        releases = fake_site(root).releases
+        releases.create(RELEASE)
+        self.script.parent.mkdir()
+        for state in ("built", "checked", "live"):
+            releases.set_state(RELEASE, state)
+
+    def site(self, runs: str, **changes) -> Site:
+        self.script.write_text(f"#!/bin/sh\n{runs}\n")
+        self.script.chmod(0o755)
+        told = {"web": self.web, "workers": {"default": {"timeout": 1}}, "stable_seconds": 4, **changes}
+        return fake_site(self.root, **told)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    root = Path(tempfile.mkdtemp(prefix="ckan-s-", dir="/tmp"))
+    found = Place(root)
+    yield found
+    found.supervisor.stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def clean(place: Place) -> Iterator[Place]:
+    yield place
+    services.follow(place.site(STAYS, workers={}))
+
+
+@pytest.mark.parametrize("runs", [DIES, DIES_IN_BOOT], ids=["after its start", "in its boot"])
+def test_h01_a_worker_that_ends_soon_after_its_start_is_told_and_is_an_error_of_the_status(clean, runs):
+    site = clean.site(runs)
+    assert services.follow(site)["workers"] == {"default": "started"}
+    (said,) = switch.watch(site, RELEASE)
+    assert "worker default does not stay up: it ended " in said and "default-worker-default.log" in said
+    # Started anew by supervisor, and soon RUNNING again: the status tells it from one that was started on purpose.
+    eventually(lambda: services.status(site)["workers"][0]["state"] == "RUNNING")
+    (row,) = services.status(site)["workers"]
+    assert row["state"] != "RUNNING" or row["problem"].startswith("ended ")
+    assert status.status(site, processes=True)["workers"]["default"] != RELEASE
+    (said,) = switch.down(site)
+    assert said.startswith("worker default does not stay up: it ")
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on nothing may be waited for, as long after the start as it is called."""
+
+    def forbid() -> None:
+        def sleep(seconds: float) -> None:
+            raise AssertionError(f"waits for {seconds} s")
+
+        monkeypatch.setattr(steady, "BOOT_SECONDS", 0)
+        monkeypatch.setattr(steady.time, "sleep", sleep)
+
+    return forbid
+
+
+def test_a_worker_that_does_not_start_is_a_warning_and_an_error_of_the_status(clean):
+    site = clean.site("exit 1")
+    (said,) = switch.follow(site)
+    assert said.startswith("worker default does not start (supervisor says ")
+    (said,) = switch.watch(site, RELEASE)
+    assert said.startswith("worker default does not stay up: it ")
+    assert status.status(site, processes=True)["workers"]["default"] != RELEASE
+
+
+def test_h01_workers_that_stay_up_are_watched_all_at_once_and_one_that_is_up_already_costs_nothing(clean, no_wait):
+    site = clean.site(STAYS, workers={name: {"processes": 2} for name in ("default", "more")})
+    services.follow(site)
+    assert switch.watch(site, RELEASE) == []
+    rows = services.status(site)["workers"]
+    assert len(rows) == 4 and all(row["age_seconds"] >= site.settings.stable_seconds for row in rows), rows
+    no_wait()
+    assert switch.watch(site, RELEASE) == [] and switch.down(site) == []
+    assert status.status(site, processes=True)["workers"] == {"default": RELEASE, "more": RELEASE}
+
+
+def test_h01_one_of_several_processes_that_ends_is_not_hidden_by_the_others(clean):
+    site = clean.site(f"mkdir first 2>/dev/null && {STAYS}\n{DIES}", workers={"default": {"processes": 2}})
+    shutil.chown(clean.script.parents[1], "www-data")
+    services.follow(site)
+    assert len(switch.watch(site, RELEASE)) == 1
+    assert status.status(site, processes=True)["workers"]["default"] != RELEASE
+
+
+def test_h01_nothing_is_watched_where_the_setting_says_so(clean, no_wait):
+    site = clean.site(DIES, stable_seconds=0)
+    services.follow(site)
+    no_wait()
+    assert switch.watch(site, RELEASE) == [] and switch.down(site) == []
+
+
+def test_h01_workers_that_a_new_supervisor_has_started_have_not_ended_by_themselves(clean):
+    site = clean.site(STAYS)
+    services.follow(site)
+    (before,) = services.status(site)["workers"]
+    clean.supervisor.stop()
+    clean.supervisor.start()
+    eventually(lambda: services.status(site)["workers"][0]["state"] == "RUNNING")
+    (row,) = services.status(site)["workers"]
+    assert row["state"] == "RUNNING" and row["pid"] != before["pid"] and "problem" not in row
+
+
+@pytest.fixture
+def serving(place: Place) -> Iterator[Callable[[float], Site]]:
+    def start(seconds: float) -> Site:
+        site = place.site(STAYS, workers={}, web={**place.web, "warm": []})
+        program = place.script.with_name("uwsgi")
+        program.write_text(SERVER.format(seconds=seconds))
+        program.chmod(0o755)
+        app_server.start(site, str(place.script.parents[1]))
+        return site
+
+    yield start
+    app_server.stop(place.site(STAYS), str(place.script.parents[1]), drain=False)
+
+
+def test_h01_an_app_server_that_ends_after_it_answered_is_told_and_is_an_error_of_the_status(serving):
+    site = serving(3)
+    (said,) = switch.watch(site, RELEASE)
+    assert f"the app server of {RELEASE} does not stay up: it ended within " in said
+    # Started anew, it answers again: by verify and by the status that is told from the one that was started.
+    eventually(lambda: bool(app_server.unsteady(site, RELEASE)))
+    assert app_server.unsteady(site, RELEASE).startswith("ended ")
+    with pytest.raises(FormulaError, match=f"the app server of {RELEASE} (ended|does not answer|is not listening)"):
+        stages.verify(site, RELEASE)
+    assert status.status(site)["answers"] != RELEASE
+
+
+def test_h01_an_app_server_that_stays_up_is_not_waited_for_a_second_time(serving, no_wait):
+    site = serving(600)
+    assert switch.watch(site, RELEASE) == []
+    no_wait()
+    assert switch.watch(site, RELEASE) == [] and switch.down(site) == []
+    assert stages.verify(site, RELEASE)["release"] == status.status(site)["answers"] == RELEASE
