@@ -268,6 +268,16 @@ def test_a_restore_asks_for_the_name_again_and_changes_names(site: Site, program
     assert programs.sql()[-1].startswith('drop database if exists "ckan_default_dump_')
 
 
+def test_a_newer_pg_restore_restores_into_an_older_server(site: Site, programs: Programs):
+    backup.dump(site, "before")
+    unknown = 'ERROR:  unrecognized configuration parameter "transaction_timeout"'
+    programs.answer(**{"-L": f"!pg_restore: error: could not execute query: {unknown}"})
+    assert restore.restore(site, "before", "before")["kept_as"]
+    programs.answer(**{"-L": "!pg_restore: error: could not execute query: ERROR:  out of luck"})
+    with pytest.raises(FormulaError, match="out of luck"):
+        restore.restore(site, "before", "before")
+
+
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "x/y", ".hidden", "-Fc", "a b", "a\n", 'x"; drop database y', "a" * 101,
            ["a"], {"a": 1}]  # fmt: skip
 CALLS: dict[str, Callable[[Site, Any], Any]] = {

@@ -229,9 +229,9 @@ def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, li
     new, owner = names.beside(site, what), site.settings.database.user
     quoted = postgres.identifier(new)
     made = f"create database {quoted} owner {postgres.identifier(owner)} template template0 {wanted.create}"
-    postgres.run(site, [*postgres.PSQL, "-c", made], postgres.administrator(site))
+    mark = f"comment on database {quoted} is {postgres.literal(_mark(site))}"
+    postgres.run(site, [*postgres.PSQL, "-c", made, "-c", mark], postgres.administrator(site))
     try:
-        postgres.admin(site, f"comment on database {quoted} is {postgres.literal(_mark(site))}")
         listed.restore(site, new)
         _each(site, new, wanted.owners)
         failed = listed.give_rights(site, new)
