@@ -69,6 +69,11 @@ TROUBLES = (
     ("remaining connection slots", FULL),
     ("does not exist", "PostgreSQL at {host} has no database {name}; make it, or correct database:name"),
     ("no pg_hba.conf entry", "PostgreSQL at {host} does not let {user} in from this host; see its pg_hba.conf"),
+    (
+        "not currently accepting connections",
+        "the database {name} at {host} takes no connections, as a restore that is interrupted may leave it; type in "
+        'psql: alter database "{name}" allow_connections true',
+    ),
     ("starting up", "PostgreSQL at {host} is starting; repeat in a moment"),
     ("", "PostgreSQL at {host} does not answer; start it, or correct database:host and database:port"),
 )

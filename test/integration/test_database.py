@@ -212,6 +212,8 @@ def test_a_lock_that_is_not_to_be_had_stops_the_migration_and_not_the_portal(sit
         ("alter role ckan_default password 'another'", None, "refuses user ckan_default; correct database:password"),
         ("alter role ckan_default connection limit 0", "alter role ckan_default connection limit -1",
          "has no connection left"),
+        ("alter database ckan_default allow_connections false", "alter database ckan_default allow_connections true",
+         'type in psql: alter database "ckan_default" allow_connections true'),
     ],
 )  # fmt: skip
 def test_a_database_in_trouble_is_said_in_one_sentence(site: Site, sql: str, back: str | None, said: str):

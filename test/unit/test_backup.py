@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,17 @@ import pytest
 from salt.exceptions import SaltInvocationError
 
 from _modules import ckan_app, ckan_backup, ckan_index, ckan_schema
-from ckan_deploy.database import backup, changes, compatibility, migration, postgres, probe, restore, search_index
+from ckan_deploy.database import (
+    backup,
+    changes,
+    compatibility,
+    migration,
+    names,
+    postgres,
+    probe,
+    restore,
+    search_index,
+)
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
@@ -162,11 +173,11 @@ def test_dumps_made_by_hand_stay_and_one_that_cannot_be_removed_is_a_warning(
     stuck = root / "var/backups/ckan/default/20251231000000Z.dump"
     stuck.mkdir()
     made = [backup.before(site, f"2026010{day}000000Z", at, True) for day in range(1, 5)]
-    names = [one["name"] for one in backup.list_dumps(site)]
-    assert names[:4] == ["z", "y", "x", "w"] and names[4:7] == [f"2026010{day}000000Z" for day in (4, 3, 2)]
+    there = [one["name"] for one in backup.list_dumps(site)]
+    assert there[:4] == ["z", "y", "x", "w"] and there[4:7] == [f"2026010{day}000000Z" for day in (4, 3, 2)]
     assert f"the old dump {stuck} could not be removed" in made[3]["warnings"][0] and "warnings" not in made[1]
     beside = sorted(file.name for file in stuck.parent.glob("*.json"))
-    assert beside == sorted(f"{name}.properties.json" for name in names if name != stuck.stem)
+    assert beside == sorted(f"{name}.properties.json" for name in there if name != stuck.stem)
 
 
 def test_a_dump_takes_the_place_of_no_other_and_that_of_a_release_is_the_first(site: Site, programs: Programs):
@@ -257,6 +268,16 @@ def test_a_restore_asks_for_the_name_again_and_changes_names(site: Site, program
     assert programs.sql()[-1].startswith('drop database if exists "ckan_default_dump_')
 
 
+def test_a_newer_pg_restore_restores_into_an_older_server(site: Site, programs: Programs):
+    backup.dump(site, "before")
+    unknown = 'ERROR:  unrecognized configuration parameter "transaction_timeout"'
+    programs.answer(**{"-L": f"!pg_restore: error: could not execute query: {unknown}"})
+    assert restore.restore(site, "before", "before")["kept_as"]
+    programs.answer(**{"-L": "!pg_restore: error: could not execute query: ERROR:  out of luck"})
+    with pytest.raises(FormulaError, match="out of luck"):
+        restore.restore(site, "before", "before")
+
+
 HOSTILE = ["../../etc/passwd", "/etc/passwd", "x/y", ".hidden", "-Fc", "a b", "a\n", 'x"; drop database y', "a" * 101,
            ["a"], {"a": 1}]  # fmt: skip
 CALLS: dict[str, Callable[[Site, Any], Any]] = {
@@ -310,6 +331,20 @@ def test_no_other_database_takes_the_place_of_the_site_s_own(root: Path, site: S
     with pytest.raises(InvalidArgument, match="ckan_default_old_ and a UTC stamp"):
         changes.upgrade(site, RELEASE, kept_as=name)
     assert not programs.notes() and not list(root.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["ckan_default", "a-portal.of [the] city", "x" * 63])
+def test_what_a_restore_makes_has_names_that_postgresql_can_hold_and_a_sweep_finds(root: Path, name: str):
+    site = fake_site(root, database={"name": name, "password": "database-secret"})
+    ours = [names.beside(site, what) for what in ("new", "dump", "rehearsal", names.trial(site))]
+    assert all(len(one) <= 63 and re.fullmatch(names.left_over(site), one) for one in ours)
+    kept = names.beside(site, "old")
+    assert names.kept(site, kept) == kept
+    others = (name, kept, f"{ours[0]}x", ours[0][:-2], f"x{ours[0]}", ours[0].replace("_new_", "_newer_"))
+    assert not any(re.search(names.left_over(site), other) for other in others)
+    # All hosts try at the same time.
+    site.host.id = "web2"  # type: ignore[misc]
+    assert names.trial(site) not in ours[3]
 
 
 def test_a_directory_without_ckan_is_said_and_nothing_runs(site: Site):

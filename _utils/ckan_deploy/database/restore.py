@@ -79,7 +79,7 @@ def put_back(site: Site, name: str) -> dict[str, Any]:
     try:
         kept = _change_names(site, new, "old", wanted.comment)
     except FormulaError:
-        _drop(site, new)
+        _leave(site, new)
         raise
     told = {"database": site.settings.database.name, "kept_as": kept, "seconds": round(time.monotonic() - begun, 1)}
     return {**told, **({"differs": differs} if differs else {}), **({"warnings": warnings} if warnings else {})}
@@ -99,9 +99,7 @@ def take_again(site: Site, kept_as: str) -> None:
     kept = names.kept(site, kept_as)
     found = postgres.admin(site, f"select shobj_description(oid, 'pg_database') from pg_database where {_named(kept)}")
     dumped = _change_names(site, kept, "dump", found or None)
-    # Somebody may be connected again; then it stays, and is in nobody's way until it is swept.
-    with contextlib.suppress(FormulaError):
-        _drop(site, dumped)
+    _leave(site, dumped)
 
 
 @contextlib.contextmanager
@@ -122,7 +120,7 @@ def copied(site: Site, name: str) -> Iterator[str]:
     try:
         yield new
     finally:
-        _drop(site, new)
+        _leave(site, new)
 
 
 def trial(site: Site) -> list[str]:
@@ -141,7 +139,7 @@ def trial(site: Site) -> list[str]:
         raise FormulaError(problem)
     with backup.tables_only(site) as file:
         new, differs = _made(site, file, properties.read(site), names.trial(site))
-    _drop(site, new)
+    _leave(site, new)
     return [*warnings, *(f"a restore would not give back: {each}" for each in differs)]
 
 
@@ -231,16 +229,16 @@ def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, li
     new, owner = names.beside(site, what), site.settings.database.user
     quoted = postgres.identifier(new)
     made = f"create database {quoted} owner {postgres.identifier(owner)} template template0 {wanted.create}"
-    postgres.run(site, [*postgres.PSQL, "-c", made], postgres.administrator(site))
+    mark = f"comment on database {quoted} is {postgres.literal(_mark(site))}"
+    postgres.run(site, [*postgres.PSQL, "-c", made, "-c", mark], postgres.administrator(site))
     try:
-        postgres.admin(site, f"comment on database {quoted} is {postgres.literal(_mark(site))}")
         listed.restore(site, new)
         _each(site, new, wanted.owners)
         failed = listed.give_rights(site, new)
         _each(site, "postgres", [quoted.join(parts) for parts in wanted.statements])
         now = properties.read(site, new)
     except BaseException:
-        _drop(site, new)
+        _leave(site, new)
         raise
     return new, [*wanted.lacking(now, site.settings.database.name), *failed]
 
@@ -250,6 +248,12 @@ def _each(site: Site, database: str, statements: Sequence[str]) -> None:
     for begin in range(0, len(statements), 100):
         words = [word for said in statements[begin : begin + 100] for word in ("-c", said)]
         postgres.complaints(site, ["psql", "-X", "-q", *words], postgres.administrator(site, database))
+
+
+def _leave(site: Site, database: str) -> None:
+    """Remove a database that is done with. Where somebody is connected to it, as monitoring may be, a sweep does it."""
+    with contextlib.suppress(FormulaError):
+        _drop(site, database)
 
 
 def _drop(site: Site, database: str) -> None:
@@ -286,7 +290,7 @@ def _change_names(site: Site, new: str, what: str, comment: str | None) -> str:
     words = [word for said in [*(left if kept else []), change, *again] for word in ("-c", said)]
     said = postgres.complaints(site, ["psql", "-X", "-q", *words], postgres.administrator(site))
     if _exists(site, new) or not _exists(site, own):
-        raise FormulaError(f"{said[0] if said else 'the databases did not change names'}; {own} is as it was")
+        raise FormulaError(f"{said[0] if said else 'the databases did not change names'}; {own} has kept its name")
     return kept
 
 
