@@ -24,7 +24,7 @@ from ckan_deploy.build import relocate
 from ckan_deploy.build.prefixes import inside
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError, InvalidArgument
-from ckan_deploy.system import processes
+from ckan_deploy.system import ownership, processes
 
 
 def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None = None) -> dict[str, float]:
@@ -194,8 +194,19 @@ def home_python(path: str) -> str:
     for name in (f"python{short}", "python3"):
         found = os.path.join(about["home"], name)
         if os.path.exists(found):
+            _refuse_theirs(path, found)
             return found
     raise FormulaError(f"the interpreter of {path} is gone from {about['home']}; install Python {short} there.")
+
+
+def _refuse_theirs(path: str, python: str) -> None:
+    """Root runs the interpreter that a virtualenv names, so nobody else may write to it."""
+    real = os.path.realpath(python)
+    if os.geteuid() == 0 and not ownership.is_roots(os.stat(real)):
+        raise FormulaError(
+            f"{path} is made with {real}, which others than root may write to; make it with the system's Python, or "
+            f"type: chown root: {real} && chmod 755 {real}"
+        )
 
 
 def site_packages(path: str) -> list[str]:

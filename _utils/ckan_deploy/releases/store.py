@@ -330,7 +330,10 @@ def _delete(path: str) -> None:
     def note(_function: object, file: str, about: tuple[type[BaseException], BaseException, object]) -> None:
         problems.append(f"{getattr(about[1], 'strerror', about[1])}: {file}")
 
-    shutil.rmtree(path, onerror=note)
+    try:
+        shutil.rmtree(path, onerror=note)
+    except RecursionError:
+        files.remove_tree(path)  # CKAN's user may have nested it deeply
     if os.path.lexists(path):
         why = problems[0] if problems else "somebody writes into it"
         raise FormulaError(

@@ -240,7 +240,7 @@ def scratch(parent: str, prefix: str) -> Iterator[str]:
         with _held(parent):
             # Directory and lock come into being together, or another run's sweep would take it for a killed run's.
             place = tempfile.mkdtemp(prefix=prefix, dir=parent)  # 0700
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            stack.callback(remove_tree, place)
             stack.enter_context(_held(place))
         yield place
 
@@ -262,7 +262,21 @@ def sweep(parent: str, prefix: str) -> None:
             # One that has just ended has removed it itself.
             with contextlib.suppress(FileNotFoundError), _held(place, wait=False) as left:
                 if left:
-                    shutil.rmtree(place, ignore_errors=True)
+                    remove_tree(place)
+
+
+def remove_tree(path: str) -> None:
+    """
+    Remove a tree as far as that can be done; links are not followed.
+
+    path
+        Its top, in a directory that only we may write to.
+    """
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:
+        # Whoever wrote into it may have made it as deep as the disk takes.
+        processes.run(["rm", "-rf", "--", path])
 
 
 @contextlib.contextmanager

@@ -1,20 +1,20 @@
-"""Directories for the time of a call, which the next call removes where a kill has left one."""
+"""Directories of root's for the time of a call, under ``shared/work``. What killed calls have left is removed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 
-from ckan_deploy.system import files
+from ckan_deploy.system import files, safely
+
+PREFIX = "ckan-"
 
 
 @contextlib.contextmanager
 def temporary(shared: str, what: str) -> Iterator[str]:
     """
-    Have a directory of root's own for a while. What killed calls have left beside it is removed first.
+    Have a directory of root's own for a while.
 
     shared
         The directory ``paths:shared``, under which it stands.
@@ -23,15 +23,10 @@ def temporary(shared: str, what: str) -> Iterator[str]:
 
     Yields its path, mode 0700.
     """
-    top = os.path.join(shared, "work")
-    os.makedirs(top, mode=0o755, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        # Directory and lock come into being together, or another call would take it for a killed one's.
-        with files.locked(f"{top}/.ckan.lock"):
-            _sweep(top)
-            place = tempfile.mkdtemp(prefix=f"ckan-{what}-", dir=top)
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-            stack.enter_context(files.locked(f"{place}/.lock"))
+    top = _top(shared)
+    safely.ensure(top)
+    files.sweep(top, PREFIX)
+    with files.scratch(top, f"{PREFIX}{what}-") as place:
         yield place
 
 
@@ -42,22 +37,8 @@ def sweep(shared: str) -> None:
     shared
         As for ``temporary``.
     """
-    top = os.path.join(shared, "work")
-    if os.path.isdir(top):
-        with contextlib.suppress(OSError), files.locked(f"{top}/.ckan.lock"):
-            _sweep(top)
+    files.sweep(_top(shared), PREFIX)
 
 
-def _sweep(top: str) -> None:
-    """Remove the directories that nobody holds the lock of; for who holds the lock of all."""
-    for name in os.listdir(top):
-        place = os.path.join(top, name)
-        if not name.startswith("ckan-") or not os.path.isdir(place) or os.path.islink(place):
-            continue
-        if not os.path.exists(f"{place}/.lock"):
-            shutil.rmtree(place, ignore_errors=True)  # killed before it had one
-            continue
-        # One that has just ended has removed it itself.
-        with contextlib.suppress(OSError), files.locked(f"{place}/.lock", wait=False) as left:
-            if left:
-                shutil.rmtree(place, ignore_errors=True)
+def _top(shared: str) -> str:
+    return os.path.join(shared, "work")
