@@ -23,6 +23,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import reserve
 from ckan_deploy.releases.ids import ID_PATTERN, now
 from ckan_deploy.releases.site import Site
+from ckan_deploy.sources import git
 from ckan_deploy.system import arguments, files, places, safely
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ def _note(handle: TextIO, about: dict[str, Any]) -> None:
 
 def _sweep(site: Site) -> None:
     """Remove what a process left that was killed. It held this lock, so nobody is at work on it."""
+    # Keys first.
+    git.sweep(os.path.join(site.paths.shared, "keys"))
     places.sweep(site.paths.shared)
     drafts = [(site.paths.shared, re.compile(r".+\.tmp"))]
     # The names of two sites may begin alike.

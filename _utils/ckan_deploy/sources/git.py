@@ -109,6 +109,16 @@ def test(args: Sequence[str], cwd: str = "/", timeout: int = ASK_TIMEOUT) -> boo
     return _git(args, {}, cwd, timeout).retcode == 0
 
 
+def sweep(keys: str) -> None:
+    """
+    Remove the keys that killed runs have left.
+
+    keys
+        The directory in which a key stands while git runs.
+    """
+    files.sweep(keys, KEY)
+
+
 def _git(args: Sequence[str], env: Mapping[str, str], cwd: str, timeout: int) -> Done:
     # "safe.directory" is about repositories whose hooks and configuration git would obey; it is root who runs this, on
     # mirrors that are root's own and on origins given as a path, from which git only reads.
@@ -137,7 +147,7 @@ def _options(origin: Origin) -> list[str]:
 @contextlib.contextmanager
 def _environment(origin: Origin, keys: str) -> Iterator[dict[str, str]]:
     """Environment for git; the key of the origin is on disk until the end."""
-    files.sweep(keys, KEY)
+    sweep(keys)
     env: dict[str, str] = {}
     if origin.token:
         env.update(CKAN_GIT_USER=origin.token_user or "oauth2", CKAN_GIT_TOKEN=origin.token)
