@@ -99,26 +99,6 @@ def test_a_copy_that_is_made_while_its_owner_changes_the_tree_holds_nothing_of_o
             assert not path.is_file() or path.read_text() in ("", "their own"), path
 
 
-def test_a_tree_is_taken_from_a_user_who_is_still_at_work_in_it(root):
-    before = state(root)
-    with at_work(root):
-        time.sleep(0.05)
-        foreign.take_tree(str(root / "tree"))
-        assert foreign.is_roots_tree(str(root / "tree"))
-        time.sleep(0.05)
-    for path, status in everything(root / "tree"):
-        assert status.st_uid == 0 and (stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o7022), path
-    assert state(root) == before
-
-
-def test_a_second_name_of_a_file_is_not_taken(root):
-    os.link(root / "victim/secret", root / "tree/name")
-    before = state(root)
-    with pytest.raises(FormulaError, match="tree/name has a second name elsewhere"):
-        foreign.take_tree(str(root / "tree"))
-    assert state(root) == before
-
-
 @pytest.mark.parametrize(
     ("mode", "owner", "theirs"),
     [(0o755, "root", False), (0o777, "root", True), (0o755, "nobody", True), (0o1777, "root", True)],
