@@ -10,7 +10,7 @@ export UV_SYSTEM_CERTS := 1
 # Salt's programs start four times as fast with their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test test-all test-fast test-hosts lint docs demo demo-stop bench bench-scale setup setup-parts clean
+.PHONY: test test-all test-fast test-long test-crash test-hosts lint docs demo demo-stop bench bench-scale setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -27,15 +27,19 @@ setup-parts: setup
 
 # Two files at a time, more would keep two cores from answering in time. The longest first: none is left over at the end.
 test: setup-parts
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m "not long" \
 		test/integration test/daemon test/functional test/unit
+
+# What waits for minutes by nature: hosts that are down, an upgrade of CKAN with its data, cron.
+test-long: setup-parts
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=0 -m long test/integration test/daemon
 
 # Unit and functional tests, but for those marked slow: no daemon, about a minute.
 test-fast: setup
 	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n auto --dist worksteal
 
 # What is long by nature as well.
-test-all: test test-hosts
+test-all: test test-long test-hosts
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -105,7 +105,9 @@ def build(
         return stages.build(_site(extensions), release, planned, by, job).to_json()
 
 
-def check(release: str, by: str = "", job: str = "", served: bool = False) -> dict[str, Any]:
+def check(
+    release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """
     Boot CKAN once inside a built release and record what it says.
 
@@ -115,6 +117,8 @@ def check(release: str, by: str = "", job: str = "", served: bool = False) -> di
         Who asked, and the run of the master that this belongs to.
     served
         Another host serves this release already, so it gets along with the database.
+    closes
+        Visitors will get the maintenance page for the migration, whatever the settings say.
 
     Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
     ``CommandExecutionError`` with one line that names the plugin and its exception; the release is then ``failed``.
@@ -126,7 +130,7 @@ def check(release: str, by: str = "", job: str = "", served: bool = False) -> di
         salt web1 ckan_release.check 20261125021500Z
     """
     with salt_errors():
-        return stages.check(_site(), release, by, job, served)
+        return stages.check(_site(), release, by, job, served, closes)
 
 
 def migrate(release: str, by: str = "", job: str = "") -> dict[str, Any]:

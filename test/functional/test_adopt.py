@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -14,6 +16,7 @@ from ckan_deploy.build import virtualenv
 from functional.steps import deployed
 
 pytestmark = pytest.mark.slow
+NOBODY, WEB_USER = pwd.getpwnam("nobody"), pwd.getpwnam("www-data")
 
 INI = """\
 [DEFAULT]
@@ -160,6 +163,94 @@ def test_an_odd_id_one_newer_than_what_serves_and_a_second_time_are_refused(host
     old("20200101000000")
     with pytest.raises(CommandExecutionError, match="is not older than 20190412093000Z"):
         host.adopt("20200101000000")
+
+
+@pytest.fixture
+def theirs(old, host) -> Path:
+    """A release of another tool that belongs to another user, who notes in it as whom its interpreter ran."""
+    return handed_over(host, old())
+
+
+def handed_over(host, path: Path) -> Path:
+    packages = next(path.glob("lib/python*/site-packages"))
+    noted = host.root / "ran"
+    noted.mkdir(mode=0o777)
+    noted.chmod(0o777)
+    (packages / "noted.pth").write_text(f"import os; open(f'{noted}/{{os.geteuid()}}', 'w').close()\n")
+    for folder, folders, files in os.walk(path):
+        for name in [".", *folders, *files]:
+            os.lchown(os.path.join(folder, name), NOBODY.pw_uid, NOBODY.pw_gid)
+    return path
+
+
+def test_root_never_runs_what_it_adopts(host, theirs):
+    release = host.adopt("20190412093000")["id"]
+    # In the sandbox it is run, and reaches nothing of the host.
+    assert [path.name for path in (host.root / "ran").iterdir()] == []
+    assert host.python(release, "import ckan").strip() == ""
+
+
+def test_what_others_may_write_to_is_copied_with_their_rights_and_becomes_roots(host, theirs):
+    victim = host.root / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / "secret").write_text("a secret")
+    packages = next(theirs.glob("lib/python*/site-packages"))
+    (packages / "shell").write_text("#!/bin/sh")
+    os.lchown(packages / "shell", NOBODY.pw_uid, NOBODY.pw_gid)
+    (packages / "shell").chmod(0o6777)
+    (packages / "outside").symlink_to(victim)
+    os.mkfifo(packages / "fifo")
+    (packages / "mine.txt").write_text("x")
+    before = snapshot(victim)
+    release = host.adopt("20190412093000")["id"]
+    made = host.home / "releases" / release
+    for folder, folders, files in os.walk(made):
+        for name in [".", *folders, *files]:
+            status = Path(folder, name).lstat()
+            assert status.st_uid == 0 and (stat.S_ISLNK(status.st_mode) or not status.st_mode & 0o7022), Path(
+                folder, name
+            )
+    there = next(made.glob("lib/python*/site-packages"))
+    assert (there / "shell").is_file() and (there / "outside").is_symlink() and not (there / "fifo").exists()
+    # Their bytecode counts, and a file that they change afterwards is not the release's.
+    (packages / "mine.txt").write_text("changed")
+    assert (there / "mine.txt").read_text() == "x" and snapshot(victim) == before
+    assert [path.name for path in (host.home / "shared").iterdir() if path.name.startswith("adopt-")] == []
+
+
+@pytest.mark.parametrize(
+    ("put", "sentence"),
+    [
+        (lambda ini, secret: ini.symlink_to(secret), "production.ini is a link, and others than root may have put it"),
+        (
+            lambda ini, secret: os.link(secret, ini),
+            r"cannot be read by nobody: \./production.ini: Cannot open: Permission denied",
+        ),
+        (lambda ini, secret: os.mkfifo(ini), "has no ini; give CKAN's with ini="),
+    ],
+    ids=["link", "hard link", "FIFO"],
+)
+@pytest.mark.parametrize("typed", [False, True])
+def test_an_ini_that_its_owner_may_not_read_is_not_taken(host, theirs, put, sentence, typed):
+    secret, ini = host.root / "other-portal.ini", theirs / "production.ini"
+    secret.write_text(INI)
+    secret.chmod(0o600)
+    ini.unlink()
+    put(ini, secret)
+    with pytest.raises(CommandExecutionError) as failure:
+        host.adopt("20190412093000", **({"ini": str(ini)} if typed else {}))
+    if not typed:
+        assert re.search(sentence, str(failure.value))
+    assert "an-old-secret" not in str(failure.value) and host.releases() == ["20190412093000"]
+
+
+def test_a_directory_that_others_may_write_to_does_not_become_the_release_itself(host, old):
+    theirs = handed_over(host, old("20190412093000Z"))
+    before = snapshot(theirs)
+    with pytest.raises(CommandExecutionError, match="others than root may write to .*; adopt it under another id"):
+        host.adopt("20190412093000Z")
+    assert snapshot(theirs) == before
+    assert host.adopt("20190412093000Z", release="20190412093001Z")["state"] == "retired"
 
 
 def test_a_clone_that_fails_leaves_nothing(host, old):

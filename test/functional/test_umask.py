@@ -27,7 +27,7 @@ def modes(host) -> dict[str, str]:
                     if part.startswith("20") and part.endswith("Z"):
                         shown = shown.replace(part, "RELEASE")
                 # The caches of uv have random names and modes of their own; root alone reads its notes.
-                if "/cache/" not in shown and "/.git/" not in shown and name not in NOTES and not path.is_symlink():
+                if "/packages/" not in shown and "/.git/" not in shown and name not in NOTES and not path.is_symlink():
                     found[shown] = f"{stat.S_IMODE(path.stat().st_mode):04o} {path.owner()}"
     return found
 

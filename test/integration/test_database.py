@@ -48,7 +48,9 @@ R7 = {"revision": "r7", "upgrade": "op.execute('alter table trees add column age
 
 
 class Site(RealPortal):
-    """A portal that can be asked where its database is."""
+    """A portal that can be asked where its database is: of UTF-8, in a cluster that was made without."""
+
+    locale = "C"
 
     def at(self) -> dict[str, list[str]]:
         code, told = self.call("web1", "ckan_app.heads")
@@ -289,10 +291,17 @@ def test_under_maintenance_visitors_get_the_page_for_as_long_as_the_migration_ta
     assert visitors.failed == []
     sleeps = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(2)')", "downgrade": "op.execute('select 1')"}
     repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, text="In maintenance")
+    # Not where the database could not be given back.
     with Visitors(site.front_port, threads=2) as visitors:
         done = site.deploy()
-    assert done["code"] == 0, done["text"][-3000:]
-    assert "after a failure the database would stay migrated: ckan_default may not make databases" in done["text"]
+    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
+    assert "ckan_default may not make databases" in done["summary"] and visitors.failed == []
+    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    with Visitors(site.front_port, threads=2) as visitors:
+        done = site.deploy()
+    assert done["code"] == 0 and "a restore would not give back" not in done["text"], done["text"][-3000:]
+    assert site.postgres.sql("postgres", "select count(*) from pg_database where datname ~ '_trial'") == "0"
+    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
     assert visitors.failed and {answer for answer in visitors.failed if "503" not in str(answer)} == set()
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r8"]
     site.write_pillar(site.settings)
@@ -305,8 +314,15 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_
     before = site.current("web1")
     site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
     broken = {"revision": "r9", "upgrade": "op.execute('nonsense')"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, broken, text="Stays closed")
-    done = site.deploy()
+    sleeps = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(3)')"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, broken, text="Stays closed")
+    # Somebody takes a right away when the check has seen it.
+    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    run = site.begin()
+    asleep = "select count(*) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()"
+    eventually(lambda: site.postgres.sql("ckan_default", asleep), "1", 120)
+    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    done = site.end(run)
     assert done["code"] == 1 and "mycity: it came to r8, r9 is next" in done["summary"], done["text"][-3000:]
     assert "ckan_default may not make databases" in done["summary"] and "the portal stays closed" in done["summary"]
     release = re.search(r"salt web1 ckan_backup.restore (\w+)", done["summary"])[1]
@@ -546,3 +562,45 @@ def test_a_solr_schema_that_ckan_refuses_stops_at_check_and_says_what_to_do(site
     assert done["code"] == 1
     assert "failed at check: SearchError: SOLR schema version not supported: 2.7" in done["summary"]
     assert "schema.xml into the core of Solr, reload it" in done["summary"] and site.current("web1") == before
+
+
+def test_f03_after_a_failed_upgrade_the_database_is_what_it_was_and_the_portal_answers(site: Site):
+    sql, before = site.postgres.sql, site.current("web1")
+    site.api("package_create", {"name": "baeume", "title": "Straßenbäume – données", "owner_org": "city-hall"})
+    sql("postgres", "create role metabase login")
+    for statement in ("revoke connect on database ckan_default from public", "comment on database ckan_default is 'it'",
+                      "grant connect on database ckan_default to metabase", "grant select on package to metabase",
+                      "alter database ckan_default connection limit 80",
+                      "alter database ckan_default set statement_timeout = '45s'"):  # fmt: skip
+        sql("ckan_default", statement)
+    seen = site.postgres.seen("ckan_default")
+    assert any("UTF8 C C" in line for line in seen)
+    site.write_pillar({**site.settings, "migration": {"when": "maintenance", "rehearse": True}})
+    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="Dies")
+    repos.commit_broken(site.mycity, "not like this", "switch")
+    done = site.deploy()
+    assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
+    assert "the database is as it was before the migration" in done["summary"]
+    assert "did not come back" not in done["summary"] and "would not give back" not in done["text"]
+    assert site.postgres.seen("ckan_default") == seen and {site.current(host) for host in site.hosts} == {before}
+    status, page, _ = site.get("/dataset/baeume")
+    assert status == 200 and "Straßenbäume – données" in page
+    assert site.ask("package_show?id=baeume")["title"] == "Straßenbäume – données"
+
+
+def test_h10_an_extension_of_a_superuser_s_is_refused_at_check_or_given_back_by_the_administrator(site: Site):
+    before, sql = site.current("web1"), site.postgres.sql
+    sql("ckan_default", "create extension dblink")
+    sql("postgres", "create role chief superuser login password 'of-the-chief'")
+    seen = site.postgres.seen("ckan_default")
+    with Visitors(site.front_port, threads=2) as visitors:
+        done = site.deploy()
+    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
+    assert "dblink, which only a superuser" in done["summary"] and visitors.failed == []
+    admin = {**site.settings["database"], "admin_user": "chief", "admin_password": "of-the-chief"}
+    site.write_pillar({**site.settings, "database": admin, "migration": {"when": "maintenance", "rehearse": True}})
+    done = site.deploy()
+    assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
+    assert "the database is as it was before the migration" in done["summary"] and "of-the-chief" not in done["text"]
+    assert site.postgres.seen("ckan_default") == seen and {site.current(host) for host in site.hosts} == {before}
+    assert site.get("/dataset/baeume")[0] == 200

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ckan_deploy.releases.ids import new_id
 from ckan_deploy.releases.site import Site
 from daemon.conftest import eventually
 from fakes import REPO, fake_site
+from parts import system
 from parts.portal import next_second
 from parts.postgres import Postgres
 from parts.process import sandbox, stop_all
@@ -31,28 +33,6 @@ pytestmark = pytest.mark.integration
 
 PASSWORD = r"pass:w\ord-of-ckan"
 ADMIN = {"admin_user": "boss", "admin_password": "word-of-the-boss"}
-# What there is of a database besides its rows, by no word of the formula.
-SEEN = """
-with d as (select * from pg_database where datname = current_database())
-select concat_ws(' ', 'database', pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, daticulocale,
-    datconnlimit, datistemplate, datallowconn, datdba::regrole, spcname, shobj_description(d.oid, 'pg_database'),
-    (select string_agg(one::text, ',' order by one::text) from unnest(datacl) one))
-  from d join pg_tablespace t on t.oid = dattablespace
-union all select concat_ws(' ', 'set', setrole, unnest(setconfig)) from pg_db_role_setting
-  where setdatabase = (select oid from d)
-union all select concat_ws(' ', 'class', c.oid::regclass, relkind, relowner::regrole,
-    (select string_agg(one::text, ',' order by one::text) from unnest(relacl) one))
-  from pg_class c where relnamespace = 'public'::regnamespace and relkind <> 'i'
-union all select concat_ws(' ', 'column', attrelid::regclass, attname, attacl) from pg_attribute
-  where attacl is not null and attrelid > 16384
-union all select concat_ws(' ', 'schema', nspname, nspowner::regrole,
-    (select string_agg(one::text, ',' order by one::text) from unnest(nspacl) one)) from pg_namespace
-  where nspname !~ '^pg_'
-union all select concat_ws(' ', 'default', defaclrole::regrole, defaclobjtype, defaclacl) from pg_default_acl
-union all select concat_ws(' ', 'function', p.oid::regprocedure, proowner::regrole, proacl) from pg_proc p
-  where pronamespace = 'public'::regnamespace and prolang > 14
-union all select concat_ws(' ', 'extension', extname, extversion, extowner::regrole) from pg_extension order by 1
-"""
 COMMENT = "the portal's, of {{city}} %s"
 ROWS = "select string_agg(title, ',' order by title) from package"
 DATABASES = "select string_agg(datname, ' ' order by datname) from pg_database where datname like 'ckan%'"
@@ -72,7 +52,7 @@ class Database:
         return self.cluster.sql(database, statement)
 
     def seen(self) -> list[str]:
-        return self.sql(SEEN).splitlines()
+        return self.cluster.seen("ckan_default")
 
     def as_ckan(self, statements: str) -> None:
         # By a session of its own: that of a superuser would have more rights than the role it sets.
@@ -170,14 +150,35 @@ def test_h10_extensions_owners_and_settings_that_need_a_superuser_come_back_by_t
     backup.dump(site, "before")
     with restore.copied(site, "before") as copy:
         assert database.cluster.sql(copy, ROWS) == "Straßenbäume – données"
-        said = database.cluster.sql(copy, SEEN).replace("made for a restore by web1", COMMENT)
-        assert said.splitlines() == before
+        said = [line.replace("made for a restore by web1", COMMENT) for line in database.cluster.seen(copy)]
+        assert said == before
     told = restore.restore(site, "before", "before")
     assert database.seen() == before and not told.get("differs"), told
     assert database.sql("select * from mine") == "7"
     assert database.sql("select obj_description(oid, 'pg_extension') from pg_extension where extname = 'dblink'") == (
         "to the archive"
     )
+
+
+def test_h10_postgis_comes_back_by_the_administrator_and_without_one_it_is_known_before(database: Database):
+    system.ensure_packages([Postgres.package("postgis-3")])
+    database.sql("create extension postgis")
+    database.sql("insert into spatial_ref_sys (srid, auth_name, srtext) values (998999, 'city', 'of our own')")
+    database.as_ckan(
+        "create table package_extent (id int, place geometry(point, 4326)); create index on package_extent using gist "
+        "(place); insert into package_extent values (1, 'srid=4326;point(16.37 48.2)')"
+    )
+    with pytest.raises(FormulaError, match="extension postgis, which only a superuser .* ckan:database:admin_user"):
+        restore.trial(database.site())
+    site, before = database.site(**ADMIN), database.cluster.seen("ckan_default")
+    assert restore.trial(site) == []
+    backup.dump(site, "before")
+    for name in (restore.restore(site, "before", "before")["database"], "a copy"):
+        with restore.copied(site, "before") if name == "a copy" else nullcontext(name) as there:
+            assert database.cluster.sql(there, "select st_astext(place) from package_extent") == "POINT(16.37 48.2)"
+            assert database.cluster.sql(there, "select auth_name from spatial_ref_sys where srid = 998999") == "city"
+            assert len(database.cluster.seen(there)) == len(before)
+    assert database.seen() == before
 
 
 def test_h10_without_an_administrator_it_is_known_before_that_a_restore_cannot_work(database: Database):
@@ -206,6 +207,22 @@ def test_what_a_restore_cannot_give_back_is_said_before_and_after(database: Data
     backup.dump(site, "before")
     told = restore.restore(site, "before", "before")["differs"]
     assert [f"a restore would not give back: {each}" for each in told] == differs
+
+
+def test_a_connection_that_could_not_be_ended_is_known_before(database: Database):
+    site = database.site()
+    backup.dump(site, "before")
+    said = "postgres is connected to ckan_default, and ckan_default may not end that"
+    client = database.cluster.hold("ckan_default", "lock table package in access share mode")
+    try:
+        for tried in (lambda: restore.trial(site), lambda: restore.restore(site, "before", "before")):
+            with pytest.raises(FormulaError, match=said):
+                tried()
+        assert database.names() == "ckan_default" and database.sql(ROWS) == "Straßenbäume – données"
+        restore.restore(database.site(**ADMIN), "before", "before")
+    finally:
+        client.kill()
+        client.wait()
 
 
 def test_a_role_that_is_gone_is_named_and_the_rights_of_others_come_back(database: Database):

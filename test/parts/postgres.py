@@ -13,6 +13,29 @@ from pathlib import Path
 from parts.ports import free_port
 from parts.process import PartError, Service
 
+# What there is of a database besides its rows, by no word of the formula.
+_SEEN = """
+with d as (select * from pg_database where datname = current_database())
+select concat_ws(' ', 'database', pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, daticulocale,
+    datconnlimit, datistemplate, datallowconn, datdba::regrole, spcname, shobj_description(d.oid, 'pg_database'),
+    (select string_agg(one::text, ',' order by one::text) from unnest(datacl) one))
+  from d join pg_tablespace t on t.oid = dattablespace
+union all select concat_ws(' ', 'set', setrole, unnest(setconfig)) from pg_db_role_setting
+  where setdatabase = (select oid from d)
+union all select concat_ws(' ', 'class', c.oid::regclass, relkind, relowner::regrole,
+    (select string_agg(one::text, ',' order by one::text) from unnest(relacl) one))
+  from pg_class c where relnamespace = 'public'::regnamespace and relkind <> 'i'
+union all select concat_ws(' ', 'column', attrelid::regclass, attname, attacl) from pg_attribute
+  where attacl is not null and attrelid > 16384
+union all select concat_ws(' ', 'schema', nspname, nspowner::regrole,
+    (select string_agg(one::text, ',' order by one::text) from unnest(nspacl) one)) from pg_namespace
+  where nspname !~ '^pg_'
+union all select concat_ws(' ', 'default', defaclrole::regrole, defaclobjtype, defaclacl) from pg_default_acl
+union all select concat_ws(' ', 'function', p.oid::regprocedure, proowner::regrole, proacl) from pg_proc p
+  where pronamespace = 'public'::regnamespace and prolang > 14
+union all select concat_ws(' ', 'extension', extname, extversion, extowner::regrole) from pg_extension order by 1
+"""
+
 
 def _programs() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
@@ -114,6 +137,19 @@ class Postgres(Service):
         if result.returncode:
             raise PartError(f"PostgreSQL refused a statement: {result.stderr.strip()}")
         return result.stdout.strip()
+
+    @staticmethod
+    def package(name: str) -> str:
+        """Return the Debian package of an extension for this version of PostgreSQL, such as of `postgis-3`."""
+        return f"postgresql-{_programs().parent.name}-{name}"
+
+    def seen(self, database: str) -> list[str]:
+        """Return what a database is besides its rows, a line each: by it two of them are compared.
+
+        database
+            Name of the database.
+        """
+        return self.sql(database, _SEEN).splitlines()
 
     def hold(self, database: str, statement: str) -> subprocess.Popen:
         """Run a statement as the superuser in a transaction that stays open until the process is killed.

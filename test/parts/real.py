@@ -55,6 +55,9 @@ class RealPortal(Portal):
         CKAN version of the base.
     """
 
+    # Of the cluster: see Postgres.
+    locale = "C.UTF-8"
+
     def __init__(
         self,
         sandbox: Path,
@@ -76,7 +79,7 @@ class RealPortal(Portal):
         """Start the data services, the web hosts and Salt, and write the pillar."""
         say = say or self.say
         say("starting PostgreSQL, Redis and Solr")
-        self.postgres = postgres = Postgres(self.sandbox).start()
+        self.postgres = postgres = Postgres(self.sandbox, locale=self.locale).start()
         postgres.create_database("ckan_default", "ckan_default", PASSWORD)
         redis = Redis(self.sandbox).start()
         self.solr = Solr(self.sandbox, schema_of(self.base)).start(say=say)

@@ -44,6 +44,7 @@ if told[0] == "pg_dump" and "-f" in told:
 """
 ANSWERS = {
     "--version": "pg_dump (PostgreSQL) 15.3",
+    "/ 1048576": "999999999",
     "pg_database_size": "1000|15|",
     "rolcreatedb": "t|",
     "jsonb_build_object": json.dumps(
@@ -204,7 +205,11 @@ def test_a_file_beside_a_dump_that_cannot_be_read_is_said(root: Path, site: Site
     ("answers", "said"),
     [
         ({"rolcreatedb": "f|"}, "ckan_default may not make databases on localhost; name somebody who may in"),
-        ({"rolcreatedb": "t|metabase"}, "metabase is connected to ckan_default, and ckan_default may not end that"),
+        ({"rolcreatedb": "t|false|metabase"}, "type in psql: grant pg_signal_backend to \"ckan_default\"; or set"),
+        ({"rolcreatedb": "t|true|postgres"}, "postgres is connected to ckan_default, and ckan_default may not end that "
+                                             "for a restore; wait for it, or name a superuser in ckan:database:admin_"
+                                             "user and admin_password; or set"),
+        ({"data_directory": "/"}, "a second database beside ckan_default takes 999999999 MB, and "),
         ({"-L": '!pg_restore: error: query failed: ERROR:  permission denied to create extension "postgis"'},
          "the database has the extension postgis, which only a superuser of PostgreSQL may make"),
     ],
@@ -219,6 +224,9 @@ def test_a_portal_is_not_closed_where_the_database_could_not_be_given_back(
         migration.foresee(closed, Manifest(RELEASE, "built"), checked)
     assert "visitors would get the maintenance page" in str(caught.value) and said in str(caught.value)
     assert "set ckan:backup:when to never" in str(caught.value)
+    with pytest.raises(FormulaError, match="visitors would get the maintenance page"):
+        before = fake_site(root, disk_free_mb=0, migration={"when": "before"})
+        migration.foresee(before, Manifest(RELEASE, "built"), checked, forced=True)
     # Where nobody is closed out nothing has to be given back, and it may be the operator's own business.
     before = fake_site(root, disk_free_mb=0, migration={"when": "before"})
     assert migration.foresee(before, Manifest(RELEASE, "built"), checked) == {"maintenance": False, "warnings": []}

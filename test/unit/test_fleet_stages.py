@@ -360,6 +360,17 @@ def test_a_deploy_that_closed_the_portal_and_fails_gives_the_database_back(maste
     )
 
 
+def test_what_a_restore_did_not_give_back_is_said(master: FakeMaster) -> None:
+    lost = ["alter role metabase in database ckan_default set work_mem to '8MB'", "rights: role gone does not exist"]
+    master.answers = {
+        **failing("ckan_release.verify", "web2"), "ckan_schema.give_back": {"kept_as": "kept", "differs": lost},
+    }  # fmt: skip
+    text = orchestrate(master, maintenance=True)
+    assert text.endswith(f"(kept has what came of it), but for what did not come back: {lost[0]}; {lost[1]}")
+    # The hosts were told at check that the portal would be closed, so they have tried a restore.
+    assert {about["closes"] for _, about in master.told("ckan_release.check")} == {True}
+
+
 def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed(master: FakeMaster) -> None:
     master.answers = {
         **failing("ckan_release.verify", "web2"), **failing("ckan_schema.give_back", "web1", cause="no dump"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import pty
 import stat
 import time
 from pathlib import Path
@@ -111,3 +112,25 @@ def test_a_dictionary_that_a_manifest_cannot_hold_is_refused():
     for odd in ([], "x", {"a": datetime.date(2026, 1, 1)}, {"a": {1, 2}}):
         with pytest.raises(InvalidArgument, match="index must be a dictionary"):
             arguments.mapping("index", odd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs programs as another user")
+@pytest.mark.parametrize(("user", "code"), [("", 0), ("www-data", 2)])
+def test_a_program_of_another_user_cannot_type_at_roots_terminal(user: str, code: int):
+    pid, terminal = pty.fork()
+    if not pid:
+        done = processes.run(["sh", "-c", ": < /dev/tty"], user=user)
+        os._exit(done.retcode)
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == code
+
+
+def test_of_a_log_the_end_is_read_however_long_it_is(tmp_path: Path):
+    log = tmp_path / "log"
+    assert files.end_of(str(log)) == ""
+    with log.open("wb") as handle:
+        handle.truncate(2**40)
+        handle.seek(0, os.SEEK_END)
+        handle.write("Indexing dataset 1/2\xff é".encode("utf-8", "surrogateescape"))
+    assert files.end_of(str(log)).endswith("1/2\xff é") and len(files.end_of(str(log))) <= 65536

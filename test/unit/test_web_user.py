@@ -10,8 +10,10 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.serve import shared_files, uwsgi
+from ckan_deploy.serve import answers, shared_files, uwsgi
+from ckan_deploy.system import safely
 from fakes import fake_site
 from parts.process import sandbox
 
@@ -286,3 +289,129 @@ def test_a_race_of_directory_and_link_changes_nothing_outside(old_portal, place)
             swap.kill()
             os.close(uploads)
     portal.check()
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "FIFO", "hard link"])
+def test_supervisor_is_not_led_elsewhere_by_what_stands_in_place_of_a_log(old_portal, kind):
+    """Until now the directory of logs may have been CKAN's user's, and names of logs can be guessed."""
+    portal = old_portal
+    logs = portal.root / "var/log/ckan"
+    logs.mkdir(parents=True)
+    give(logs)
+    log = uwsgi.log(portal.site, RELEASE)
+    assert put(portal, log, kind)
+    shutil.chown(logs, "root", "root")
+    start(portal)
+    assert not os.path.lexists(log)
+    # One that supervisor has made stays.
+    Path(log).write_text("what went before")
+    start(portal)
+    assert Path(log).read_text() == "what went before"
+    portal.check()
+
+
+def test_what_starts_an_app_server_cannot_be_written_by_ckans_user(old_portal):
+    portal = old_portal
+    start(portal)
+    for name in ("serve.sh", "uwsgi.ini", "starter"):
+        status = (portal.release / name).stat()
+        assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o644)
+        with as_web_user(), pytest.raises(PermissionError):
+            os.rename(portal.release / name, portal.release / "other")
+
+
+@pytest.mark.parametrize("user", ["www-data", "nobody"])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("var/log/ckan", "var/log/ckan"),
+        ("var/lib/ckan", "var/lib/ckan"),
+        ("usr/lib", "usr/lib"),
+        ("etc/ckan/default", ""),
+    ],
+)
+def test_directories_of_roots_that_others_may_write_to_are_named_before_a_deploy(old_portal, place, told, user):
+    portal = old_portal
+    site = fake_site(portal.root, build_user="nobody")
+    assert shared_files.exposed(site) == []
+    folder = portal.root / place
+    folder.mkdir(parents=True, exist_ok=True)
+    if told:
+        shutil.chown(folder, user, "root")
+    else:
+        # By its group, and by all.
+        shutil.chown(folder, "root", pwd.getpwnam(user).pw_gid)
+        folder.chmod(0o775)
+    (sentence,) = shared_files.exposed(site)
+    assert sentence.startswith(f"{user} may write to {folder}, where root works;")
+    subprocess.run(["sh", "-c", sentence.partition("type: ")[2]], check=True)
+    assert shared_files.exposed(site) == []
+
+
+def test_a_storage_that_an_option_puts_at_the_data_itself_stays_ckans(old_portal):
+    """CKAN's own manual has it there."""
+    portal = old_portal
+    portal.site = fake_site(portal.root, config={"ckan.storage_path": str(portal.data)})
+    own(portal)
+    publish(portal)
+    assert portal.data.owner() == "www-data" and (portal.data / "webassets/base/main.css").is_file()
+    assert put(portal, f"{portal.data}/webassets", "link to a directory")
+    with pytest.raises(FormulaError, match="webassets is a link"):
+        publish(portal)
+    own(portal)
+    publish(portal)
+    assert (portal.data / "webassets/base/main.css").is_file() and not (portal.data / "webassets").is_symlink()
+    portal.check()
+
+
+def test_f15_what_is_on_a_disk_that_cannot_be_written_to_is_a_warning(old_portal):
+    portal = old_portal
+    archive = portal.data / "storage/archive"
+    archive.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", archive], check=True)
+    try:
+        (archive / "old.csv").write_text("x")
+        subprocess.run(["mount", "-o", "remount,ro", archive], check=True)
+        done = shared_files.own(portal.site)
+    finally:
+        subprocess.run(["umount", archive], check=True)
+    assert done["warnings"] and all(
+        "is on a disk that cannot be written to, and stays root's" in w for w in done["warnings"]
+    )
+
+
+def test_a_tree_that_is_nested_without_end_stops_nothing(old_portal):
+    portal = old_portal
+    before = os.getcwd()
+    with as_web_user():
+        os.chdir(portal.data / "storage")
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        os.chdir(before)
+    own(portal)
+    with safely.directory(str(portal.data)) as folder:
+        safely.remove(folder, "storage")
+    assert not (portal.data / "storage").exists()
+
+
+def test_an_answer_without_end_does_not_fill_the_memory(old_portal):
+    portal, sent = old_portal, []
+
+    def serve(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client, contextlib.suppress(OSError):
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            for _ in range(96):
+                client.sendall(b" " * 2**20)
+                sent.append(2**20)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(portal.run / "web.sock"))
+        server.listen()
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        assert "is answered by release unknown" in answers.socket_problem(portal.site, str(portal.release))
+        thread.join()
+    assert sum(sent) < 2 * answers.MOST_BYTES

@@ -27,7 +27,7 @@ from ckan_deploy.settings.fingerprint import hashes
 from ckan_deploy.sources import patches
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
-from ckan_deploy.system import disk, files, places
+from ckan_deploy.system import disk, files
 
 # What is the formula's own at the top of a release: no package may bring it.
 OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg)$")
@@ -88,18 +88,19 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution
     own, manifest = _own_files(path), os.path.join(path, "release.json")
     noted = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
-    with places.temporary(site.paths.shared, "editable") as folder:
-        put = dict(prepared)
-        for name, item in prepared.items():
-            if item.checkout:
-                place = os.path.join(path, "src", name)
-                shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-                inner = os.path.join(folder, name)
-                os.mkdir(inner)
-                called, _, wheel = item.requirement.partition(" @ file://")
-                thin = editable.put(item.checkout, wheel, place, item.subdirectory, inner)
-                put[name] = evolve(item, requirement=f"{called} @ file://{thin}")
-        packages.install(path, wanted(site, put), resolution.packages, builder)
+    put, thin = dict(prepared), {}
+    for name, item in prepared.items():
+        if item.checkout:
+            place = os.path.join(path, "src", name)
+            shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
+            called, _, wheel = item.requirement.partition(" @ file://")
+            editable.put(item.checkout, wheel, place, item.subdirectory)
+            made = editable.thin(item.checkout, wheel, name, item.subdirectory)
+            thin[os.path.join(place, item.subdirectory).rstrip("/")] = made
+            put[name] = evolve(item, requirement=f"{called} @ file://{made}")
+    packages.install(path, wanted(site, put), resolution.packages, builder)
+    for place, made in thin.items():
+        editable.tell(virtualenv.site_packages(path)[0], made, place)
     if _own_files(path) != own:
         # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
         files.write(manifest, noted)

@@ -11,15 +11,17 @@ import base64
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from ckan_deploy.build import wheels
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import files
 
 # What of a wheel is installed: its description, and what goes elsewhere than onto the module path.
 INSTALLED = re.compile(r"[^/]+\.dist-info/.+|[^/]+\.data/(scripts|data)/.+")
@@ -31,7 +33,7 @@ PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTa
 NOT_OURS = ("ckan-notes.json",)
 
 
-def put(checkout: str, wheel: str, place: str, subdirectory: str, folder: str) -> str:
+def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
     """
     Put the checkout of an extension into a release, with what its build has made.
 
@@ -43,21 +45,71 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str, folder: str) -
         Where it goes: a directory that is not there.
     subdirectory
         Where the package is in it, '' for its top.
-    folder
-        A directory for the wheel that is returned.
 
-    Returns the path of a wheel that, once installed, makes the checkout importable. Raises ``FormulaError``.
+    Raises ``FormulaError``.
     """
     shutil.copytree(checkout, place, symlinks=True, ignore=shutil.ignore_patterns(*NOT_OURS))
     top = os.path.join(place, subdirectory) if subdirectory else place
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
-        modules = {_module(name): name for name in names if not INSTALLED.fullmatch(name) and _module(name)}
+        modules = _modules(archive)
         roots = _roots(top, modules)
         for module, name in sorted(modules.items()):
             _write(place, top, roots, module, archive.read(name))
-        kept = {name: archive.read(name) for name in names if INSTALLED.fullmatch(name)}
-    return _thin(wheel, kept, [os.path.normpath(os.path.join(top, root)) for root in roots], folder)
+
+
+def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
+    """
+    Return a wheel that, once installed into a release, makes the checkout in it importable. The same for all releases,
+    so it is made once, beside the wheel.
+
+    checkout, wheel, subdirectory
+        As for ``put``.
+    name
+        The name of the extension: its directory under ``src``.
+
+    Raises ``FormulaError``.
+    """
+    called, version, _ = wheels.read(wheel)
+    plain = re.sub(r"[-_.]+", "_", called)
+    folder = os.path.join(os.path.dirname(wheel), "thin", name)
+    path = os.path.join(folder, f"{plain}-{version}-py3-none-any.whl")
+    if os.path.exists(path):
+        return path
+    with zipfile.ZipFile(wheel) as archive:
+        roots = _roots(os.path.join(checkout, subdirectory) if subdirectory else checkout, _modules(archive))
+        content = {member: archive.read(member) for member in _members(archive) if INSTALLED.fullmatch(member)}
+    # Relative to site-packages.
+    lines = [os.path.normpath(os.path.join("../../../src", name, subdirectory, root)) for root in roots]
+    content[f"__editable__.{plain}.pth"] = "".join(f"{line}\n" for line in lines).encode("utf-8")
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    _write_wheel(path, content)
+    return path
+
+
+def tell(site_packages: str, wheel: str, place: str) -> None:
+    """
+    Write down with an installed package that it is the checkout in a release: https://peps.python.org/pep-0610
+
+    site_packages
+        The directory that it was installed into.
+    wheel
+        What ``thin`` returned.
+    place
+        The checkout, or the directory of the package in it.
+    """
+    info = "-".join(os.path.basename(wheel).split("-")[:2]) + ".dist-info"
+    text = json.dumps({"url": f"file://{place}", "dir_info": {"editable": True}})
+    files.write(os.path.join(site_packages, info, "direct_url.json"), text)
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return [name for name in archive.namelist() if not name.endswith("/")]
+
+
+def _modules(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The members of a wheel that go onto the module path: what each is called there, and in the wheel."""
+    members = [name for name in _members(archive) if not INSTALLED.fullmatch(name)]
+    return {_module(name): name for name in members if _module(name)}
 
 
 def _module(name: str) -> str:
@@ -72,9 +124,9 @@ def _roots(top: str, modules: Iterable[str]) -> list[str]:
     has most of them goes first.
     """
     places: dict[str, list[str]] = {}
-    for folder, folders, files in os.walk(top):
+    for folder, folders, found_files in os.walk(top):
         folders[:] = [name for name in folders if name != ".git"]
-        for file in files:
+        for file in found_files:
             if file.endswith(".py"):
                 places.setdefault(file, []).append(os.path.relpath(folder, top))
     found: Counter[str] = Counter()
@@ -110,13 +162,9 @@ def _write(place: str, top: str, roots: Iterable[str], module: str, data: bytes)
     os.chmod(path, 0o755 if ".so" in os.path.basename(path) else 0o644)
 
 
-def _thin(wheel: str, kept: Mapping[str, bytes], roots: Iterable[str], folder: str) -> str:
-    """Make the wheel that is installed: https://packaging.python.org/specifications/binary-distribution-format"""
-    name, version, _ = wheels.read(wheel)
-    plain = re.sub(r"[-_.]+", "_", name)
-    info = next(member.split("/")[0] for member in kept if member.endswith(".dist-info/METADATA"))
-    content = dict(kept)
-    content[f"__editable__.{plain}.pth"] = "".join(f"{root}\n" for root in roots).encode("utf-8")
+def _write_wheel(path: str, content: dict[str, bytes]) -> None:
+    """Write a wheel: https://packaging.python.org/specifications/binary-distribution-format"""
+    info = next(member.split("/")[0] for member in content if member.endswith(".dist-info/METADATA"))
     content[f"{info}/WHEEL"] = PLAIN
     content.pop(f"{info}/RECORD", None)
     record = io.StringIO()
@@ -126,8 +174,8 @@ def _thin(wheel: str, kept: Mapping[str, bytes], roots: Iterable[str], folder: s
         rows.writerow([member, f"sha256={digest}", len(data)])
     rows.writerow([f"{info}/RECORD", "", ""])
     content[f"{info}/RECORD"] = record.getvalue().encode("utf-8")
-    path = os.path.join(folder, f"{plain}-{version}-py3-none-any.whl")
-    with zipfile.ZipFile(path, "x") as archive:
+    draft = f"{path}.{os.getpid()}.part"
+    with zipfile.ZipFile(draft, "w") as archive:
         for member, data in content.items():
             archive.writestr(member, data)
-    return path
+    os.rename(draft, path)

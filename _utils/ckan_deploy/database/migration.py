@@ -20,7 +20,9 @@ from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 
 
-def foresee(site: Site, manifest: Manifest, checked: Mapping[str, Any]) -> dict[str, Any]:
+def foresee(
+    site: Site, manifest: Manifest, checked: Mapping[str, Any], forced: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """
     Say how a release will migrate what its check found pending, and look whether it can be dumped before.
 
@@ -30,13 +32,15 @@ def foresee(site: Site, manifest: Manifest, checked: Mapping[str, Any]) -> dict[
         The manifest of the release.
     checked
         What ``probe.check`` returned.
+    forced
+        Visitors get the maintenance page whatever the settings say.
 
     Returns ``{"maintenance": whether visitors get the maintenance page meanwhile, "warnings": [sentences]}``. Raises
     ``FormulaError`` with what is in the way of a dump, or of a restore after a failure behind the maintenance page.
     """
     live = site.releases.current()
     served = compatibility.version_of(site.releases.read(live)) if live else ""
-    closes = compatibility.closes(site, served, compatibility.version_of(manifest), checked["pending"])
+    closes = forced or compatibility.closes(site, served, compatibility.version_of(manifest), checked["pending"])
     if not any(state["at"] for state in checked["schema"].values()):
         return {"maintenance": closes, "warnings": []}
     backup.ready(site)

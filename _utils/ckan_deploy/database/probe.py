@@ -175,7 +175,7 @@ def index_status(site: Site, path: str) -> dict[str, Any]:
     ``problem`` where Solr does not say. Raises ``FormulaError`` with what is wrong with the database.
     """
     found = _probe(site, "index", path, READ_TIMEOUT)
-    rows = INDEXING.findall(files.read(_index_log(site), "", "replace"))
+    rows = INDEXING.findall(files.end_of(_index_log(site)))
     told: dict[str, Any] = {name: found[name] for name in ("datasets", "indexed", "problem") if name in found}
     return {**told, "rebuild": rows[-1] if rows else ""}
 

@@ -10,6 +10,7 @@ superuser, the administrator what is, and what belongs to the database itself.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,14 +21,16 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT
 from ckan_deploy.releases.site import Site
+from ckan_deploy.system import disk
 
 # After which a database that a restore has left over goes, whichever host that was on.
 DAY = 86400
 # Whether who asks may make databases, and whose connections to the site's own they may not end.
 _MAY = (
-    "select rolcreatedb or rolsuper, (select string_agg(distinct usename, ', ') from pg_stat_activity join pg_roles "
-    "other on other.oid = usesysid where {named} and not me.rolsuper and (other.rolsuper or not (pg_has_role(usesysid, "
-    "'member') or pg_has_role('pg_signal_backend', 'member')))) from pg_roles me where rolname = current_user"
+    "select rolcreatedb or rolsuper, (select bool_or(other.rolsuper)::text || '|' || string_agg(distinct usename, ', ')"
+    " from pg_stat_activity join pg_roles other on other.oid = usesysid where {named} and not me.rolsuper and "
+    "(other.rolsuper or not (pg_has_role(usesysid, 'member') or pg_has_role('pg_signal_backend', 'member')))) "
+    "from pg_roles me where rolname = current_user"
 )
 
 
@@ -134,6 +137,8 @@ def trial(site: Site) -> list[str]:
     ``FormulaError`` with what keeps a restore from working.
     """
     warnings = sweep(site)
+    if problem := _no_room(site):
+        raise FormulaError(problem)
     with backup.tables_only(site) as file:
         new, differs = _made(site, file, properties.read(site), names.trial(site))
     _drop(site, new)
@@ -185,19 +190,37 @@ def obstacle(site: Site) -> str:
     about = site.settings.database
     me, server = about.admin_user or about.user, about.host
     sql = _MAY.format(named=_named(about.name))
-    may, _, connected = postgres.admin(site, sql).strip().partition("|")
+    quoted = postgres.identifier(me)
+    may, superuser, who = (*postgres.admin(site, sql).strip().split("|", 2), "", "")[:3]
     if may != "t":
         return (
             f"{me} may not make databases on {server}; name somebody who may in ckan:database:admin_user and "
-            "admin_password"
+            f"admin_password, or have a superuser type in psql: alter role {quoted} createdb"
         )
-    if connected:
+    if who:
+        # Those of a superuser only another one may end.
+        right = "" if superuser == "true" else f", or have one type in psql: grant pg_signal_backend to {quoted}"
         return (
-            f"{connected} is connected to {about.name}, and {me} may not end that for a restore; name a superuser in "
-            "ckan:database:admin_user and admin_password, or have one type in psql: grant pg_signal_backend to "
-            f"{postgres.identifier(me)}"
+            f"{who} is connected to {about.name}, and {me} may not end that for a restore; wait for it, or name a "
+            f"superuser in ckan:database:admin_user and admin_password{right}"
         )
     return ""
+
+
+def _no_room(site: Site) -> str:
+    """Say whether the database server lacks the room for another such database: only where it is on this host."""
+    about = site.settings.database
+    if about.host not in ("localhost", "127.0.0.1", "::1") and not about.host.startswith("/"):
+        return ""
+    # Nothing for whoever may not read it.
+    place = postgres.admin(site, "select setting from pg_settings where name = 'data_directory'").strip()
+    size = postgres.run(site, [*postgres.PSQL, "-c", "select pg_database_size(current_database()) / 1048576"])
+    if not place or not os.path.isdir(place) or (free := disk.free_mb(place)) >= int(size):
+        return ""
+    return (
+        f"a second database beside {about.name} takes {size.strip()} MB, and {free} MB are free at {place}, where "
+        "PostgreSQL has its data; make room"
+    )
 
 
 def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, list[str]]:

@@ -148,7 +148,7 @@ class _Deploy:
     def _make_live(self, closed: bool) -> None:
         """From build to verify: what fails here is reverted."""
         self._timed("build", self._build)
-        checked = self._timed("check", self._check)
+        checked = self._timed("check", lambda: self._check(closed))
         self.stage = "migrate"
         if closed or checked.get("maintenance"):
             self._close()
@@ -184,8 +184,8 @@ class _Deploy:
         stages.build(self.site, self.release, self.resolution, self.by, self.job)
         return {}
 
-    def _check(self) -> dict[str, Any]:
-        return stages.check(self.site, self.release, self.by, self.job, self.served)
+    def _check(self, closes: bool) -> dict[str, Any]:
+        return stages.check(self.site, self.release, self.by, self.job, self.served, closes)
 
     def _close(self) -> None:
         # Noted before it is done: it may get half-way.

@@ -56,7 +56,9 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
             return site.releases.set_state(release, "built", by, **assembly.fill(site, path, planned))
 
 
-def check(site: Site, release: str, by: str = "", job: str = "", served: bool = False) -> dict[str, Any]:
+def check(
+    site: Site, release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False
+) -> dict[str, Any]:  # fmt: skip
     """
     Boot CKAN once inside a built release and record what it says.
 
@@ -64,6 +66,8 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
         As for ``build``; the release is ``built`` or ``checked``.
     served
         Another host serves this release already, so it gets along with the database.
+    closes
+        Visitors will get the maintenance page for the migration, whatever the settings say.
 
     Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
     ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
@@ -83,7 +87,7 @@ def check(site: Site, release: str, by: str = "", job: str = "", served: bool = 
                 raise FormulaError(newer["problem"])
             result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
             if result["pending"]:
-                ahead = migration.foresee(site, manifest, result)
+                ahead = migration.foresee(site, manifest, result, closes)
                 result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
             candidate.become("checked", by, check=result)
         warned += result["warnings"]

@@ -100,6 +100,8 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
     about: dict[str, Any] = {"release": run.release, "by": run.by, "job": job}
     if function == "ckan_release.build":
         return {**about, "contents": run.contents, "extensions": run.extensions}
+    if function == "ckan_release.check" and run.maintenance:
+        return {**about, "closes": True}
     if function == "ckan_release.rollback":
         accept = {"accept_schema": True} if run.accept_schema else {}
         del about["release"]

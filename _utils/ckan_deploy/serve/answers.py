@@ -12,6 +12,8 @@ from typing import NamedTuple
 from ckan_deploy.releases.site import Site
 
 HEADER = "X-CKAN-Release"
+# No page is larger, and an answer without end does not fill the memory of root's process.
+MOST_BYTES = 16 * 2**20
 
 
 class Answer(NamedTuple):
@@ -59,7 +61,7 @@ def judge(site: Site, connection: http.client.HTTPConnection) -> Answer:
     try:
         connection.request("GET", web.health_path, headers=headers(site))
         response = connection.getresponse()
-        body = response.read()
+        body = response.read(MOST_BYTES)
     except http.client.HTTPException as exc:
         return Answer(f"does not speak HTTP ({type(exc).__name__})", "")
     finally:

@@ -266,7 +266,7 @@ def _warm(site: Site, path: str) -> None:
         # What comes back is not judged: that was the health check's business.
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", page, headers=answers.headers(site))
-            connection.getresponse().read()
+            connection.getresponse().read(answers.MOST_BYTES)
         connection.close()
 
     if pages:

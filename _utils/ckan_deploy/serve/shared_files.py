@@ -22,7 +22,7 @@ from ckan_deploy.build import ini
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import safely
+from ckan_deploy.system import ownership, safely
 
 
 def places(site: Site) -> list[str]:
@@ -51,7 +51,7 @@ def pending(site: Site) -> dict[str, str]:
     found = {place: "made" for place in [*places(site), _assets_root(site)] if not os.path.isdir(place)}
     if os.geteuid() == 0 and not _is_ckans(site):
         with contextlib.suppress(FileNotFoundError), safely.directory(site.paths.data) as folder:
-            if not safely.is_roots(os.fstat(folder)):
+            if not ownership.is_roots(os.fstat(folder)):
                 found[site.paths.data] = "made root's"
     return found
 
@@ -189,7 +189,7 @@ def clear_log(site: Site, path: str) -> None:
     with _told(f"{site.paths.log} cannot be made"), safely.directory(site.paths.log, make=True) as folder:
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if not (safely.is_roots(status) and stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+            if not (ownership.is_roots(status) and stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
                 safely.remove(folder, name)
 
 
@@ -209,7 +209,7 @@ def exposed(site: Site) -> list[str]:
     # `paths:data` itself may be CKAN's still; it becomes root's when the files are looked after.
     for place in (*(f"{path}/." for path in roots), paths.data):
         for user in dict.fromkeys((site.settings.user, site.settings.build_user)):
-            above = "" if user == "root" else safely.exposed(place, user)
+            above = "" if user == "root" else ownership.exposed(place, user)
             if above:
                 found[above] = (
                     f"{user} may write to {above}, where root works; look for what does not belong there, and type: "
@@ -228,12 +228,13 @@ def _is_ckans(site: Site) -> bool:
 
 
 def _is_others(folder: int, name: str) -> bool:
-    """Whether a name in root's directory stands for something else than a directory of root's, or a link to one."""
+    """Whether a name in a directory stands for something else than a directory of root's, or a link of root's."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return status.st_uid != 0 or not (stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode))
+    link = stat.S_ISLNK(status.st_mode) and ownership.is_roots(os.fstat(folder))
+    return status.st_uid != 0 or not (stat.S_ISDIR(status.st_mode) or link)
 
 
 def _owner(site: Site) -> tuple[int, int]:

@@ -103,7 +103,11 @@ class Database:
     name: str = setting("ckan_default", "Name of the database.")
     user: str = setting("ckan_default", "User of the database.")
     password: str = setting("", "Password of that user.", required=True, secret=True)
-    admin_user: str = setting("", "Who may make databases, for a restore; by default `database:user`, if it may.")
+    admin_user: str = setting(
+        "",
+        "Who may make databases, for a restore; a superuser where the database has what only one may make, such as "
+        "PostGIS. By default `database:user`, if it may.",
+    )
     admin_password: str = setting("", "Password of that user.", secret=True)
 
 

@@ -45,6 +45,23 @@ def read(path: str, default: object = "", errors: str = "strict") -> object:
         return default
 
 
+def end_of(path: str, most: int = 65536) -> str:
+    """
+    Read the end of a log, however long its writer has made it.
+
+    path
+        The file; '' is returned where there is none.
+    most
+        How many bytes at most.
+    """
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - most))
+            return handle.read(most).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+
+
 def write(
     path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False,
     owner: str = "",

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.system import ownership, processes
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # As many as the kernel follows.
@@ -79,7 +78,7 @@ def take(path: str, names: Sequence[str] = ()) -> bool:
     """
     with directory(path, make=True) as folder:
         before = os.fstat(folder)
-        if is_roots(before):
+        if ownership.is_roots(before):
             return False
         # First, so that nothing is put there after the look.
         os.fchown(folder, 0, 0)
@@ -196,6 +195,32 @@ def plain(folder: int, name: str) -> Iterator[BinaryIO]:
         yield handle
 
 
+@contextlib.contextmanager
+def file(path: str) -> Iterator[BinaryIO]:
+    """
+    Open a plain file for reading by its path.
+
+    path
+        Its absolute path. It may be a link, or have a second name, where only root may write to its directory.
+
+    Raises ``FormulaError`` that names a link or a name which somebody else than root may have put there, ``OSError``.
+    """
+    for _ in range(MOST_LINKS):
+        above, name = os.path.split(path)
+        with directory(above) as folder:
+            status = os.fstat(folder)
+            if not _is_link(folder, name):
+                with plain(folder, name) as handle:
+                    if os.fstat(handle.fileno()).st_nlink > 1 and not ownership.is_roots(status):
+                        raise _not_followed(above, name, status, "has a second name elsewhere")
+                    yield handle
+                return
+            if not ownership.is_roots(status):
+                raise _not_followed(above, name, status)
+            path = os.path.join(above, os.readlink(name, dir_fd=folder))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
 def copy(source: BinaryIO, folder: int, name: str) -> None:
     """
     Copy a file into a directory, mode 0644, in place of what has that name.
@@ -242,82 +267,14 @@ def remove(folder: int, name: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            # Below its top rmtree goes by descriptors itself, and it refuses a link.
-            shutil.rmtree(f"/proc/self/fd/{folder}/{name}")
+            # Below its top rmtree goes by descriptors itself, and it refuses a link; rm does so, too, at any depth.
+            place = f"/proc/{os.getpid()}/fd/{folder}/{name}"
+            try:
+                shutil.rmtree(place)
+            except RecursionError:
+                processes.run(["rm", "-rf", "--", place])
         else:
             os.unlink(name, dir_fd=folder)
-
-
-def is_roots(status: os.stat_result) -> bool:
-    """
-    Say whether only root may write to something; without root, whoever runs this.
-
-    status
-        What the system says of it. A right of others by an ACL shows in the mode of the group.
-    """
-    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
-
-
-def is_roots_tree(path: str) -> bool:
-    """
-    Say whether only root may write to a directory, to each directory and file in it, and to those above it.
-
-    path
-        The directory.
-
-    Raises ``FormulaError`` as ``directory``, ``OSError``.
-    """
-    if not all(map(_is_fixed, _above(path))):
-        return False
-    with directory(path) as top:
-        if not is_roots(os.fstat(top)):
-            return False
-        for _, _, entries in walk(top):
-            for entry in entries:
-                # A link has no mode, and no content that could be changed.
-                if not entry.is_symlink() and not is_roots(entry.stat(follow_symlinks=False)):
-                    return False
-    return True
-
-
-def exposed(path: str, user: str) -> str:
-    """
-    Return the first directory above a path in which a user may put something else in place of a part of it, or ''.
-
-    path
-        The path, which need not exist; ``path/.`` for one that is counted as well.
-    user
-        The name of the user.
-    """
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        return ""
-    groups = {entry.pw_gid, *(group.gr_gid for group in grp.getgrall() if user in group.gr_mem)}
-    for above in _above(path):
-        with contextlib.suppress(OSError):
-            status = os.stat(above)
-            mode = status.st_mode
-            # In a directory such as /tmp nobody renames what is another's.
-            free = not mode & stat.S_ISVTX and (mode & 0o002 or (mode & 0o020 and status.st_gid in groups))
-            if status.st_uid == entry.pw_uid or free:
-                return above
-    return ""
-
-
-def _above(path: str) -> list[str]:
-    """The directories above a path, as it is written and as it leads, from the top down."""
-    found = ["/"]
-    for place in (path, os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))):
-        parts = place.strip("/").split("/")
-        found += ["/" + "/".join(parts[:count]) for count in range(1, len(parts))]
-    return list(dict.fromkeys(found))
-
-
-def _is_fixed(path: str) -> bool:
-    """Say whether only root may put something else in place of what is in a directory and root's."""
-    status = os.stat(path)
-    return is_roots(status) or (status.st_uid == 0 and bool(status.st_mode & stat.S_ISVTX))
 
 
 def _reach(path: str, missing: bool, owner: tuple[int, int] | None) -> int:
@@ -336,7 +293,7 @@ def _reach(path: str, missing: bool, owner: tuple[int, int] | None) -> int:
                 if exc.errno not in (errno.ENOTDIR, errno.ELOOP) or not _is_link(here, name):
                     raise
                 above = os.fstat(here)
-                if not is_roots(above):
+                if not ownership.is_roots(above):
                     raise _not_followed(seen, name, above) from exc
                 links += 1
                 if links > MOST_LINKS:
@@ -369,13 +326,11 @@ def _is_link(folder: int, name: str) -> bool:
     return False
 
 
-def _not_followed(path: str, name: str, above: os.stat_result) -> FormulaError:
-    try:
-        who = pwd.getpwuid(above.st_uid).pw_name
-    except KeyError:
-        who = f"the user with the number {above.st_uid}"
+def _not_followed(path: str, name: str, above: os.stat_result, what: str = "is a link") -> FormulaError:
+    who = ownership.name(above.st_uid)
     may = f"it belongs to {who}" if above.st_uid else f"its mode is {stat.S_IMODE(above.st_mode):04o}"
     return FormulaError(
-        f"{os.path.join(path, name)} is a link, and others than root may have put it there, since of {path} {may}; "
-        f"look where it leads, and where that is meant type: chown root: {path} && chmod 755 {path}"
+        f"{os.path.join(path, name)} {what}, and others than root may have put it there, since of {path} {may}; "
+        "look where it leads; where that is meant, name another path in the pillar, or type: "
+        f"chown root: {path} && chmod 755 {path}"
     )
