@@ -37,9 +37,12 @@ FOREIGN = {
     "usr/lib/ckan/current.before": "theirs", "var/lib/ckan/default/storage/upload": "a user's",
     "var/backups/ckan/default/mine.dump": "a dump", "tmp/theirs/keep": "theirs", "tmp/ckan-notes": "theirs",
 }  # fmt: skip
-# Where names are by chance or by content: only what is known to be a draft is told apart there.
-OPAQUE = re.compile(r"(usr/lib/ckan/shared/packages|usr/lib/ckan/shared/mirrors/[^/]+\.git)/(.*)")
-DRAFT = re.compile(r"(^|/)\.?tmp|\.lock$|^incoming-|\.part$|\.new$|\.old$")
+# Where names are by chance or by content: of these it is only told what looks like a draft.
+OPAQUE = {
+    re.compile(r"usr/lib/ckan/shared/packages/(.*)"): re.compile(r"(^|/)\.tmp"),
+    re.compile(r"usr/lib/ckan/shared/mirrors/[^/]+\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$|(^|/)incoming-"),
+    re.compile(r"usr/lib/ckan/.*/\.git/(objects/.*)"): re.compile(r"(^|/)tmp"),
+}
 PATCH = """\
 --- a/ckan/exceptions.py
 +++ b/ckan/exceptions.py
@@ -72,7 +75,6 @@ class Rig:
             "bare": self._bare, "two": self._two, "checked": self._checked, "switched": self._switched,
             "many": self._many, "virtualenv": self._virtualenv,
         }  # fmt: skip
-        self._references: dict[Any, Any] = {}
 
     def _pillar(self) -> dict[str, Any]:
         about = {**extension(self.repo), "deploy_key": self.key}
@@ -94,12 +96,15 @@ class Rig:
         host.file_roots = self.host.file_roots
         return Site.of(host)
 
-    def run(self, work: Callable[[Site], Any], at: int = 0, together: bool = False) -> kill.Running:
-        """Do something on this host in a process of its own; parameters as for ``kill.Running``."""
+    def run(
+        self, work: Callable[[Site], Any], at: int = 0, together: bool = False, env: dict[str, str] | None = None
+    ) -> kill.Running:
+        """Do something on this host in a process of its own; parameters as for ``kill.Running``, and its variables."""
 
         def inside() -> Any:
             # Where programs and Python put what they make for a moment.
-            os.environ["TMPDIR"] = tempfile.tempdir = str(self.root / "tmp")
+            os.environ.update(env or {}, TMPDIR=str(self.root / "tmp"))
+            tempfile.tempdir = str(self.root / "tmp")
             return work(self.site())
 
         return kill.Running(inside, at, together)
@@ -170,6 +175,9 @@ class Rig:
                 [uv_path(), "pip", "install", "-q", "-p", place / "bin/python", REPO / "test/stub/ckan"],
             ):
                 subprocess.run(command, check=True, capture_output=True)
+            # uv's own, which all may write to: the one elsewhere has it, and so it is copied first.
+            if place.name == ADOPTED:
+                (place / ".lock").unlink()
             (place / "ckan.ini").write_text(f"[app:main]\nckan.plugins = \nbeaker.session.secret = {SESSION}\n")
 
     # What holds
@@ -208,8 +216,7 @@ class Rig:
         """All names on the host, with ids and hashes by a word for them, and the sizes of files of releases."""
         found: dict[str, int] = {}
         for name, status in self._walk():
-            opaque = OPAQUE.fullmatch(name)
-            if opaque and not DRAFT.search(opaque[2]):
+            if any((inner := place.fullmatch(name)) and not drafts.search(inner[1]) for place, drafts in OPAQUE.items()):
                 continue
             plain = re.sub(r"[0-9a-f]{40}", "COMMIT", name)
             sized = name.endswith(".py") and "/releases/" in name
@@ -219,7 +226,7 @@ class Rig:
 
     def used(self) -> int:
         """The disk that all of it takes, in KB."""
-        return sum({status.st_ino: status.st_blocks for _, status in self._walk()}.values()) // 2
+        return sum({(status.st_dev, status.st_ino): status.st_blocks for _, status in self._walk()}.values()) // 2
 
     def secrets(self) -> set[str]:
         """Where a secret stands, as ``tree`` names files."""

@@ -12,7 +12,6 @@ import configparser
 import contextlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +27,7 @@ from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT, check_id
 from ckan_deploy.releases.manifest import Base, Manifest, Resolution
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments, foreign, safely
+from ckan_deploy.system import arguments, foreign, places, safely
 
 # Inis that are not CKAN's own.
 _OTHER_INI = re.compile(r"^(who|uwsgi|ckan-uwsgi|test.*)\.ini$")
@@ -103,7 +102,7 @@ def _fixed(site: Site, source: str, typed: bool) -> Iterator[str]:
         yield source
         return
     safely.ensure(site.paths.shared)
-    with tempfile.TemporaryDirectory(prefix="adopt-", dir=site.paths.shared) as place:
+    with places.temporary(site.paths.shared, "adopt") as place:
         tree = os.path.join(place, "tree")
         safely.ensure(tree)
         # What a release has of its own, and an ini that was named and may be closed to the owner.
