@@ -67,7 +67,9 @@ class Running:
         return Ended(**json.loads(told))
 
     def settle(self) -> None:
-        os.waitpid(self._keeper, 0)
+        if self._keeper:
+            os.waitpid(self._keeper, 0)
+        self._keeper = 0
 
 
 def run(function: Callable[[], Any], at: int = 0, together: bool = False) -> Ended:

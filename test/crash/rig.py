@@ -216,7 +216,9 @@ class Rig:
         """All names on the host, with ids and hashes by a word for them, and the sizes of files of releases."""
         found: dict[str, int] = {}
         for name, status in self._walk():
-            if any((inner := place.fullmatch(name)) and not drafts.search(inner[1]) for place, drafts in OPAQUE.items()):
+            if any(
+                (inner := place.fullmatch(name)) and not drafts.search(inner[1]) for place, drafts in OPAQUE.items()
+            ):
                 continue
             plain = re.sub(r"[0-9a-f]{40}", "COMMIT", name)
             sized = name.endswith(".py") and "/releases/" in name

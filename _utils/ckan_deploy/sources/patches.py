@@ -26,7 +26,7 @@ from ckan_deploy.host import Host
 from ckan_deploy.sources import seen, unidiff
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.sources.unidiff import Section
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import processes
 from ckan_deploy.system.processes import Done
 
 GIT_TIMEOUT = 120
