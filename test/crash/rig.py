@@ -1,6 +1,6 @@
 """
-A host for crash tests: real but for CKAN itself (test/stub) and the web servers. Its root stands on a disk in memory, in
-states that are made once and brought back for each point.
+A host for crash tests: real but for CKAN itself (test/stub) and the web servers. Its root stands on a disk in memory,
+in states that are made once and brought back for each point.
 """
 
 from __future__ import annotations

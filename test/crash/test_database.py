@@ -1,4 +1,4 @@
-"""Restores that are killed, and dumps on a full disk, with a real PostgreSQL: the portal's database is the old one or the new one."""
+"""Restores that are killed, and dumps on a full disk, with a real PostgreSQL: the database is the old one or the new."""
 
 from __future__ import annotations
 

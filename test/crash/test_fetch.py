@@ -1,4 +1,4 @@
-"""git is killed, at the n-th call of the kernel of one of its processes, while it fetches; alone, or with the deploy."""
+"""git is killed at the n-th call of the kernel of one of its processes, while it fetches; alone, or with the deploy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """
-A disk that is full after so many KB, where releases, what they share, or what is made for a moment stands: the release of
-before is served, and when there is room again the next deploy works and nothing is left.
+A disk that is full after so many KB, where releases, what they share, or what is made for a moment stands: the release
+of before is served, and when there is room again the next deploy works and nothing is left.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import reserve
 from ckan_deploy.releases.ids import ID_PATTERN, now
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import arguments, files, safely
+from ckan_deploy.sources import git
+from ckan_deploy.system import arguments, files, places, safely
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,9 @@ def _note(handle: TextIO, about: dict[str, Any]) -> None:
 
 def _sweep(site: Site) -> None:
     """Remove what a process left that was killed. It held this lock, so nobody is at work on it."""
+    # Keys first. A question to an origin needs no host lock: what is at work holds locks of its own.
+    files.sweep(os.path.join(site.paths.shared, "keys"), git.KEY)
+    places.sweep(site.paths.shared)
     drafts = [(site.paths.shared, re.compile(r".+\.tmp"))]
     # The names of two sites may begin alike.
     program = rf"ckan-{re.escape(site.settings.site)}-{ID_PATTERN.pattern}\.conf\.tmp"

@@ -28,16 +28,33 @@ def temporary(shared: str, what: str) -> Iterator[str]:
     with contextlib.ExitStack() as stack:
         # Directory and lock come into being together, or another call would take it for a killed one's.
         with files.locked(f"{top}/.ckan.lock"):
-            for name in os.listdir(top):
-                if name.startswith("ckan-") and os.path.isdir(f"{top}/{name}"):
-                    _sweep(f"{top}/{name}")
+            _sweep(top)
             place = tempfile.mkdtemp(prefix=f"ckan-{what}-", dir=top)
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             stack.enter_context(files.locked(f"{place}/.lock"))
         yield place
 
 
-def _sweep(place: str) -> None:
+def sweep(shared: str) -> None:
+    """
+    Remove what killed calls have left of ``temporary``.
+
+    shared
+        The directory ``paths:shared``.
+    """
+    top = os.path.join(shared, "work")
+    if os.path.isdir(top):
+        with files.locked(f"{top}/.ckan.lock"):
+            _sweep(top)
+
+
+def _sweep(top: str) -> None:
+    for name in os.listdir(top):
+        if name.startswith("ckan-") and os.path.isdir(f"{top}/{name}"):
+            _remove(f"{top}/{name}")
+
+
+def _remove(place: str) -> None:
     """Remove a directory, unless somebody holds its lock. One without a lock is not ours."""
     with contextlib.suppress(OSError):
         if os.path.exists(f"{place}/.lock"):
