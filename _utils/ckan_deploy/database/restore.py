@@ -231,9 +231,10 @@ def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, li
     new, owner = names.beside(site, what), site.settings.database.user
     quoted = postgres.identifier(new)
     made = f"create database {quoted} owner {postgres.identifier(owner)} template template0 {wanted.create}"
-    postgres.run(site, [*postgres.PSQL, "-c", made], postgres.administrator(site))
+    mark = f"comment on database {quoted} is {postgres.literal(_mark(site))}"
+    # One program for both: it goes on where this process is killed, and what is left is known as ours.
+    postgres.run(site, [*postgres.PSQL, "-c", made, "-c", mark], postgres.administrator(site))
     try:
-        postgres.admin(site, f"comment on database {quoted} is {postgres.literal(_mark(site))}")
         listed.restore(site, new)
         _each(site, new, wanted.owners)
         failed = listed.give_rights(site, new)
