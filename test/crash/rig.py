@@ -41,7 +41,7 @@ FOREIGN = {
 OPAQUE = {
     re.compile(r"usr/lib/ckan/shared/packages/(.*)"): re.compile(r"(^|/)\.tmp"),
     re.compile(r"usr/lib/ckan/shared/mirrors/[^/]+\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$|(^|/)incoming-"),
-    re.compile(r"usr/lib/ckan/.*/\.git/(objects/.*)"): re.compile(r"(^|/)tmp"),
+    re.compile(r"usr/lib/ckan/.*/\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$"),
 }
 PATCH = """\
 --- a/ckan/exceptions.py
