@@ -28,11 +28,16 @@ setup-parts: setup
 # Two files at a time, more would keep two cores from answering in time. The longest first: none is left over at the end.
 test: setup-parts
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m "not long" \
-		test/integration test/daemon test/functional test/unit
+		test/integration test/daemon test/functional test/crash test/unit
 
 # What waits for minutes by nature: hosts that are down, an upgrade of CKAN with its data, cron.
 test-long: setup-parts
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=0 -m long test/integration test/daemon
+
+# Kills and full disks at all points, and not only in the sample that is part of `make test`: docs/reliability.md. POINT
+# is the name of one of them.
+test-crash: setup-parts
+	@CRASH_POINTS=all $(BIN)/python -m pytest -q -n $(if $(POINT),0,2) --dist worksteal '$(or $(POINT),test/crash)'
 
 # Unit and functional tests, but for those marked slow: no daemon, about a minute.
 test-fast: setup

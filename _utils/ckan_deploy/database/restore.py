@@ -230,6 +230,7 @@ def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, li
     quoted = postgres.identifier(new)
     made = f"create database {quoted} owner {postgres.identifier(owner)} template template0 {wanted.create}"
     mark = f"comment on database {quoted} is {postgres.literal(_mark(site))}"
+    # One program for both: it goes on where this process is killed, and what is left is known as ours.
     postgres.run(site, [*postgres.PSQL, "-c", made, "-c", mark], postgres.administrator(site))
     try:
         listed.restore(site, new)

@@ -134,7 +134,7 @@ def _note(handle: TextIO, about: dict[str, Any]) -> None:
 
 def _sweep(site: Site) -> None:
     """Remove what a process left that was killed. It held this lock, so nobody is at work on it."""
-    # Keys first.
+    # Keys first. A question to an origin needs no host lock: what is at work holds locks of its own.
     git.sweep(os.path.join(site.paths.shared, "keys"))
     places.sweep(site.paths.shared)
     drafts = [(site.paths.shared, re.compile(r".+\.tmp"))]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,9 @@ REQUIREMENT_FILES = ("requirements.txt", "pip-requirements.txt", "requirements/b
 NOTES = ".git/ckan-notes.json"
 # Behind the name of a checkout that is being removed.
 GONE = ".gone"
+# Our names: what else stands there is somebody else's.
+_ORIGIN = re.compile(r"[0-9a-f]{16}")
+_ENTRY = re.compile(rf"[0-9a-f]{{40}}(-[0-9a-f]{{8}})?(\.draft|\.wheels)?({re.escape(GONE)})?")
 PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
@@ -140,13 +144,11 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
     kept = {place(pin, shared) for pin in pins if pin.kind == "git"}
     removed, problems = [], []
     top = os.path.join(shared, "sources")
-    for origin in sorted(os.listdir(top)) if os.path.isdir(top) else []:
-        folder = os.path.join(top, origin)
+    for folder in files.matching(top, _ORIGIN):
         # Not under the feet of a build that is at work here.
         with files.locked(os.path.join(folder, ".lock"), wait=False) as mine:
-            for entry in sorted(os.listdir(folder)) if mine else []:
-                path = os.path.join(folder, entry)
-                if entry != ".lock" and path.removesuffix(".wheels") not in kept:
+            for path in files.matching(folder, _ENTRY) if mine else []:
+                if path.removesuffix(".wheels") not in kept:
                     # Out of its place first: one that is removed in part must not be taken for a checkout.
                     gone = path if path.endswith(GONE) else path + GONE
                     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import re
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from ckan_deploy.host import Host
 from ckan_deploy.sources import seen, unidiff
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.sources.unidiff import Section
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import processes
 from ckan_deploy.system.processes import Done
 
 GIT_TIMEOUT = 120
@@ -217,16 +218,16 @@ class _Git:
         program = shutil.which("git")
         if not program:
             raise FormulaError("git is not installed; install it and deploy again.")
-        # A file, since standard input goes through text; in a directory of its own, which that user can read.
-        with tempfile.TemporaryDirectory(prefix="ckan-patch-") as folder:
-            name = os.path.join(folder, "patch")
-            with open(name, "xb") as handle:
-                handle.write(b"".join(section.data for section in self.sections))
+        # A file, since standard input goes through text; without a name, so that nothing of it outlives a kill.
+        with tempfile.TemporaryFile() as handle:
+            handle.write(b"".join(section.data for section in self.sections))
+            handle.flush()
             if self.user and os.geteuid() == 0:
                 try:
-                    files.give(folder, self.user)
+                    os.fchown(handle.fileno(), pwd.getpwnam(self.user).pw_uid, -1)
                 except KeyError as exc:
                     raise FormulaError(f"There is no user {self.user!r} here; create it first.") from exc
+            name = f"/dev/fd/{handle.fileno()}"
             return processes.run(
                 [program, "apply", f"-p{self.level}", "--whitespace=nowarn", *options, name],
                 user=self.user,
@@ -238,6 +239,7 @@ class _Git:
                     "LC_ALL": "C",
                 },
                 timeout=GIT_TIMEOUT,
+                pass_fds=(handle.fileno(),),
             )
 
 
