@@ -44,7 +44,7 @@ test-fast: setup
 	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n auto --dist worksteal
 
 # What is long by nature as well.
-test-all: test test-long test-hosts
+test-all: test test-long test-crash test-hosts
 
 lint: setup
 	@$(BIN)/ruff check .
