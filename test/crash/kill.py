@@ -53,6 +53,7 @@ class Running:
         self._pipe, there = os.pipe()
         self._keeper = os.fork()
         if self._keeper == 0:
+            os.close(self._pipe)
             _guarded(lambda: _keep(function, at, together, there))
         os.close(there)
 
