@@ -294,16 +294,17 @@ def test_a_checkout_and_an_asset_that_cannot_be_removed_do_not_keep_the_others(h
     host.deploy()
     site = host.site()
     checkouts = host.home / "shared/sources/0123456789abcdef"
+    stuck, free = checkouts / ("a" * 40), checkouts / ("b" * 40)
     assets = Path(site.paths.data) / "webassets/base"
-    for folder in (checkouts / "a", checkouts / "b", assets):
+    for folder in (stuck, free, assets):
         folder.mkdir(parents=True)
-    immutable(checkouts / "a/file")
-    (checkouts / "b/file").write_text("x")
+    immutable(stuck / "file")
+    (free / "file").write_text("x")
     immutable(assets / "a.css")
     (assets / "b.css").write_text("x")
-    with pytest.raises(FormulaError, match=r"a.gone cannot be removed|cannot be removed \(Operation not permitted"):
+    with pytest.raises(FormulaError, match=r"a.gone cannot be removed \(Operation not permitted"):
         origins.forget([], site.paths.shared)
-    assert not (checkouts / "b").exists() and len(list(checkouts.glob("b*"))) == 0
+    assert not free.exists() and len(list(checkouts.glob("b*"))) == 0
     with pytest.raises(FormulaError, match=r"base/a.css cannot be removed \(Operation not permitted\)"):
         shared_files.forget(site)
     assert [path.name for path in assets.iterdir()] == ["a.css"]
