@@ -67,3 +67,10 @@ def mount() -> Iterator[Callable[..., Path]]:
     yield make
     for path in reversed(mounted):
         subprocess.run(["umount", "-l", path], check=False, capture_output=True)
+
+
+def pytest_runtest_logreport(report) -> None:
+    """Name what fails when it fails: the whole run takes long."""
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        print(f"\nFAILED {report.nodeid} ({report.when}): {crash.message.splitlines()[0] if crash else ''}", flush=True)
