@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import salt.client
-import salt.utils.args
 import yaml
 
 from parts.keyring import KeyRing
@@ -181,22 +180,12 @@ class Fleet:
 
         Raises PartError with the minion's words when it fails.
         """
-        told = self._ask(minion, function, list(arguments), named)
+        if self._client is None:
+            self._client = salt.client.LocalClient(c_path=str(self.config / "master"))
+        told = self._client.cmd(minion, function, arguments, kwarg=named, timeout=120, full_return=True).get(minion)
         if not told or told.get("retcode"):
             raise PartError(f"{function} on {minion} failed: {told['ret'] if told else 'no answer'}")
         return told["ret"]
-
-    def call(self, minion: str, function: str, *arguments: str) -> tuple[int, Any]:
-        """Do what `salt MINION FUNCTION ARGUMENTS` does, without the start of a program: exit code and answer."""
-        told = self._ask(minion, function, salt.utils.args.parse_input(arguments), {})
-        return (1 if told.get("retcode", 1) else 0), told.get("ret", "no answer")
-
-    def _ask(self, minion: str, function: str, arguments: list[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-        if self._client is None:
-            self._client = salt.client.LocalClient(c_path=str(self.config / "master"))
-        # A busy machine may be slow to say that a long job still runs.
-        found = self._client.cmd(minion, function, arguments, kwarg=named, timeout=120, full_return=True)
-        return found.get(minion) or {}
 
     def command(self, program: str, *arguments: str) -> list[str]:
         """Return the whole command line of one of Salt's programs."""
