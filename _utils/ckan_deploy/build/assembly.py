@@ -93,11 +93,10 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution
         if item.checkout:
             place = os.path.join(path, "src", name)
             shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-            called, _, wheel = item.requirement.partition(" @ file://")
-            editable.put(item.checkout, wheel, place, item.subdirectory)
-            made = editable.thin(item.checkout, wheel, name, item.subdirectory)
+            editable.put(item.checkout, item.archive, place, item.subdirectory)
+            made = editable.thin(item.checkout, item.archive, name, item.subdirectory)
             thin[os.path.join(place, item.subdirectory).rstrip("/")] = made
-            put[name] = evolve(item, requirement=f"{called} @ file://{made}")
+            put[name] = evolve(item, requirement=item.requirement.replace(item.archive, made))
     packages.install(path, wanted(site, put), resolution.packages, builder)
     for place, made in thin.items():
         editable.tell(virtualenv.site_packages(path)[0], made, place)

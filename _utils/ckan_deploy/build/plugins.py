@@ -56,9 +56,8 @@ def _brought(prepared: Mapping[str, Prepared], new: Mapping[str, str], find_link
     """The plugins of each package that is not the base's, None where they cannot be told."""
     brought: dict[str, list[str] | None] = {}
     for name, item in prepared.items():
-        archive = item.requirement.partition(" @ file://")[2]
-        if archive:
-            brought[canonicalize_name(name)] = entry_points.of_wheel(archive)
+        if item.archive:
+            brought[canonicalize_name(name)] = entry_points.of_wheel(item.archive)
     asked = {canonicalize_name(name) for name in prepared}
     for name, version in new.items():
         # Extensions from the index, and those that others require.

@@ -84,12 +84,11 @@ def prepare(site: Site, pins: Mapping[str, Pin], builder: Builder) -> dict[str, 
 
 def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
     item = origins.prepare(site.host, name, site.settings.extensions[name], pin, site.paths.shared)
-    archive = item.requirement.partition(" @ file://")[2]
     try:
         if item.checkout:
             wheel = builder.of_checkout(item.checkout, item.subdirectory)
-        elif archive and not archive.endswith(".whl"):
-            wheel = builder.of_sdist(archive)
+        elif item.archive and not item.archive.endswith(".whl"):
+            wheel = builder.of_sdist(item.archive)
         else:
             return item
         return evolve(item, requirement=f"{wheels.read(wheel)[0]} @ file://{wheel}")

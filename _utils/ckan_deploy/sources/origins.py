@@ -53,6 +53,11 @@ class Prepared:
     subject: str = ""
     patches: tuple[Patch, ...] = ()
 
+    @property
+    def archive(self) -> str:
+        """The path of the wheel or sdist that the requirement names, '' for one of the package index."""
+        return self.requirement.partition(" @ file://")[2]
+
 
 def resolve(host: Host, name: str, extension: Extension, shared: str) -> Pin:
     """
