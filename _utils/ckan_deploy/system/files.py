@@ -178,23 +178,6 @@ def sync_tree(path: str) -> None:
         raise FormulaError(f"{path} cannot be written to disk ({processes.tail(done)}); correct that and deploy again.")
 
 
-def give(top: str, user: str) -> None:
-    """
-    Give a tree to a user; links are not followed.
-
-    top
-        The directory.
-    user
-        The user; the group is that user's own.
-
-    Raises ``KeyError`` where there is no such user.
-    """
-    entry = pwd.getpwnam(user)
-    for folder, folders, files in os.walk(top):
-        for name in [".", *folders, *files]:
-            os.chown(os.path.join(folder, name), entry.pw_uid, entry.pw_gid, follow_symlinks=False)
-
-
 @contextlib.contextmanager
 def usual_modes() -> Iterator[None]:
     """
