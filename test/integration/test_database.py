@@ -582,7 +582,8 @@ def test_f03_after_a_failed_upgrade_the_database_is_what_it_was_and_the_portal_a
     seen = site.postgres.seen("ckan_default")
     assert any("UTF8 C C" in line for line in seen)
     site.write_pillar({**site.settings, "migration": {"when": "maintenance", "rehearse": True}})
-    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="Dies")
+    passing = [{"revision": revision, "upgrade": "pass"} for revision in ("r8", "r9")]
+    repos.commit_revisions(site.mycity, *CHAIN, R7, *passing, text="Dies")
     repos.commit_broken(site.mycity, "not like this", "switch")
     done = site.deploy()
     assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
