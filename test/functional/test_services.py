@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -112,6 +115,20 @@ def test_h01_a_worker_that_ends_soon_after_its_start_is_told_and_is_an_error_of_
     assert status.status(site, processes=True)["workers"]["default"] != RELEASE
     (said,) = switch.down(site)
     assert said.startswith("worker default does not stay up: it ")
+
+
+def test_a_worker_that_ended_is_told_also_where_another_program_was_noted_meanwhile(clean):
+    site = clean.site(STAYS)
+    services.follow(site)
+    (row,) = services.status(site)["workers"]
+    os.killpg(row["pid"], signal.SIGKILL)
+    eventually(lambda: services.status(site)["workers"][0]["pid"] not in (0, row["pid"]))
+    # The app server of a newer release.
+    steady.note(site, "ckan-default-20261128130000Z", [os.getpid()])
+    assert services.status(site)["workers"][0]["problem"].startswith("ended and was started again ")
+    for number in range(2 * steady.MOST_ENDED):
+        steady.note(site, f"ckan-default-{number}", [row["pid"]])
+    assert len(json.loads((clean.root / "usr/lib/ckan/shared/started.json").read_text())["programs"]) <= 102
 
 
 @pytest.fixture

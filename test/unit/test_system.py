@@ -8,12 +8,11 @@ import pty
 import stat
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ckan_deploy.errors import FormulaError, InvalidArgument
-from ckan_deploy.system import arguments, files, processes, supervisor
+from ckan_deploy.system import arguments, files, processes
 from ckan_deploy.system.processes import Done
 
 
@@ -80,23 +79,6 @@ def test_a_program_that_is_killed_for_its_time_is_not_waited_for_beyond_it(monke
     # What has left its parent is not known any more, and holds the pipe open.
     done = processes.run(["sh", "-c", "(setsid sleep 8 &) ; sleep 60"], timeout=0.3)
     assert done == Done(1, "sh : Timed out after 0.3 seconds", "") and time.monotonic() - begun < 5
-
-
-def test_supervisor_may_take_its_time_to_stop_a_program(monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[list[str], Any]] = []
-
-    def run(command: list[str], **options: Any) -> Done:
-        asked.append((command, options["timeout"]))
-        return Done(0, "stopped", "")
-
-    monkeypatch.setattr(processes, "run", run)
-    assert supervisor.ask("/etc/own.conf", "stop", "ckan-worker:*") == "stopped"
-    assert supervisor.expect("", "update", "ckan-worker") == "stopped"
-    # A worker may have an hour for its job: its file says so, and not a limit of ours.
-    assert asked == [
-        (["supervisorctl", "-c", "/etc/own.conf", "stop", "ckan-worker:*"], None),
-        (["supervisorctl", "update", "ckan-worker"], None),
-    ]
 
 
 def test_a_line_is_made_of_whatever_was_said():

@@ -11,6 +11,7 @@ import struct
 from typing import NamedTuple
 
 from ckan_deploy.releases.site import Site
+from ckan_deploy.system.unix_http import UnixConnection
 
 HEADER = "X-CKAN-Release"
 # What the kernel says of who listens on a socket: process, user, group.
@@ -25,19 +26,6 @@ class Answer(NamedTuple):
 
     problem: str
     release: str
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def headers(site: Site) -> dict[str, str]:

@@ -25,6 +25,7 @@ from ckan_deploy.serve import answers, steady, uwsgi
 from ckan_deploy.settings import mask
 from ckan_deploy.system import processes as system_processes
 from ckan_deploy.system import supervisor
+from ckan_deploy.system.unix_http import UnixConnection
 
 POLL_SECONDS = 0.05
 # After the switch no new connection comes to the old server; the last ones get this long to be accepted.
@@ -52,18 +53,11 @@ def start(site: Site, path: str) -> dict[str, Any]:
     if not answers.socket_problem(site, path):
         _note(site, path)
         return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
-    pid = supervisor.ask(conf, "pid")
-    if not pid.strip().isdigit():
-        said = supervisor.last_line(pid)
-        raise FormulaError(f"supervisor does not answer ({said}); start it and deploy again.")
-    uwsgi.write(site, path, uwsgi.boot_mark(pid))
-    answer = supervisor.ask(conf, "update", program)
-    if "ERROR" in answer or "refused" in answer or "no such file" in answer:
-        said = supervisor.last_line(answer)
-        raise FormulaError(f"supervisor does not take the app server ({said}); look at its log.")
+    uwsgi.write(site, path, uwsgi.boot_mark(supervisor.pid(conf)))
+    supervisor.update(conf, program)
     if _state(site, program) in ENDED:
         # One that it knows already, and that had ended.
-        supervisor.ask(conf, "start", program)
+        supervisor.start(conf, program)
     _wait(site, path, program, begun)
     _note(site, path)
     _warm(site, path)
@@ -89,7 +83,9 @@ def stop(site: Site, path: str, drain: bool = True) -> bool:
     if drain:
         time.sleep(LINGER_SECONDS)
     os.unlink(conf)
-    supervisor.ask(site.settings.web.supervisor_conf, "update", _program(site, path))
+    # A supervisor that is not there has taken its programs with it.
+    with contextlib.suppress(supervisor.NoSupervisor):
+        supervisor.remove(site.settings.web.supervisor_conf, _program(site, path))
     return True
 
 
@@ -300,7 +296,7 @@ def _warm(site: Site, path: str) -> None:
     pages = web.warm * web.processes * web.threads
 
     def ask(page: str) -> None:
-        connection = answers.UnixConnection(answers.socket_of(path), web.health_timeout)
+        connection = UnixConnection(answers.socket_of(path), web.health_timeout)
         # What comes back is not judged: that was the health check's business.
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", page, headers=answers.headers(site))
@@ -323,9 +319,8 @@ def _standby_job(site: Site) -> str:
 
 
 def _state(site: Site, program: str) -> str:
-    told = supervisor.ask(site.settings.web.supervisor_conf, "status", program)
-    words = told.removeprefix("ERROR: ").split()
-    return words[1] if len(words) > 1 and words[0] == program else "unknown"
+    told = supervisor.processes(site.settings.web.supervisor_conf).get(program)
+    return told[0].state if told else "unknown"
 
 
 def _release_of(site: Site, process: psutil.Process) -> str | None:

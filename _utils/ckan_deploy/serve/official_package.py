@@ -51,9 +51,8 @@ def retire(site: Site) -> list[str]:
     for name in PROGRAMS:
         if name in files:
             # The worker finishes its job first, for as long as the package's file says.
-            supervisor.ask(conf, "stop", f"{name}:*")
+            supervisor.remove(conf, name)
             os.unlink(files[name])
-            supervisor.ask(conf, "update", name)
     return list(files)
 
 
@@ -84,7 +83,7 @@ def _put_back(site: Site, kept: Mapping[str, str]) -> None:
         shutil.copy2(official_files.copy_of(site, name), path)
     for name in PROGRAMS:
         if name in kept:
-            supervisor.ask(site.settings.web.supervisor_conf, "update", name)
+            supervisor.update(site.settings.web.supervisor_conf, name)
     _wait_for(official_files.address(site), site.settings.web.boot_timeout)
     if os.path.exists(site.paths.nginx_site):
         os.unlink(site.paths.nginx_site)

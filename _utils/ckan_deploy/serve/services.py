@@ -191,16 +191,16 @@ def _bring(site: Site, name: str, what: str, files: bool) -> _Brought:
     warning = "" if what == "started" else _stop(site, name)
     if what == "stopped":
         os.unlink(file)
-        supervisor.expect(conf, "update", group)
+        supervisor.remove(conf, group)
         return _Brought(warning)
     if files and system_files.read(file) != (wanted := _program_text(site, name)):
         shared_files.clear_log(site, _log(site, name))
         safely.ensure(os.path.dirname(file))
         system_files.write(file, wanted)
     # Starts what supervisor has not known, or known otherwise; leaves alone what it knows.
-    supervisor.expect(conf, "update", group)
+    supervisor.update(conf, group)
     if not any(process.state in RUNNING for process in _processes(site).get(group, [])):
-        supervisor.expect(conf, "start", f"{group}:*")
+        supervisor.start(conf, group)
     return _Brought(warning, _start_problem(site, name))
 
 
@@ -246,7 +246,7 @@ def _stop(site: Site, name: str) -> str:
             # A job runs in a process of its own, outside the worker's group: whoever kills the worker does not kill it.
             jobs += _children(pid)
     begun = time.monotonic()
-    supervisor.expect(site.settings.web.supervisor_conf, "stop", f"{group}:*")
+    supervisor.stop(site.settings.web.supervisor_conf, group)
     left = [job for job in jobs if job.is_running() and job.status() != psutil.STATUS_ZOMBIE]
     for job in left:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -23,6 +23,8 @@ POLL_SECONDS = 0.2
 YOUNG_SECONDS = 120
 # A service boots CKAN: that is watched, too, for so long at most, and is over when it sleeps.
 BOOT_SECONDS = 30
+# So many programs whose processes have ended are remembered, the latest ones.
+MOST_ENDED = 100
 AT_WORK = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 BUSY = 0.25
 
@@ -57,7 +59,11 @@ def note(site: Site, program: str, pids: Iterable[int]) -> None:
     running = [_Process(pid, 0, 0.0) if (process := _look(pid)) is None else process for pid in pids]
     # Nothing fails for it, not even on a full disk.
     with contextlib.suppress(OSError), files.locked(f"{path}.lock"):
-        known = {name: those for name, those in _notes(site).items() if name != program and any(map(_alive, those))}
+        known = {name: those for name, those in _notes(site).items() if name != program}
+        # What has ended tells that another one has taken its place. But not for all the releases that there were.
+        ended = [name for name, those in known.items() if not any(map(_alive, those))]
+        for name in ended[:-MOST_ENDED]:
+            del known[name]
         known[program] = running
         files.write(path, json.dumps({"boot": disk.boot_id(), "programs": known}))
 

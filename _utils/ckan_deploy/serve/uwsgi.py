@@ -37,14 +37,14 @@ def write(site: Site, path: str, starter: str) -> None:
     files.write(program_file(site, path), _program(site, path))
 
 
-def boot_mark(supervisor: str) -> str:
+def boot_mark(supervisor: int) -> str:
     """
     Return what a program finds to be so, as long as neither supervisor nor the host was restarted.
 
     supervisor
         The process id of supervisor.
     """
-    return f"{supervisor.strip()} {disk.boot_id()}"
+    return f"{supervisor} {disk.boot_id()}"
 
 
 def program(site: Site, release: str) -> str:
