@@ -4,6 +4,7 @@ Workers and cron jobs are what the settings say, and of the current release.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 try:
@@ -12,12 +13,16 @@ try:
     ckan_deploy.fresh(__file__)
     from ckan_deploy.errors import FormulaError
     from ckan_deploy.host import SaltHost
+    from ckan_deploy.releases import lock
     from ckan_deploy.releases.site import Site
     from ckan_deploy.serve import services
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
     PROBLEM = ""
+
+# Seconds: a deploy of this host alone takes some.
+LOCK_WAIT = 120
 
 
 def __virtual__() -> bool | tuple[bool, str]:
@@ -42,8 +47,9 @@ def followed(name: str) -> dict[str, Any]:
     try:
         # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
-        done = services.pending(site) if site.host.test else services.follow(site)
-        down = [] if site.host.test else services.watch(site)
+        with contextlib.nullcontext() if site.host.test else _alone(site):
+            done = services.pending(site) if site.host.test else services.follow(site)
+            down = [] if site.host.test else services.watch(site)
     except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
@@ -56,6 +62,11 @@ def followed(name: str) -> dict[str, Any]:
     elif ret["changes"]:
         ret["comment"] = "; ".join(done["warnings"]) or f"brought to the release: {_names(done)}"
     return ret
+
+
+def _alone(site: Site) -> contextlib.AbstractContextManager[None]:
+    """While a deploy or a rollback is at work, its services are its business: its end is waited for."""
+    return lock.held(site, "services", wait=LOCK_WAIT, locked=False)
 
 
 def _changes(done: dict[str, Any]) -> dict[str, str]:

@@ -211,6 +211,7 @@ def test_a_secret_that_is_still_encrypted_is_refused_at_plan(site):
     refused(site, before, site.deploy(), "ckan:secrets:session is still encrypted")
 
 
+@pytest.mark.long
 def test_a_minion_that_is_down_is_refused_at_plan(site):
     before = site.disk()
     site.fleet.stop_minion("web2")

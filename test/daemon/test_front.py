@@ -32,7 +32,7 @@ from parts.apache import Apache
 from parts.nginx import host_nginx
 from parts.portal import next_second
 from parts.ports import free_port
-from parts.process import sandbox, stop_all
+from parts.process import kill_all, sandbox
 from parts.visitors import Visitors
 from stub import repos
 
@@ -195,7 +195,7 @@ def stopped_web_host(request: pytest.FixtureRequest, host: Host) -> Iterator[Web
     try:
         yield web_host
     finally:
-        stop_all(place)
+        kill_all(place)
         if backend:
             backend.shutdown()
             backend.server_close()

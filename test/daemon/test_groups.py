@@ -110,6 +110,7 @@ def test_what_the_pillar_of_a_deploy_cannot_mean_is_refused(site, pillar, senten
     refused(site, site.disk(), site.deploy(**pillar), sentence)
 
 
+@pytest.mark.long
 def test_a_host_known_to_be_down_is_left_out_and_catches_up_by_its_highstate(site):
     missed = site.good_deploy("Hello missed by nobody")
     site.fleet.stop_minion("web3")

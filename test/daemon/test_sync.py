@@ -17,7 +17,7 @@ import pytest
 from daemon.conftest import eventually
 from parts.fleet import Fleet, salt_program
 from parts.ports import answers, free_port
-from parts.process import Service, sandbox, stop_all
+from parts.process import Service, kill_all, sandbox
 
 pytestmark = pytest.mark.daemon
 
@@ -148,7 +148,7 @@ def synced() -> Iterator[Synced]:
         fleet.start_api()
         yield fleet
     finally:
-        stop_all(place)
+        kill_all(place)
         shutil.rmtree(place, ignore_errors=True)
 
 

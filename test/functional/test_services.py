@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,6 +217,19 @@ def test_h01_an_app_server_that_ends_after_it_answered_is_told_and_is_an_error_o
     with pytest.raises(FormulaError, match=f"the app server of {RELEASE} (ended|does not answer|is not listening)"):
         stages.verify(site, RELEASE)
     assert status.status(site)["answers"] != RELEASE
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1, "process {pid} of mod_wsgi ended within"), (600, "")])
+def test_h01_processes_of_apache_that_end_after_the_switch_are_told(tmp_path, monkeypatch, seconds, said):
+    site = fake_site(tmp_path, web={"server": "apache"}, stable_seconds=3)
+    with subprocess.Popen(["sleep", str(seconds)]) as program:
+        # Which processes are Apache's is seen with a real one, in test/daemon.
+        threading.Thread(target=program.wait, daemon=True).start()
+        monkeypatch.setattr(app_server, "processes", lambda site: [{"pid": program.pid, "release": RELEASE}])
+        told = app_server.watch(site, RELEASE)
+        program.kill()
+    assert said.format(pid=program.pid) in told and bool(told) == bool(said)
+    assert not told or told.endswith("see Apache's error log")
 
 
 def test_h01_an_app_server_that_stays_up_is_not_waited_for_a_second_time(serving, no_wait):

@@ -267,6 +267,7 @@ def test_two_hosts_told_to_migrate_at_once_do_it_once(site: Site):
     assert site.postgres.sql("ckan_default", "select count(*) from trees where age is null") != ""
 
 
+@pytest.mark.long
 def test_a_migration_that_is_killed_leaves_the_database_as_it_was_and_the_next_run_says_where_it_is(site: Site):
     before = site.current("web1")
     sleeps = {"revision": "r8", "upgrade": "op.execute('drop table trees; select pg_sleep(8)')"}
@@ -331,13 +332,13 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_
     done = site.end(run)
     assert done["code"] == 1 and "mycity: it came to r8, r9 is next" in done["summary"], done["text"][-3000:]
     assert "ckan_default may not make databases" in done["summary"] and "the portal stays closed" in done["summary"]
-    release = re.search(r"salt web1 ckan_backup.restore (\w+)", done["summary"])[1]
+    release, confirm = re.search(r"salt web1 ckan_backup.restore (\w+) (confirm=\w+)", done["summary"]).groups()
     assert site.get("/")[0] == 503 and {site.current(host) for host in site.hosts} == {before}
     # What is said is what helps.
     site.postgres.sql("postgres", "alter role ckan_default createdb")
     code, told = site.call("web1", "ckan_schema.mismatch", before)
     assert code == 0 and told == f"mycity is at r8 in the database, and {before} knows it up to r7"
-    code, told = site.call("web1", "ckan_backup.restore", release, f"confirm={release}")
+    code, told = site.call("web1", "ckan_backup.restore", release, confirm)
     assert code == 0, told
     for host in site.hosts:
         assert site.call(host, "ckan_maintenance.off")[0] == 0
@@ -398,6 +399,7 @@ def test_the_datastore_gets_its_permissions_or_it_is_said_what_to_type(site: Sit
     site.good_deploy()
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_while_dumping_stops_the_deploy_and_leaves_nothing_of_the_dump(site: Site):
     before, folder = site.current("web1"), site.root("web1") / "var/backups/ckan/default"
     much = "select gen_random_uuid()::text || gen_random_uuid() as t from generate_series(1, 400000)"
@@ -503,6 +505,7 @@ def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_e
     assert found(site, "larch") == 0 and found(site, "trees") == 1
 
 
+@pytest.mark.long
 def test_with_a_second_core_the_index_is_made_there_and_knows_what_was_changed_meanwhile(site: Site):
     # Only the rebuild in the second core waits.
     slow = "import os, time; time.sleep(4 if 'CKAN_SOLR_URL' in os.environ else 0)"
@@ -536,6 +539,7 @@ def test_with_a_second_core_the_index_is_made_there_and_knows_what_was_changed_m
     site.api("package_patch", {"id": "air-quality", "state": "active"})
 
 
+@pytest.mark.long
 def test_a_rebuild_that_fails_is_a_warning_and_is_still_to_be_done_by_the_next_release(site: Site):
     repos.commit_indexing(site.mycity, "With firs", "fir", "raise RuntimeError('no firs today')")
     done = site.deploy()

@@ -20,7 +20,7 @@ from parts.fleet import REPO, Fleet
 from parts.keyring import write_secrets
 from parts.nginx import Nginx, host_nginx
 from parts.ports import free_port
-from parts.process import stop_all
+from parts.process import kill_all, stop_all
 from parts.supervisor import Supervisor
 
 
@@ -133,7 +133,8 @@ class Portal:
 
     def destroy(self) -> None:
         """Stop everything, and remove the sandbox."""
-        self.stop()
+        self.fleet.keyring.stop()
+        kill_all(self.sandbox)
         shutil.rmtree(self.sandbox, ignore_errors=True)
 
     def __enter__(self) -> Any:

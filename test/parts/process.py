@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
+
 
 class PartError(RuntimeError):
     """A part could not be installed, started or stopped; the message says why."""
@@ -249,3 +251,26 @@ def stop_all(sandbox: str | Path) -> list[str]:
         for done in [pool.submit(service.stop) for service in services]:
             done.result()
     return running
+
+
+def kill_all(sandbox: str | Path) -> None:
+    """End all services of a sandbox, and what they have started: for a sandbox that nobody looks at any more.
+
+    sandbox
+        Directory of all the parts.
+    """
+    trees: list[psutil.Process] = []
+    services = [Service(sandbox, record.stem) for record in sorted((Path(sandbox) / "run").glob("*.json"))]
+    for service in services:
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if pid := service.pid():
+                trees += [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+                # PostgreSQL, killed, would leave shared memory.
+                os.kill(pid, json.loads(service.record.read_text(encoding="utf-8"))["signal"])
+    _, left = psutil.wait_procs(trees, timeout=2)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
+    for service in services:
+        service.kill()

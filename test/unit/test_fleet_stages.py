@@ -396,7 +396,8 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed(master: Fa
     release = master.told("ckan_release.build")[0][1]["release"]
     assert text.endswith(
         "the database could not be given back as it was before (no dump), so the portal stays closed: restore it, such "
-        f"as by: salt web1 ckan_backup.restore {release}; then open it: salt -L web1,web2 ckan_maintenance.off"
+        f"as by: salt web1 ckan_backup.restore {release} confirm={release}; then open it: salt -L web1,web2 "
+        "ckan_maintenance.off"
     )
     assert master.told("ckan_maintenance.off") == []
 

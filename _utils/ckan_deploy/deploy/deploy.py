@@ -243,5 +243,5 @@ class _Deploy:
             return ["visitors get the maintenance page: when all is well, type: ckan_maintenance.off"]
         return [
             f"visitors get the maintenance page, since {problem}; put the dump back (ckan_backup.restore "
-            f"{self.release}), then type: ckan_maintenance.off"
+            f"{self.release} confirm={self.release}), then type: ckan_maintenance.off"
         ]

@@ -165,7 +165,7 @@ def _give_back(run: Run, job: str) -> tuple[list[str], bool]:
         return [said] if kept else [], False
     text = (
         f"the database could not be given back as it was before ({told.failures[host]}), so the portal stays closed: "
-        f"restore it, such as by: salt {host} ckan_backup.restore {release}; then open it: salt -L "
+        f"restore it, such as by: salt {host} ckan_backup.restore {release} confirm={release}; then open it: salt -L "
         f"{','.join(run.hosts)} ckan_maintenance.off"
     )
     return [text], True

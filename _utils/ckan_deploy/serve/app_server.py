@@ -178,7 +178,7 @@ def ask(site: Site, path: str) -> str:
 def watch(site: Site, release: str) -> str:
     """
     Wait until the app server of a release has been up for ``stable_seconds``, by the processes that were noted when it
-    was started.
+    was started; under Apache, by those that serve it when it is asked for.
 
     site
         The site.
@@ -187,7 +187,11 @@ def watch(site: Site, release: str) -> str:
 
     Returns what is wrong with one that does not stay up, or ``''``; also where ``stable_seconds`` is 0.
     """
-    if site.settings.web.app != "uwsgi" or not site.settings.stable_seconds:
+    if not site.settings.stable_seconds:
+        return ""
+    if site.settings.web.server == "apache":
+        return _watch_apache(site, release)
+    if site.settings.web.app != "uwsgi":
         return ""
     program = uwsgi.program(site, release)
     wrong = steady.watch(site, [program], booted=True).get(program) or unsteady(site, release)
@@ -306,6 +310,18 @@ def _warm(site: Site, path: str) -> None:
     if pages:
         with concurrent.futures.ThreadPoolExecutor(min(len(pages), 32)) as pool:
             list(pool.map(ask, pages))
+
+
+def _watch_apache(site: Site, release: str) -> str:
+    """Apache starts anew what ends, and nobody starts its processes on purpose: those of now must still be there."""
+    noted = [psutil.Process(row["pid"]) for row in processes(site) if row["release"] == release]
+    begun = time.monotonic()
+    while noted and (age := time.monotonic() - begun) < site.settings.stable_seconds:
+        if ended := [process.pid for process in noted if not process.is_running()]:
+            what = f"process {ended[0]} of mod_wsgi ended within {age:.0f} s of the switch"
+            return f"the app server of {release} does not stay up: {what}; see {log_place(site, release)}"
+        time.sleep(0.2)
+    return ""
 
 
 def _note(site: Site, path: str) -> None:
