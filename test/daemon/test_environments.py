@@ -218,6 +218,8 @@ def test_a11_a_secret_that_stays_encrypted_stops_the_deploy_and_its_key_is_named
         assert named in done["text"], done["text"]
         assert "BEGIN PGP" not in done["text"] and "marked" not in done["text"]
         assert done["code"] == 1 and "Traceback" not in done["text"]
+        # A master whose gpg lacks its key, or waits for its agent, is slow to hear of minions.
+        both.fleet.wait_for_minions()
         host = both.call("web1", "ckan_release.deploy")
         assert "the deploy failed at plan" in host[1] and "BEGIN PGP" not in host[1]
     finally:
@@ -228,6 +230,7 @@ def test_a11_a_secret_that_stays_encrypted_stops_the_deploy_and_its_key_is_named
             Path(f"{ring.path}-away").rename(ring.path)
         if may_fail:
             both.restart_master(gpg_decrypt_must_succeed=True)
+        both.fleet.wait_for_minions()
         both.call("web1", "saltutil.refresh_pillar", "wait=True")
     assert {**both.disk(), "staging-web1": None} == before
     found = subprocess.run(["grep", "-rl", "BEGIN PGP MESSAGE", both.root("web1")], capture_output=True, text=True)
