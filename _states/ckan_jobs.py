@@ -4,7 +4,6 @@ Workers and cron jobs are what the settings say, and of the current release.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 try:
@@ -47,9 +46,12 @@ def followed(name: str) -> dict[str, Any]:
     try:
         # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
-        with contextlib.nullcontext() if site.host.test else _alone(site):
-            done = services.pending(site) if site.host.test else services.follow(site)
-            down = [] if site.host.test else services.watch(site)
+        if site.host.test:
+            done, down = services.pending(site), []
+        else:
+            # While a deploy or a rollback is at work, its services are its business: its end is waited for.
+            with lock.held(site, "services", wait=LOCK_WAIT, locked=False):
+                done, down = services.follow(site), services.watch(site)
     except FormulaError as exc:
         ret.update(result=False, comment=str(exc))
         return ret
@@ -62,11 +64,6 @@ def followed(name: str) -> dict[str, Any]:
     elif ret["changes"]:
         ret["comment"] = "; ".join(done["warnings"]) or f"brought to the release: {_names(done)}"
     return ret
-
-
-def _alone(site: Site) -> contextlib.AbstractContextManager[None]:
-    """While a deploy or a rollback is at work, its services are its business: its end is waited for."""
-    return lock.held(site, "services", wait=LOCK_WAIT, locked=False)
 
 
 def _changes(done: dict[str, Any]) -> dict[str, str]:

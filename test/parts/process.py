@@ -196,6 +196,12 @@ class Service:
         # The kernel gives pids out again: the start time tells whether it is still the same process.
         return record["pid"] if record["start"] and _start_time(record["pid"]) == record["start"] else 0
 
+    def ask(self, pid: int) -> None:
+        """Ask the process to end, in the way that was told when it was started."""
+        asked = json.loads(self.record.read_text(encoding="utf-8"))["signal"]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, asked)
+
     def stop(self, timeout: float = 20) -> None:
         """Ask the process to end and kill it, with what it left in its session's first group, after a time.
 
@@ -206,9 +212,7 @@ class Service:
         """
         pid = self.pid()
         if pid:
-            asked = json.loads(self.record.read_text(encoding="utf-8"))["signal"]
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, asked)
+            self.ask(pid)
             if not self._gone(timeout):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
@@ -237,6 +241,11 @@ class Service:
         return True
 
 
+def _services(sandbox: str | Path) -> list[Service]:
+    """The services that were started in a sandbox, by this or another process."""
+    return [Service(sandbox, record.stem) for record in sorted((Path(sandbox) / "run").glob("*.json"))]
+
+
 def stop_all(sandbox: str | Path) -> list[str]:
     """Stop all services of a sandbox, all at once: one after the other takes seconds for each.
 
@@ -245,7 +254,7 @@ def stop_all(sandbox: str | Path) -> list[str]:
 
     Returns the names of those that ran.
     """
-    services = [Service(sandbox, record.stem) for record in sorted((Path(sandbox) / "run").glob("*.json"))]
+    services = _services(sandbox)
     running = [service.name for service in services if service.pid()]
     with ThreadPoolExecutor(max_workers=max(len(services), 1)) as pool:
         for done in [pool.submit(service.stop) for service in services]:
@@ -260,13 +269,13 @@ def kill_all(sandbox: str | Path) -> None:
         Directory of all the parts.
     """
     trees: list[psutil.Process] = []
-    services = [Service(sandbox, record.stem) for record in sorted((Path(sandbox) / "run").glob("*.json"))]
+    services = _services(sandbox)
     for service in services:
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        with contextlib.suppress(psutil.NoSuchProcess):
             if pid := service.pid():
                 trees += [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
                 # PostgreSQL, killed, would leave shared memory.
-                os.kill(pid, json.loads(service.record.read_text(encoding="utf-8"))["signal"])
+                service.ask(pid)
     _, left = psutil.wait_procs(trees, timeout=2)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -314,13 +314,15 @@ def _warm(site: Site, path: str) -> None:
 
 def _watch_apache(site: Site, release: str) -> str:
     """Apache starts anew what ends, and nobody starts its processes on purpose: those of now must still be there."""
-    noted = [psutil.Process(row["pid"]) for row in processes(site) if row["release"] == release]
+    pids = [row["pid"] for row in processes(site) if row["release"] == release]
+    # One that has ended meanwhile is not among them.
+    noted = {process.pid: process for process in psutil.process_iter() if process.pid in pids}
     begun = time.monotonic()
-    while noted and (age := time.monotonic() - begun) < site.settings.stable_seconds:
-        if ended := [process.pid for process in noted if not process.is_running()]:
+    while pids and (age := time.monotonic() - begun) < site.settings.stable_seconds:
+        if ended := [pid for pid in pids if pid not in noted or not noted[pid].is_running()]:
             what = f"process {ended[0]} of mod_wsgi ended within {age:.0f} s of the switch"
             return f"the app server of {release} does not stay up: {what}; see {log_place(site, release)}"
-        time.sleep(0.2)
+        time.sleep(steady.POLL_SECONDS)
     return ""
 
 
