@@ -19,6 +19,7 @@ from ckan_deploy.deploy import stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, services, steady
+from ckan_deploy.system import supervisor
 from fakes import fake_site
 from parts.supervisor import Supervisor
 
@@ -131,6 +132,45 @@ def test_a_worker_that_ended_is_told_also_where_another_program_was_noted_meanwh
     for number in range(2 * steady.MOST_ENDED):
         steady.note(site, f"ckan-default-{number}", [row["pid"]])
     assert len(json.loads((clean.root / "usr/lib/ckan/shared/started.json").read_text())["programs"]) <= 102
+
+
+def test_one_that_supervisor_has_started_anew_from_the_release_is_started_on_purpose_by_a_deploy(clean):
+    """One of the release before that failed again and again has come back of the current one, and has not ended."""
+    site = clean.site(STAYS)
+    services.follow(site)
+    (row,) = services.status(site)["workers"]
+    os.killpg(row["pid"], signal.SIGKILL)
+    eventually(lambda: (now := services.status(site)["workers"][0])["pid"] != row["pid"] and now["release"] == RELEASE)
+    # Not by one that is reverted: what it takes back is the release alone.
+    assert services.follow(site, files=False)["workers"] == {}
+    assert services.pending(site)["workers"] == {"default": "restarted"}
+    assert services.follow(site)["workers"] == {"default": "restarted"}
+    assert switch.watch(site, RELEASE) == [] and switch.down(site) == []
+    assert services.follow(site)["workers"] == {}
+
+
+def test_one_that_stays_with_another_release_is_told(clean, monkeypatch):
+    site = clean.site(STAYS)
+    services.follow(site)
+    other = "20261128130000Z"
+    site.releases.create(other)
+    for state in ("built", "checked", "live"):
+        site.releases.set_state(other, state)
+    monkeypatch.setattr(supervisor, "stop", refuse)
+    site.releases.point(other)
+    try:
+        (said,) = switch.follow(site)
+        assert said == "supervisor does not answer (gone); start it."
+        (said,) = switch.watch(site, other)
+        assert said.startswith(f"worker default does not stay up: it still has {RELEASE} instead of {other}; see ")
+    finally:
+        monkeypatch.undo()
+        site.releases.point(RELEASE)
+        site.releases.remove(other)
+
+
+def refuse(conf: str, group: str) -> None:
+    raise supervisor.NoSupervisor("supervisor does not answer (gone); start it.")
 
 
 @pytest.fixture

@@ -45,6 +45,11 @@ R3_ONE_WAY = {**R3, "downgrade": "raise NotImplementedError()"}
 # As it is from the middle of this file on.
 CHAIN = [R1, R2, R3_ONE_WAY, {"revision": "r4", "upgrade": "pass"}]
 R7 = {"revision": "r7", "upgrade": "op.execute('alter table trees add column age int')"}
+# Until somebody takes that right away, for two minutes at most.
+WAITS = """do $$ begin for turn in 1..1200 loop
+    exit when not (select rolcreatedb from pg_roles where rolname = 'ckan_default');
+    perform pg_sleep(0.1);
+end loop; end $$"""
 
 
 class Site(RealPortal):
@@ -321,13 +326,13 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_
     before = site.current("web1")
     site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
     broken = {"revision": "r9", "upgrade": "op.execute('nonsense')"}
-    sleeps = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(3)')"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, broken, text="Stays closed")
+    waits = {"revision": "r8", "upgrade": f"op.execute({WAITS!r})"}
+    repos.commit_revisions(site.mycity, *CHAIN, R7, waits, broken, text="Stays closed")
     # Somebody takes a right away when the check has seen it.
     site.postgres.sql("postgres", "alter role ckan_default createdb")
     run = site.begin()
-    asleep = "select count(*) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()"
-    eventually(lambda: site.postgres.sql("ckan_default", asleep), "1", 120)
+    waiting = "select count(*) from pg_stat_activity where query like '%rolcreatedb%' and pid <> pg_backend_pid()"
+    eventually(lambda: run.poll() is not None or site.postgres.sql("ckan_default", waiting) == "1", True, 240)
     site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
     done = site.end(run)
     assert done["code"] == 1 and "mycity: it came to r8, r9 is next" in done["summary"], done["text"][-3000:]

@@ -291,6 +291,20 @@ def test_a_race_of_directory_and_link_changes_nothing_outside(old_portal, place)
     portal.check()
 
 
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.__name__)
+def test_a_directory_that_became_something_else_at_this_very_moment_is_a_sentence(old_portal, monkeypatch, work):
+    """The look at what stands in the way finds a directory again: it was a link only when it was to be opened."""
+    at = safely._is_link
+    monkeypatch.setattr(safely, "_is_link", lambda folder, name: name != "webassets" and at(folder, name))
+    portal = old_portal
+    assert put(portal, f"{portal.data}/webassets", "link to a directory")
+    try:
+        work(portal)
+    except FormulaError as exc:
+        assert "Not a directory" in str(exc) or "Too many levels" in str(exc)
+    portal.check()
+
+
 @pytest.mark.parametrize("kind", ["link to a file", "FIFO", "hard link"])
 def test_supervisor_is_not_led_elsewhere_by_what_stands_in_place_of_a_log(old_portal, kind):
     """Until now the directory of logs may have been CKAN's user's, and names of logs can be guessed."""

@@ -182,6 +182,9 @@ def _todo(site: Site, files: bool = True) -> dict[str, str]:
             todo[name] = "started"
         elif files and not (all(running) and system_files.read(_file(site, name)) == _program_text(site, name)):
             todo[name] = "restarted"
+        elif files and any(steady.restarted(site, program(site, name), pid) for _, pid in mine if pid):
+            # Of this release, but by supervisor alone, since the one before ended: nobody has watched it.
+            todo[name] = "restarted"
     return todo
 
 
@@ -226,8 +229,11 @@ def _watched(site: Site) -> bool:
 def _problems(site: Site) -> dict[str, str]:
     """What is wrong with workers now."""
     found: dict[str, str] = {}
+    current = site.releases.current()
     for row in status(site)["workers"]:
         what = row.get("problem") or ("" if row["state"] == "RUNNING" else f"is {row['state']}, as supervisor says")
+        if not what and row["release"] != current:
+            what = f"still has {row['release'] or 'no release'} instead of {current}"
         if what and row["worker"] in site.settings.workers:
             found.setdefault(row["worker"], what)
     return found

@@ -50,7 +50,11 @@ def pending(site: Site) -> dict[str, str]:
     """
     found = {place: "made" for place in [*places(site), _assets_root(site)] if not os.path.isdir(place)}
     if os.geteuid() == 0 and not _is_ckans(site):
-        with contextlib.suppress(FileNotFoundError), safely.directory(site.paths.data) as folder:
+        with (
+            _told(f"{site.paths.data} cannot be looked at"),
+            contextlib.suppress(FileNotFoundError),
+            safely.directory(site.paths.data) as folder,
+        ):
             if not ownership.is_roots(os.fstat(folder)):
                 found[site.paths.data] = "made root's"
     return found
@@ -146,7 +150,12 @@ def forget(site: Site) -> list[str]:
     Returns their names. Raises ``FormulaError``, when all the rest is done, for what cannot be removed.
     """
     known, gone, problems = {name for name, _, _ in _assets(site)}, [], []
-    with contextlib.suppress(FileNotFoundError), safely.directory(_assets_root(site)) as there:
+    root = _assets_root(site)
+    with (
+        _told(f"{root} cannot be gone through"),
+        contextlib.suppress(FileNotFoundError),
+        safely.directory(root) as there,
+    ):
         for folder, descriptor, entries in safely.walk(there):
             for entry in entries:
                 name = os.path.join(folder, entry.name)
@@ -155,7 +164,7 @@ def forget(site: Site) -> list[str]:
                         safely.remove(descriptor, entry.name)
                         gone.append(name)
                     except OSError as exc:  # the others go all the same
-                        problems.append(f"{_assets_root(site)}/{name} cannot be removed ({exc.strerror})")
+                        problems.append(f"{root}/{name} cannot be removed ({exc.strerror})")
     if problems:
         raise FormulaError("; ".join(problems))
     return gone
