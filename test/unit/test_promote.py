@@ -76,6 +76,15 @@ def test_what_staging_has_live_is_planned_on_all_hosts_and_no_ref_of_the_pillar(
     assert Record(master, "staging").lock() is None
 
 
+def test_settings_that_decide_what_is_built_of_a_commit_are_named_where_the_pillars_differ(master: FakeMaster) -> None:
+    same = {"url": "x", "requirements": "none", "ref": "develop"}
+    master.pillars["stage1"]["ckan"]["extensions"] = {"ckanext-mycity": {**same, "override": ["a==1"]}, "only": None}
+    master.pillars["web1"]["ckan"]["extensions"] = {"ckanext-mycity": {**same, "ref": "main", "subdirectory": "x"}}
+    assert promoted(master)["differs"][0] == (
+        "ckanext-mycity has other settings in the pillar of staging: subdirectory, override"
+    )
+
+
 def test_a_dry_run_says_the_same_and_leaves_nothing(master: FakeMaster) -> None:
     assert promoted(master, dry_run=True)["from"] == f"{SECOND} of staging"
     assert (Record(master, "production").lock(), Record(master, "production").run()) == (None, None)

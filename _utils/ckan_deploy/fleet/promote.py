@@ -15,6 +15,8 @@ from ckan_deploy.releases import ids
 from ckan_deploy.releases.manifest import GOOD, Manifest, Resolution
 
 TIMEOUT = 30
+# Settings of an extension that decide what is built of its commit, and stand in no resolution.
+BUILT_WITH = ("subdirectory", "requirements", "override", "build")
 
 
 @frozen
@@ -103,7 +105,23 @@ def differences(run: Run, taken: Taken, plan: Mapping[str, Any]) -> list[str]:
         run.env, [name for name in here if name not in there],
     )  # fmt: skip
     said = [f"plugins that only {env} has: {', '.join(names)}" for env, names in sides if names]
-    return [*plan.get("differs", []), *said]
+    return [*plan.get("differs", []), *_other_settings(run), *said]
+
+
+def _other_settings(run: Run) -> list[str]:
+    """What both pillars say of how an extension is built, where that is not the same now."""
+    there, here = (_extensions(run.master.pillar(host)) for host in (run.source_hosts[0], run.hosts[0]))
+    said = []
+    for name in sorted(there.keys() & here.keys()):
+        other = [key for key in BUILT_WITH if there[name].get(key) != here[name].get(key)]
+        if other:
+            said.append(f"{name} has other settings in the pillar of {run.source}: {', '.join(other)}")
+    return said
+
+
+def _extensions(pillar: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = (pillar.get("ckan") or {}).get("extensions") or {}
+    return {name: about for name, about in found.items() if isinstance(about, dict)} if isinstance(found, dict) else {}
 
 
 def _manifest(run: Run, host: str, answer: Any) -> Manifest:
