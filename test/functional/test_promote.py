@@ -81,8 +81,8 @@ def given(host: Any, origins: Path) -> dict[str, Any]:
         ("only there", "only staging has ckanext-gamma"),
         ("only here", "staging has no ckanext-beta"),
         ("another kind", "ckanext-alpha comes from git in staging and from the package index here"),
-        ("a patch here", "the patches of ckanext-alpha are none in staging and salt://alpha.patch here"),
-        ("a patch of CKAN", "the patches of CKAN are salt://core.patch in staging and none here"),
+        ("a patch here", "the patches of ckanext-alpha are none in staging and salt://promoted-alpha.patch here"),
+        ("a patch of CKAN", "the patches of CKAN are salt://promoted-core.patch in staging and none here"),
         ("no submodules", "ckanext-alpha has submodules: true in staging only"),
         ("another Python", "it has CKAN 2.12.0 on Python 3.9, and the base here"),
         ("a version of CKAN", "staging has CKAN 2.12.0, and ckan:base:version is 2.11.0 here"),
@@ -101,9 +101,9 @@ def test_what_does_not_go_with_the_pillar_here_is_refused_at_plan_by_name(host, 
     elif change == "another kind":
         host.pillar["extensions"]["ckanext-alpha"] = {"version": "1.0"}
     elif change == "a patch here":
-        alpha["patches"] = ["salt://alpha.patch"]
+        alpha["patches"] = ["salt://promoted-alpha.patch"]
     elif change == "a patch of CKAN":
-        given["patches"] = [{"patch": "salt://core.patch", "sha256": "0" * 64}]
+        given["patches"] = [{"patch": "salt://promoted-core.patch", "sha256": "0" * 64}]
     elif change == "no submodules":
         alpha["submodules"] = False
     elif change == "another Python":
@@ -128,10 +128,12 @@ def test_what_does_not_go_with_the_pillar_here_is_refused_at_plan_by_name(host, 
 
 
 def test_a_patch_that_was_changed_since_is_refused_at_plan(host, given, origins):
-    (origins / "core.patch").write_text("--- a/ckan/x.py\n+++ b/ckan/x.py\n@@ -1 +1 @@\n-a\n+b\n")
-    host.pillar["patches"] = ["salt://core.patch"]
-    given["patches"] = [{"patch": "salt://core.patch", "sha256": "0" * 64}]
-    with pytest.raises(CommandExecutionError, match=r"salt://core.patch is another one than when that release was"):
+    (origins / "promoted-core.patch").write_text("--- a/ckan/x.py\n+++ b/ckan/x.py\n@@ -1 +1 @@\n-a\n+b\n")
+    host.pillar["patches"] = ["salt://promoted-core.patch"]
+    given["patches"] = [{"patch": "salt://promoted-core.patch", "sha256": "0" * 64}]
+    with pytest.raises(
+        CommandExecutionError, match=r"salt://promoted-core.patch is another one than when that release was"
+    ):
         host.plan(contents=given)
 
 
