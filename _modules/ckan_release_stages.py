@@ -41,8 +41,9 @@ def _site(extensions: dict[str, Any] | None = None, fresh: bool = False) -> Site
 
 
 def plan(
-    release: str = "", extensions: dict[str, Any] | None = None, resolve: bool = True, fresh: bool = True, job: str = ""
-) -> dict[str, Any]:
+    release: str = "", extensions: dict[str, Any] | None = None, resolve: bool = True, fresh: bool = True,
+    job: str = "", contents: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """
     Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
 
@@ -56,11 +57,14 @@ def plan(
         Take the pillar anew from the master; False where it was a moment ago.
     job
         The run of the master that this belongs to.
+    contents
+        What the release is to hold, where it is what another environment has live: no ref is asked for then.
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
-    "own_changes": [sentences], "host": {...}}``; ``contents`` is what the resolution, ``changes``
-    compares it with the current release, ``own_changes`` says what this host's pillar changes, ``host`` is what
-    the fleet must know of this host. Raises ``CommandExecutionError`` with all that is in the way.
+    "own_changes": [sentences], "differs": [sentences], "host": {...}}``; ``contents`` is the resolution, ``changes``
+    compares it with the current release, ``own_changes`` says what this host's pillar changes, ``differs`` how
+    ``contents`` of another environment go with it, ``host`` is what the fleet must know of this host. Raises
+    ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
 
@@ -70,7 +74,8 @@ def plan(
     """
     with salt_errors():
         site = _site(extensions, fresh)
-        return planning.make(site, check_id(release or new_id()), resolve, job).to_json()
+        given = Resolution.of(contents) if contents else None
+        return planning.make(site, check_id(release or new_id()), resolve, job, given).to_json()
 
 
 def build(

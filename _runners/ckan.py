@@ -123,7 +123,8 @@ def watch(env: str, timeout: int = 3600) -> dict:
 
 @_answers
 def pending(
-    env: str, extensions: dict | None = None, groups: Any = None, allow_down: list | None = None
+    env: str, extensions: dict | None = None, groups: Any = None, allow_down: list | None = None, release: str = "",
+    **more: Any,
 ) -> dict:  # fmt: skip
     """
     Say what a deploy would do now: the very plan that it would make. Nothing that is served is touched.
@@ -132,18 +133,31 @@ def pending(
         The name of the environment.
     extensions, groups, allow_down
         As for a deploy.
+    from
+        Another environment: what would change if its live release were built here.
+    release
+        With ``from``: an older release there.
 
     Returns ``{"release", "changes": [sentences], "extensions": {name: what}, "hosts": {host: {"current", "free_mb",
-    "needed_mb", "prunes"}}, "groups", "down", "last": how long the last one took}``.
+    "needed_mb", "prunes"}}, "groups", "down", "last": how long the last one took}``; with ``from`` also ``from`` and
+    ``differs``, how that release goes with the pillar here.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run ckan.pending production
+        salt-run ckan.pending production from=staging
     """
+    # A word of Python's own, so it cannot be the name of an argument.
+    options = {name: value for name, value in more.items() if not name.startswith("__")}
+    unknown = sorted(options.keys() - {"from"})
+    if unknown:
+        return _complain(f"ckan.pending does not know {', '.join(unknown)}; see: salt-run -d ckan.pending")
+    given = [*options, *(["release"] if release else [])]
     planned = begin.plan(
-        _master(), env, dry_run=True, extensions=extensions, groups=groups, allow_down=allow_down
+        _master(), env, dry_run=True, extensions=extensions, groups=groups, allow_down=allow_down, given=given,
+        source=options.get("from", ""), source_release=release,
     )  # fmt: skip
     if not planned["ok"]:
         return _complain(planned["comment"])

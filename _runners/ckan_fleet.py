@@ -49,7 +49,7 @@ def plan(
     env: Any, kind: str = "deploy", extensions: dict | None = None, to: str = "", dry_run: bool = False,
     reason: str = "", force: bool = False, maintenance: bool = False, groups: Any = None, allow_down: Any = None,
     steal: bool = False, given: list[str] | None = None, accept_schema: bool = False, downgrade: bool = False,
-    restore: str = "", job: str = "",
+    restore: str = "", job: str = "", from_env: Any = "", from_release: Any = "",
 ) -> dict:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -64,16 +64,19 @@ def plan(
         All names of that pillar, to find those that nobody knows.
     job
         The id of the job.
+    from_env, from_release
+        The environment whose release is taken (``from``), and which one (``release``); by default what is live there.
 
     Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and of a
-    deploy ``groups``, ``down`` and ``last`` besides.
+    deploy ``groups``, ``down`` and ``last`` besides; of one ``from`` another environment ``from`` and ``differs``.
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
     return begin.plan(
         _master(), env, kind, extensions=extensions, to=to, dry_run=dry_run, reason=reason, force=force,
         maintenance=maintenance, groups=groups, allow_down=allow_down, steal=steal, given=given,
-        accept_schema=accept_schema, downgrade=downgrade, restore=restore, job=job,
+        accept_schema=accept_schema, downgrade=downgrade, restore=restore, job=job, source=from_env,
+        source_release=from_release,
     )  # fmt: skip
 
 

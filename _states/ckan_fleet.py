@@ -26,7 +26,7 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
         ``deploy`` or ``rollback``.
     options
         ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``, ``groups``, ``allow_down``,
-        ``steal``, ``given``, ``accept_schema``, ``downgrade``.
+        ``steal``, ``given``, ``accept_schema``, ``downgrade``, ``restore``, ``from_env``, ``from_release``.
     """
     if __opts__.get("test"):
         options["dry_run"] = True
@@ -89,6 +89,6 @@ def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any
         lines = str(answer).strip().splitlines()
         hint = "; type: salt-run saltutil.sync_all" if "is not available" in str(answer) else ""
         answer = {"ok": False, "comment": f"{lines[-1] if lines else 'no answer'}{hint}"}
-    told = ("release", "hosts", "extensions", "changes", "groups", "down", "last")
+    told = ("release", "hosts", "extensions", "changes", "groups", "down", "last", "from", "differs")
     changes = {k: v for k, v in answer.items() if k in told} if answer["ok"] else {}
     return {"name": name, "result": answer["ok"], "changes": changes, "comment": answer["comment"]}

@@ -4,8 +4,10 @@
       salt-run state.orch orch.deploy pillar='{env: production, extensions: {ckanext-mycity: {ref: fix-42}}}'
       salt-run state.orch orch.deploy pillar='{env: production, groups: [canary, rest]}'
       salt-run state.orch orch.deploy pillar='{env: production, allow_down: [web3]}'
+      salt-run state.orch orch.deploy pillar='{env: production, from: staging}'
 
-    What else the pillar may say: dry_run, force, maintenance, reason, steal (docs/operations.md).
+    What else the pillar may say: dry_run, force, maintenance, reason, steal (docs/operations.md), and with from: release
+    (docs/environments.md).
 
     A stage that fails on any host stops the ones after it, and `revert` returns every host to the release that it
     served before. A migration runs once, in the first group; what is left of the release before goes when all groups
@@ -28,6 +30,8 @@ plan:
     - steal: {{ pillar.get('steal', False) | json }}
     - groups: {{ groups | json }}
     - allow_down: {{ pillar.get('allow_down', []) | json }}
+    - from_env: {{ pillar.get('from', '') | json }}
+    - from_release: {{ pillar.get('release', '') | json }}
     - given: {{ pillar | list | json }}
 {%- if not dry_run %}
 {{ stages.run(env, names, ['build', 'check', 'migrate', 'activate', 'verify'], once='migrate') }}

@@ -131,6 +131,34 @@ def test_a17_deploys_of_different_environments_do_not_keep_each_other_out(both):
         assert "Hello at once" in both.get("/", host, DOMAINS[env])[1]
 
 
+def test_production_takes_what_staging_has_live_whatever_its_origin_says_by_now(both):
+    next_second()
+    commit = repos.commit_change(both.repo, "Hello staging")
+    done = both.deploy(env="staging", force=True)
+    assert done["code"] == 0, done["text"]
+    release = both.current("staging-web1")
+    later = repos.commit_change(both.repo, "Hello later")
+    pending = both.fleet.run("salt-run", "ckan.pending", "production", "from=staging", "--out=json")
+    told = json.loads(pending.stdout)
+    assert (pending.returncode, told["from"], told["differs"]) == (0, f"{release} of staging", [])
+    assert "Hello staging" in " ".join(told["changes"]) and "Hello later" not in pending.stdout
+    wrong = both.fleet.run("salt-run", "ckan.pending", "production", "from=stagin")
+    assert wrong.returncode == 1 and "no accepted minion has ckan:env: stagin" in wrong.stdout
+    next_second()
+    done = both.deploy(**{"from": "staging"})
+    assert done["code"] == 0, done["text"]
+    assert f"as {release} of staging has it" in " ".join(done["text"].split())
+    assert "Hello staging" in both.get("/", "web1", DOMAINS["production"])[1]
+    assert both.options("production")["ckan.site_url"] == f"https://{DOMAINS['production']}"
+    code, manifest = both.call("web1", "ckan_release.show")
+    assert code == 0 and manifest["promoted"] == {"env": "staging", "release": release}
+    assert manifest["extensions"]["ckanext-mycity"]["commit"] == commit != later
+    history = both.fleet.run("salt-run", "ckan.history", "production", "limit=1")
+    assert f"deploy from {release} of staging" in history.stdout
+    done = both.deploy(**{"from": "staging"})
+    assert done["code"] == 0 and "Nothing to deploy" in done["text"]
+
+
 def test_a_deploy_does_not_make_the_secrets_anew(both):
     before = both.options("production")["SECRET_KEY"]
     both.good_deploy("Hello secrets")

@@ -106,6 +106,14 @@ class FakeMaster:
         what = {"contents": {"extensions": {"ckanext-mycity": "abc"}}, "extensions": {"ckanext-mycity": "main abc"}}
         return {**told, **what, "changes": self.changes}
 
+    def _ckan_release_show(self, host: str, release: str = "") -> dict[str, Any]:
+        commit = {"kind": "git", "url": "https://git.example.org/mycity.git", "ref": "main", "commit": "a" * 40}
+        return {
+            "id": release or self.current[host], "state": "live", "env": "staging", "plugins": ["mycity"],
+            "base": {"ckan": "2.12.0", "python": "3.11", "path": "/usr/lib/ckan/default"},
+            "extensions": {"ckanext-mycity": commit}, "packages": {"babel": "2.1", "ckanext-mycity": "1.0"},
+        }  # fmt: skip
+
     def _ckan_release_build(self, host: str, **about: Any) -> dict[str, Any]:
         return {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
+
+from ckan_deploy.fleet import begin
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -74,3 +77,14 @@ def test_each_step_is_a_state_and_each_state_calls_a_runner_that_there_is() -> N
               if isinstance(node, ast.Constant) and str(node.value).startswith("ckan_fleet.")}  # fmt: skip
     runners = {f"ckan_fleet.{name}" for name in functions("_runners/ckan_fleet.py") if not name.startswith("_")}
     assert called | {"ckan_fleet.steps"} == runners
+
+
+def test_each_name_that_a_pillar_may_say_is_read_and_reaches_the_plan() -> None:
+    for kind, known in begin.KNOWN.items():
+        given = {name: f"value of {name}" for name in known if name not in ("env", "groups", "dry_run")}
+        told = steps(kind, **given)["plan"]["ckan_fleet.planned"]
+        said = {name: value for part in told for name, value in part.items()}
+        assert set(given.values()) <= set(map(str, said.values()))
+        parameters = inspect.signature(begin.plan).parameters
+        names = {"from_env": "source", "from_release": "source_release"}
+        assert {names.get(name, name) for name in said} <= parameters.keys()

@@ -29,7 +29,7 @@ SIGNATURES = {
     "ckan.status": ["env"],
     "ckan.history": ["env", "limit"],
     "ckan.watch": ["env", "timeout"],
-    "ckan.pending": ["env", "extensions", "groups", "allow_down"],
+    "ckan.pending": ["env", "extensions", "groups", "allow_down", "release"],
     "ckan.encrypt": ["env", "key", "recipients"],
     "ckan.maintenance": ["env", "state", "reason"],
     "ckan.lock": ["env", "reason"],
@@ -37,7 +37,7 @@ SIGNATURES = {
     "ckan.lock_status": ["env"],
     "ckan_fleet.plan": [
         "env", "kind", "extensions", "to", "dry_run", "reason", "force", "maintenance", "groups", "allow_down", "steal",
-        "given", "accept_schema", "downgrade", "restore", "job",
+        "given", "accept_schema", "downgrade", "restore", "job", "from_env", "from_release",
     ],
     "ckan_fleet.stage": ["env", "name", "group", "job"],
     "ckan_fleet.revert": ["env", "job"],

@@ -17,7 +17,7 @@ import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ckan_deploy.build import wheels
 from ckan_deploy.errors import FormulaError
@@ -29,8 +29,8 @@ INSTALLED = re.compile(r"[^/]+\.dist-info/.+|[^/]+\.data/(scripts|data)/.+")
 MODULES = re.compile(r"[^/]+\.data/(?:purelib|platlib)/(.+)")
 # What a wheel says of itself that is the same everywhere.
 PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-# Of git, in a checkout: what is known of it, which is no business of a release.
-NOT_OURS = ("ckan-notes.json",)
+# Below a checkout's `.git`: what is known of it, which is no business of a release.
+NOTES = "ckan-notes.json"
 
 
 def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
@@ -48,7 +48,7 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
 
     Raises ``FormulaError``.
     """
-    shutil.copytree(checkout, place, symlinks=True, ignore=shutil.ignore_patterns(*NOT_OURS))
+    shutil.copytree(checkout, place, symlinks=True, ignore=_notes(checkout))
     top = os.path.join(place, subdirectory) if subdirectory else place
     with zipfile.ZipFile(wheel) as archive:
         modules = _modules(archive)
@@ -100,6 +100,12 @@ def tell(site_packages: str, wheel: str, place: str) -> None:
     info = "-".join(os.path.basename(wheel).split("-")[:2]) + ".dist-info"
     text = json.dumps({"url": f"file://{place}", "dir_info": {"editable": True}})
     files.write(os.path.join(site_packages, info, "direct_url.json"), text)
+
+
+def _notes(checkout: str) -> Callable[[str, list[str]], list[str]]:
+    """For a copy of a checkout: leave out what is known of it, and no file of its own of that name."""
+    own = os.path.join(checkout, ".git")
+    return lambda folder, names: [NOTES] if folder == own and NOTES in names else []
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from ckan_deploy.build import ini, resolution
+from ckan_deploy.build import ini, promotion, resolution
 from ckan_deploy.database import compatibility
 from ckan_deploy.deploy import preflight
 from ckan_deploy.deploy.unfinished import unfinished
@@ -34,7 +34,8 @@ TOLD = (
 class Plan:
     """
     What a deploy would do. ``changes`` compares the resolution with the current release, ``own_changes`` says what this
-    host's pillar changes, ``host`` is what the fleet must know of this host.
+    host's pillar changes, ``host`` is what the fleet must know of this host, ``differs`` how a promoted resolution goes
+    with the pillar here.
     """
 
     release: str
@@ -44,6 +45,7 @@ class Plan:
     host: dict[str, Any]
     resolution: Resolution | None = None
     changes: list[str] = []
+    differs: list[str] = []
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the answer of ``ckan_release.plan``."""
@@ -51,11 +53,11 @@ class Plan:
             "release": self.release, "env": self.env, "current": self.current, "host": self.host,
             "contents": self.resolution.to_json() if self.resolution else {},
             "extensions": diff.brief(self.resolution.extensions) if self.resolution else {},
-            "changes": self.changes, "own_changes": self.own_changes,
+            "changes": self.changes, "own_changes": self.own_changes, "differs": self.differs,
         }  # fmt: skip
 
 
-def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
+def make(site: Site, release: str, resolve: bool = True, job: str = "", given: Resolution | None = None) -> Plan:
     """
     Look whether a deploy could start here, and decide what the release will hold.
 
@@ -67,6 +69,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
         Ask the origins and resolve the packages; False where another host has been asked already.
     job
         The run of the master that this belongs to.
+    given
+        What the release is to hold, where another environment has it: no ref is asked for then.
 
     Raises ``FormulaError`` with all that is in the way.
     """
@@ -76,11 +80,13 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     current = site.releases.current()
     ini.validate(site)
     before = site.releases.read(current) if current else None
+    if given:
+        promotion.refuse_differences(site, given)
     own = [*_own_changes(site, before), *_warnings(site)]
     planned = Plan(release, site.settings.env, current, own, _about_host(site, release, before, job))
     if not resolve:
         return planned
-    new = resolution.resolve(site)
+    new = promotion.adopt(site, given) if given else resolution.resolve(site)
     old = before.resolution if before else None
     new = evolve(new, extensions=_follow_tags(new.extensions, old, site.settings.extensions))
     mirrors = os.path.join(site.paths.shared, "mirrors")
@@ -88,7 +94,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     if migrations and compatibility.closes(site, old.base.ckan if old else "", new.base.ckan, ["core"]):
         migrations.append("visitors get the maintenance page while the database is migrated")
     changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
-    return evolve(planned, resolution=new, changes=changes)
+    differs = promotion.other_origins(site, given) if given else []
+    return evolve(planned, resolution=new, changes=changes, differs=differs)
 
 
 def missed(site: Site) -> tuple[str, str | None]:
@@ -118,6 +125,7 @@ def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> 
         "disk": {"free_mb": disk.free_mb(site.paths.releases), "needed_mb": before.disk_mb if before else None},
         # The one that the environment is on now is not wanted any more then.
         "prunes": choice.prunable(after, release, site.settings.keep),
+        "plugins": list(site.settings.plugins),
     }
 
 

@@ -47,7 +47,8 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
 
     Returns the manifest, in state ``built``. Raises ``FormulaError``; the release is then ``failed``.
     """
-    with stage.running(site, "build", release, by, job):
+    origin = planned.origin if planned else ""
+    with stage.running(site, "build", release, by, job, origin=origin):
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
         about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}

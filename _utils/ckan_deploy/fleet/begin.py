@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import end, hosts, progress, revert
+from ckan_deploy.fleet import end, hosts, progress, promote, revert
 from ckan_deploy.fleet import plan as plans
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
@@ -14,7 +14,10 @@ from ckan_deploy.releases import ids
 
 # What the pillar of an orchestration may say.
 KNOWN = {
-    "deploy": ("env", "extensions", "dry_run", "maintenance", "groups", "allow_down", "force", "steal", "reason"),
+    "deploy": (
+        "env", "extensions", "dry_run", "maintenance", "groups", "allow_down", "force", "steal", "reason",
+        "from", "release",
+    ),
     "rollback": (
         "env", "to", "reason", "force", "dry_run", "groups", "allow_down", "steal", "accept_schema", "downgrade",
         "restore", "maintenance",
@@ -26,7 +29,7 @@ def plan(
     master: Master, env: Any, kind: str = "deploy", extensions: Any = None, to: Any = "", dry_run: Any = False,
     reason: Any = "", force: Any = False, maintenance: Any = False, groups: Any = None, allow_down: Any = None,
     steal: Any = False, given: Any = None, accept_schema: Any = False, downgrade: Any = False,
-    restore: Any = "", job: str = "",
+    restore: Any = "", job: str = "", source: Any = "", source_release: Any = "",
 ) -> dict[str, Any]:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -61,6 +64,8 @@ def plan(
         For a rollback: how to go about a database that the release does not know.
     job
         The id of the job.
+    source, source_release
+        For a deploy: the environment that it takes a release from, and which one; by default what is live there.
 
     Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and more for
     a deploy: see ``plan.deploy``. Where it was refused, ``{"ok": False, "comment"}``.
@@ -69,7 +74,8 @@ def plan(
         master=master, env=env, kind=kind, by=master.user, job=job, since=ids.now(), reason=str(reason or ""),
         force=force is True, maintenance=maintenance is True, extensions=extensions or {}, dry_run=dry_run is True,
         accept_schema=accept_schema is True, downgrade=downgrade is True, restore=str(restore or ""),
-        asked_groups=groups or [], allow_down=allow_down or [],
+        asked_groups=groups or [], allow_down=allow_down or [], source=source or "",
+        source_release=source_release or "",
     )  # fmt: skip
     reverted: list[str] = []
     progress.quiet()
@@ -80,6 +86,8 @@ def plan(
             dry_run=dry_run, force=force, maintenance=maintenance, steal=steal, accept_schema=accept_schema,
             downgrade=downgrade,
         )  # fmt: skip
+        if kind == "deploy":
+            promote.check(run, given or [])
         if not run.dry_run:
             _lock(run, steal is True, reverted)
     except FormulaError as exc:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, wanted
+from ckan_deploy.fleet import hosts, promote, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join
 from ckan_deploy.releases import ids
@@ -72,10 +72,14 @@ def deploy(run: Run) -> dict[str, Any]:
         The run, with its hosts.
 
     Returns ``{"ok", "comment", "release", "hosts": {host: {"current", "changes", "free_mb", "needed_mb", "prunes"}},
-    "extensions", "changes", "groups", "down", "last": sentence}``.
+    "extensions", "changes", "groups", "down", "last": sentence}``, and of a release that is promoted ``from`` and
+    ``differs``.
     """
     names, run.release = run.hosts, ids.new_id()
     asked = {"release": run.release, "extensions": run.extensions, "fresh": False, "job": run.job}
+    taken = promote.take(run) if run.source else None
+    if taken:
+        run.source_release, asked["contents"] = taken.release, taken.contents
     # One host asks the origins and resolves the packages, so that all build the same.
     plans = _asked(run, names[:1], "ckan_release.plan", {**asked, "resolve": True})
     main = plans[names[0]]
@@ -88,6 +92,7 @@ def deploy(run: Run) -> dict[str, Any]:
     run.before = {host: plan["current"] for host, plan in plans.items()}
     wanted.remember(run.record, run.before, run.down, run.job)
     run.changes = _changes(run, main["changes"], {host: plan["own_changes"] for host, plan in plans.items()})
+    run.differs = promote.differences(run, taken, main) if taken else []
     run.nothing = not run.changes and not run.force
     if not all(plan["host"]["sees_lock"] for plan in plans.values()) and not run.dry_run:
         run.warnings.append(
@@ -102,6 +107,7 @@ def deploy(run: Run) -> dict[str, Any]:
             host: {"current": plan["current"] or "none", **plan["host"]["disk"], "prunes": plan["host"]["prunes"]}
             for host, plan in plans.items()
         },
+        **({"from": f"{taken.release} of {run.source}", "differs": run.differs} if taken else {}),
     }  # fmt: skip
 
 
@@ -176,13 +182,15 @@ def _changes(run: Run, found: list[str], own: Mapping[str, list[str]]) -> list[s
 
 def _comment(run: Run, extensions: Mapping[str, str]) -> str:
     names = ", ".join(run.hosts)
+    source = f"{run.source_release} of {run.source}" if run.source else ""
     if run.nothing:
         return (
-            f"Nothing to deploy: {run.before[run.hosts[0]]} on {names} is what the pillar and the origins say; "
-            "force: true deploys all the same"
+            f"Nothing to deploy: {run.before[run.hosts[0]]} on {names} is what "
+            f"{source or 'the pillar and the origins'} {'has' if source else 'say'}; force: true deploys all the same"
         )
     what = ", ".join(f"{name} {what}" for name, what in sorted(extensions.items())) or "no extension"
-    return f"release {run.release} with {what} for {names}{''.join(f'; {change}' for change in run.changes)}"
+    said = [f"release {run.release} with {what} for {names}{f', as {source} has it' if source else ''}"]
+    return "; ".join([*said, *run.changes, *run.differs])
 
 
 def _database(run: Run, asked: list[str]) -> Mapping[str, Any]:

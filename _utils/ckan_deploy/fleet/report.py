@@ -32,6 +32,7 @@ svg text { font: 12px sans-serif; fill: #222; }
 <p>{{ text }}</p>
 <table>
 <tr><th>started by</th><td>{{ by }}</td></tr>
+{% if source %}<tr><th>promoted from</th><td>{{ source }}</td></tr>{% endif %}
 {% if reason %}<tr><th>reason</th><td>{{ reason }}</td></tr>{% endif %}
 <tr><th>begun</th><td>{{ since }}</td></tr>
 <tr><th>duration</th><td>{{ total }} s</td></tr>
@@ -105,6 +106,7 @@ def page(run: Run, how: str, text: str) -> str:
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     return template.render(
         kind=run.kind, release=run.release, env=run.env, by=run.by, reason=run.reason, since=run.since, job=run.job,
-        down=run.down, groups=run.groups, changes=run.changes, failures=run.failures, rows=rows, text=text,
-        total=round(total, 1), result=result, word=words[how],
+        source=f"{run.source_release} of {run.source}" if run.source else "", down=run.down, groups=run.groups,
+        changes=[*run.changes, *run.differs], failures=run.failures, rows=rows, text=text, total=round(total, 1),
+        result=result, word=words[how],
     )  # fmt: skip

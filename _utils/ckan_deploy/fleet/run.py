@@ -45,7 +45,9 @@ class Run:
     """
     A deploy or rollback. The names are those of ``run.json``.
 
-    First what was asked for. Then the plan: the release and its resolution (``contents``), the hosts in their groups
+    First what was asked for; ``source`` is the environment that the release is promoted from, ``source_release`` the
+    one there. Then the plan: the release and its resolution (``contents``), how a promoted one ``differs`` from the
+    pillar here, the hosts in their groups
     and those that are ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that
     undoes migrations (``undo_on``). Then what the stages told: which host ``migrates``, what it told of that, the
     ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none), and what does not
@@ -68,6 +70,9 @@ class Run:
     asked_groups: Any = Factory(list)
     allow_down: Any = Factory(list)
     dry_run: bool = False
+    source: Any = ""
+    source_release: Any = ""
+    source_hosts: list[str] = Factory(list)
 
     hosts: list[str] = Factory(list)
     groups: list[Group] = Factory(list)
@@ -75,6 +80,7 @@ class Run:
     release: str = ""
     contents: dict[str, Any] = Factory(dict)
     changes: list[str] = Factory(list)
+    differs: list[str] = Factory(list)
     nothing: bool = False
     before: dict[str, str] = Factory(dict)
     left: dict[str, str] = Factory(dict)

@@ -13,12 +13,13 @@ from attrs import evolve, field, fields, frozen
 from packaging.utils import canonicalize_name
 
 from ckan_deploy.errors import FormulaError, InvalidArgument
-from ckan_deploy.releases.ids import now
+from ckan_deploy.releases.ids import check_id, now
 from ckan_deploy.sources.pins import Patch, Pin
 
 # Paths and requirements are made of these.
 _PACKAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+_ENV = re.compile(r"[a-z][a-z0-9_-]*")
 
 # What may follow what. A live release fails when a deploy is reverted after its switch.
 TRANSITIONS = {
@@ -49,13 +50,17 @@ class Base:
 
 @frozen
 class Resolution:
-    """Commits, versions and hashes that a release will hold. ``overridden`` is ``{library: {"by", "base", "got"}}``."""
+    """
+    Commits, versions and hashes that a release will hold. ``overridden`` is ``{library: {"by", "base", "got"}}``;
+    ``promoted`` is ``{"env", "release"}`` where it is what another environment had live.
+    """
 
     base: Base
     extensions: Mapping[str, Pin]
     patches: tuple[Patch, ...] = ()
     packages: Mapping[str, str] = field(factory=dict)
     overridden: Mapping[str, Mapping[str, str]] = field(factory=dict)
+    promoted: Mapping[str, str] = field(factory=dict)
 
     @classmethod
     def of(cls, given: Any) -> Resolution:
@@ -77,6 +82,7 @@ class Resolution:
                 tuple(map(Patch.of, given.get("patches") or ())),
                 {_package(name): _version(version) for name, version in (given.get("packages") or {}).items()},
                 {_package(name): _texts(how) for name, how in (given.get("overridden") or {}).items()},
+                _source(given.get("promoted") or {}),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
             raise InvalidArgument("that is no resolution; take what ckan_release.plan returned as contents.") from exc
@@ -89,7 +95,13 @@ class Resolution:
             "patches": [patch.to_json() for patch in self.patches],
             "packages": dict(self.packages),
             "overridden": {name: dict(how) for name, how in self.overridden.items()},
+            **({"promoted": dict(self.promoted)} if self.promoted else {}),
         }
+
+    @property
+    def origin(self) -> str:
+        """Where it was promoted from, such as ``20261125021500Z of staging``; '' for nowhere."""
+        return f"{self.promoted['release']} of {self.promoted['env']}" if self.promoted else ""
 
     def to_build(self) -> Resolution:
         """Return the same as another host would build it: checkouts by their commits, whatever version they say."""
@@ -223,6 +235,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
+
+
+def _source(given: Mapping[str, Any]) -> dict[str, str]:
+    """Where a promoted release comes from: shown to people, and nothing else is in it."""
+    if given and not (given.keys() == {"env", "release"} and _ENV.fullmatch(_text(given["env"]))):
+        raise ValueError(given)
+    return {"env": given["env"], "release": check_id(given["release"])} if given else {}
 
 
 def _texts(given: Mapping[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 @contextlib.contextmanager
 def running(
     site: Site, name: str, release: str, by: str = "", job: str = "", reason: str = "", wait: float = 0,
-    locked: bool = True,
+    locked: bool = True, origin: str = "",
 ) -> Iterator[list[str]]:  # fmt: skip
     """
     Run a stage: with the lock of the host, with its hooks, timed, and written to the host's log.
@@ -39,6 +39,8 @@ def running(
         How long to wait for another process that is at work on this host, in seconds.
     locked
         False where a deploy lock is no obstacle.
+    origin
+        Where a release was promoted from.
 
     Yields the list of what is to be said besides. Raises ``InvalidArgument`` for what is no release, ``FormulaError``;
     whatever else goes wrong is turned into a sentence.
@@ -50,7 +52,7 @@ def running(
     with lock.held(site, name, release, by, job, wait, locked):
         begun = time.monotonic()
         entry: dict[str, Any] = {"stage": name, "release": release, "env": site.settings.env, "by": by, "job": job}
-        entry["reason"] = reason
+        entry.update(reason=reason, promoted=origin)
         ran: list[dict[str, Any]] = []
         warned: list[str] = []
         previous = site.releases.current()

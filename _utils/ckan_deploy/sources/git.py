@@ -24,6 +24,12 @@ ASK_TIMEOUT = 30
 TRANSFER_TIMEOUT = 1800
 # How the names of directories that hold a key begin.
 KEY = "key-"
+# Git without what its user has set for himself, such as line endings, filters and templates; with git before
+# 2.32, which does not know GIT_CONFIG_GLOBAL, by another home.
+PLAIN = {
+    "HOME": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent", "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1",
+}  # fmt: skip
 SSH = [
     "ssh", "-oBatchMode=yes", "-oPasswordAuthentication=no", "-oKbdInteractiveAuthentication=no",
     "-oConnectTimeout=15", "-oServerAliveInterval=10", "-oServerAliveCountMax=2",
@@ -93,6 +99,23 @@ def run(
     if done.retcode == 0:
         return done.stdout
     raise FormulaError(f"{what}: {_reason(done, origin, timeout)}")
+
+
+def local(args: Sequence[str], what: str, cwd: str = "/") -> str:
+    """
+    Run git on a repository of this host, the same on every host: no settings of git's hold there, and no origin is
+    asked.
+
+    args, what, cwd
+        As for ``run``.
+
+    Returns what it prints. Raises ``FormulaError`` as ``run`` does.
+    """
+    here = Origin("/")
+    done = _git([*_options(here), *args], PLAIN, cwd, TRANSFER_TIMEOUT)
+    if done.retcode == 0:
+        return done.stdout
+    raise FormulaError(f"{what}: {_reason(done, here, TRANSFER_TIMEOUT)}")
 
 
 def test(args: Sequence[str], cwd: str = "/", timeout: int = ASK_TIMEOUT) -> bool:

@@ -22,14 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.sources import git
+from ckan_deploy.sources import checkouts, git
 from ckan_deploy.sources.git import Origin
 from ckan_deploy.sources.pins import COMMIT
 from ckan_deploy.system import files
 
 SHORT_COMMIT = re.compile(r"[0-9a-f]{7,39}")
-# Where the origin is this host itself.
-HERE = Origin("/")
 # What is fetched outlives a power failure. Versions of git that do not know these pass over them.
 DURABLE = ("-c", "core.fsync=objects,reference", "-c", "core.fsyncMethod=batch")
 
@@ -99,25 +97,24 @@ def checkout(origin: Origin, commit: str, target: str, mirrors: str) -> CheckedO
     mirrors
         The directory that holds the bare mirrors of origins.
 
-    Raises ``FormulaError`` when the commit cannot be had.
+    The files are those that ``git clone`` gives to somebody who has set nothing. Raises ``FormulaError`` when the
+    commit cannot be had, or has files that are in Git LFS only.
     """
     url = origin.url
     with _mirror(origin, mirrors) as mirror:
         fetched = _fetch(origin, commit, mirror, mirrors)
         try:
-            _clone(origin, commit, mirror, target)
+            checkouts.clone(origin, commit, mirror, target)
         except FormulaError:
             if _connected(mirror, commit):
                 raise  # not the mirror's fault: the disk may be full
             shutil.rmtree(target, ignore_errors=True)
             _renew(origin, mirror, mirrors)
             fetched = _fetch(origin, commit, mirror, mirrors)
-            _clone(origin, commit, mirror, target)
+            checkouts.clone(origin, commit, mirror, target)
     if origin.submodules and os.path.isfile(os.path.join(target, ".gitmodules")):
-        what = f"the submodules of {url} cannot be had"
-        _run(origin, ["-C", target, "submodule", "--quiet", "update", "--init", "--recursive"], what, mirrors)
-        # As in _clone: the one before ends well with files that it could not write.
-        _local(["-C", target, "submodule", "--quiet", "foreach", "--recursive", "git reset -q --hard"], what)
+        checkouts.add_submodules(origin, target, lambda args, what: _run(origin, args, what, mirrors))
+    checkouts.refuse_pointers(origin, target)
     what = f"commit {commit} of {url} cannot be read"
     subject = _local(["-C", target, "log", "-1", "--format=%s"], what).strip()
     return CheckedOut(commit, subject, fetched)
@@ -236,16 +233,6 @@ def _by_beginning(origin: Origin, ref: str, mirrors: str) -> str:
 def _commits(mirror: str, span: str) -> list[dict[str, str]]:
     lines = _local(["-C", mirror, "log", "--format=%H %s", span, "--"], f"{mirror} cannot be read").splitlines()
     return [{"commit": line[:40], "subject": line[41:]} for line in lines]
-
-
-def _clone(origin: Origin, commit: str, mirror: str, target: str) -> None:
-    """Make a repository of its own with a commit checked out: the mirror is root's, and this one is not."""
-    _local(["clone", "-q", "--no-hardlinks", "--no-checkout", "--", mirror, target], f"{target} cannot be made")
-    what = f"commit {commit} of {origin.url} cannot be checked out"
-    _local(["-C", target, "update-ref", "--no-deref", "HEAD", commit], what)
-    # Not by "checkout", which says that all is well with files that it could not read or write.
-    _local(["-C", target, "reset", "-q", "--hard", commit, "--"], what)
-    _local(["-C", target, "remote", "set-url", "origin", origin.url], what)
 
 
 def _fetch(origin: Origin, commit: str, mirror: str, mirrors: str) -> bool:
@@ -369,7 +356,7 @@ def _reader(url: str) -> list[str]:
 
 def _local(args: Sequence[str], what: str) -> str:
     """Run git on this host's own repositories: no origin is asked."""
-    return git.run(HERE, args, what, "/nonexistent")
+    return git.local(args, what)
 
 
 def _near(ref: str, refs: Mapping[str, str]) -> str:
