@@ -1,7 +1,7 @@
 """
 Relocation: copy a virtualenv to another place so that the copy names its own place only, and find what does not.
 
-The copy shares the contents of its files with its source through hard links, so nothing here ever writes into an
+The copy may share the contents of its files with its source through hard links, so nothing here ever writes into an
 existing file: a file that must differ is written as a new one. This is the lower half of ``virtualenv``, whose
 ``clone`` and ``verify`` check their arguments, ask the interpreter too and clean up.
 """
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from attrs import frozen
 
 from ckan_deploy.build import prefixes
+from ckan_deploy.system import reflink
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Copied:
     prefixes: tuple[str, ...]
 
 
-def copy(source: str, target: str, link: str = "hard") -> Copied:
+def copy(source: str, target: str, link: str = "auto") -> Copied:
     """
     Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
 
@@ -53,15 +54,28 @@ def copy(source: str, target: str, link: str = "hard") -> Copied:
     target
         Absolute path of an empty directory, in its normal form.
     link
-        ``hard`` shares file contents by hard links where that is possible, ``copy`` copies every file.
+        How file contents are shared: ``hard`` by hard links where that is possible, ``auto`` by reflinks where the file
+        system has them and else by hard links, ``copy`` not at all.
 
     Raises ``OSError`` when a file cannot be read or written.
     """
-    copier = _Cloner(source, target, link == "hard")
+    copier = _Cloner(source, target, link)
     with _opened(source, None, os.O_DIRECTORY) as folder:
         copier.directory(folder, source, target, "top")
     copier.drop_stale_bytecode()
     return Copied(**copier.counts, prefixes=tuple(copier.prefixes))
+
+
+def is_fair(about: os.stat_result, user: int) -> bool:
+    """
+    Say whether a file may be shared: it is ours, and gives nobody else rights that it should not.
+
+    about
+        What the system says of it.
+    user
+        The number of the user that we are.
+    """
+    return about.st_uid == user and about.st_mode & 0o7777 == about.st_mode & FAIR
 
 
 def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
@@ -131,10 +145,11 @@ def rename(path: str, places: Mapping[str, str]) -> int:
 class _Cloner:
     """One pass over a virtualenv that makes another one of it."""
 
-    def __init__(self, source: str, target: str, link: bool) -> None:
+    def __init__(self, source: str, target: str, link: str) -> None:
         self.source = source
         self.target = target
-        self.link = link
+        self.reflink = link == "auto" and reflink.possible(source, target)
+        self.link = link != "copy" and not self.reflink
         self.prefixes = prefixes.own(source)
         self.pattern = prefixes.pattern(self.prefixes)
         self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
@@ -168,15 +183,20 @@ class _Cloner:
             return
         about = entry.stat(follow_symlinks=False)
         # What others may write to, or what would give others more rights than they have, is not taken as it is.
-        fair = about.st_uid == os.geteuid() and about.st_mode & 0o7777 == about.st_mode & FAIR
-        if self.link and fair and kind != "src" and self.linked(entry.name, folder, new, about.st_ino):
+        if (
+            self.link
+            and is_fair(about, os.geteuid())
+            and kind != "src"
+            and self.linked(entry.name, folder, new, about.st_ino)
+        ):
             return
         with _opened(entry.name, folder) as fd, open(new, "xb") as copy:
             about = os.fstat(fd)
             if not stat.S_ISREG(about.st_mode):
                 raise OSError(errno.ESTALE, "it has become something else meanwhile", entry.name)
-            with open(fd, "rb", closefd=False) as content:
-                shutil.copyfileobj(content, copy)
+            if not (self.reflink and reflink.copy(fd, copy.fileno())):
+                with open(fd, "rb", closefd=False) as content:
+                    shutil.copyfileobj(content, copy)
         os.chmod(new, about.st_mode & FAIR)
         # Python takes bytecode for stale otherwise.
         os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))

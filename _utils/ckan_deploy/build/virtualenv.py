@@ -1,7 +1,7 @@
 """
 Virtualenvs: clone, create and verify them, and compile what is in them.
 
-A clone shares the contents of its files with its source through hard links, so nothing here ever writes into an
+A clone may share the contents of its files with its source through hard links, so nothing here ever writes into an
 existing file: a file that must differ is written as a new one. Everything comes as arguments; nothing here knows of
 CKAN or of releases, and no pillar is read.
 """
@@ -27,7 +27,7 @@ from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.system import ownership, processes
 
 
-def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None = None) -> dict[str, float]:
+def clone(source: str, target: str, link: str = "auto", sandbox: Sandbox | None = None) -> dict[str, float]:
     """
     Make ``target`` a complete virtualenv of its own from the virtualenv ``source``.
 
@@ -41,8 +41,8 @@ def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None 
     target
         Absolute path of the virtualenv to make; must not exist, or hold nothing but a ``release.json``.
     link
-        ``hard`` (default) shares file contents by hard links, with a copy wherever a link is impossible; ``copy``
-        copies every file.
+        ``hard`` shares file contents by hard links, with a copy wherever a link is impossible; ``auto`` (default) does
+        it by reflinks where the file system has them; ``copy`` copies every file.
     sandbox
         Where its interpreter is run for the check. Default: no check by its interpreter.
 
@@ -51,8 +51,8 @@ def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None 
     Raises ``InvalidArgument`` for wrong arguments, ``FormulaError`` when the clone fails.
     """
     started = time.monotonic()
-    if link not in ("hard", "copy"):
-        raise InvalidArgument(f"link is {link!r}; use 'hard' or 'copy'.")
+    if link not in ("auto", "hard", "copy"):
+        raise InvalidArgument(f"link is {link!r}; use 'auto', 'hard' or 'copy'.")
     source, target = _absolute("source", source), _absolute("target", target)
     if not os.path.isfile(f"{source}/pyvenv.cfg") or not os.path.exists(f"{source}/bin/python"):
         raise FormulaError(
