@@ -177,5 +177,8 @@ def _write_wheel(path: str, content: dict[str, bytes]) -> None:
     draft = f"{path}.{os.getpid()}.part"
     with zipfile.ZipFile(draft, "w") as archive:
         for member, data in content.items():
-            archive.writestr(member, data)
+            # Of no time: the same on all hosts, whenever it is made.
+            about = zipfile.ZipInfo(member)
+            about.external_attr = 0o644 << 16
+            archive.writestr(about, data)
     os.rename(draft, path)

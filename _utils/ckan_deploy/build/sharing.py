@@ -314,11 +314,12 @@ def _folder(shared: str) -> str:
 @contextlib.contextmanager
 def _held(shared: str, tree: str) -> Iterator[str]:
     """The file of a tree, for as long as nobody else reads or writes it."""
-    os.makedirs(_folder(shared), mode=0o755, exist_ok=True)
     name = hashlib.sha256(tree.encode("utf-8")).hexdigest()[:16]
     file = os.path.join(_folder(shared), f"{name}.json")
-    with files.locked(f"{file}.lock"):
-        yield file
+    with files.usual_modes():
+        os.makedirs(_folder(shared), exist_ok=True)
+        with files.locked(f"{file}.lock"):
+            yield file
 
 
 def _read(file: str) -> dict[str, Seen] | None:
