@@ -311,13 +311,7 @@ def _bare(path: str, installer: Installer) -> str:
     python, pip = virtualenv.home_python(path), kind(installer) == "pip"
     key = hashlib.sha256(f"{python} {virtualenv.interpreter(path)['version']}".encode()).hexdigest()[:12]
     place = os.path.join(installer.shared, "interpreters", f"{key}{'-pip' if pip else ''}")
-    if not os.path.exists(f"{place}/.done"):
-        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
-        with files.locked(f"{place}.lock"):
-            if not os.path.exists(f"{place}/.done"):
-                shutil.rmtree(place, ignore_errors=True)
-                virtualenv.create(place, python=python, pip=pip)
-                files.write(f"{place}/.done", "")
+    files.once(place, lambda: virtualenv.create(place, python=python, pip=pip))
     return f"{place}/bin/python"
 
 
