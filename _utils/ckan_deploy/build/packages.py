@@ -208,7 +208,7 @@ def _lines(wanted: Iterable[Wanted], files: bool = True) -> list[str]:
 
 def _locked_lines(path: str, wanted: Sequence[Wanted], packages: Mapping[str, str]) -> list[str]:
     """The same for a lock: what the index has stands in it, and of that only what the virtualenv lacks."""
-    have = freeze(path)
+    have = freeze(path) if packages else {}
     from_index = {canonicalize_name(i.name) for i in wanted if i.requirement and " @ " not in i.requirement}
     archives = {canonicalize_name(i.name) for i in wanted if " @ " in i.requirement}
     lines = [

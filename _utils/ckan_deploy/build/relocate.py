@@ -19,7 +19,7 @@ import re
 import shutil
 import stat
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
@@ -32,20 +32,26 @@ log = logging.getLogger(__name__)
 SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
 # Modes that a release may have: nobody but its owner writes, and no file changes who one is.
 FAIR = 0o755
+# What a file system gives at a time, mostly.
+BLOCK = 4096
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
 
 
 @frozen
 class Copied:
-    """How many files were linked, copied and written anew, and the places that the source named as its own."""
+    """
+    How many files were linked, copied and written anew, what of the disk is the copy's own, and the places that the
+    source named as its own.
+    """
 
     linked: int
     copied: int
     rewritten: int
+    own_bytes: int
     prefixes: tuple[str, ...]
 
 
-def copy(source: str, target: str, link: str = "auto") -> Copied:
+def copy(source: str, target: str, link: str = "auto", leave_out: Collection[str] = ()) -> Copied:
     """
     Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
 
@@ -56,14 +62,16 @@ def copy(source: str, target: str, link: str = "auto") -> Copied:
     link
         How file contents are shared: ``hard`` by hard links where that is possible, ``auto`` by reflinks where the file
         system has them and else by hard links, ``copy`` not at all.
+    leave_out
+        Names at its top that are not copied.
 
     Raises ``OSError`` when a file cannot be read or written.
     """
-    copier = _Cloner(source, target, link)
+    copier = _Cloner(source, target, link, leave_out)
     with _opened(source, None, os.O_DIRECTORY) as folder:
         copier.directory(folder, source, target, "top")
     copier.drop_stale_bytecode()
-    return Copied(**copier.counts, prefixes=tuple(copier.prefixes))
+    return Copied(**copier.counts, own_bytes=copier.own_bytes, prefixes=tuple(copier.prefixes))
 
 
 def is_fair(about: os.stat_result, user: int) -> bool:
@@ -145,7 +153,9 @@ def rename(path: str, places: Mapping[str, str]) -> int:
 class _Cloner:
     """One pass over a virtualenv that makes another one of it."""
 
-    def __init__(self, source: str, target: str, link: str) -> None:
+    def __init__(self, source: str, target: str, link: str, leave_out: Collection[str]) -> None:
+        self.leave_out = leave_out
+        self.own_bytes = 0
         self.source = source
         self.target = target
         self.reflink = link == "auto" and reflink.possible(source, target)
@@ -163,7 +173,7 @@ class _Cloner:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if kind == "top" and SKIP.match(name):
+                if kind == "top" and (SKIP.match(name) or name in self.leave_out):
                     continue
                 old, new = f"{source}/{name}", f"{target}/{name}"
                 if entry.is_symlink():
@@ -174,6 +184,7 @@ class _Cloner:
                         self.directory(below, old, new, _kind(kind, name))
                 elif entry.is_file(follow_symlinks=False):
                     self.file(entry, folder, new, kind)
+        self.own_bytes += BLOCK
         # Last, since the mode may forbid writing.
         os.chmod(target, os.fstat(folder).st_mode & FAIR)
 
@@ -195,6 +206,7 @@ class _Cloner:
             if not stat.S_ISREG(about.st_mode):
                 raise OSError(errno.ESTALE, "it has become something else meanwhile", entry.name)
             if not (self.reflink and reflink.copy(fd, copy.fileno())):
+                self.own_bytes += _on_disk(about.st_size)
                 with open(fd, "rb", closefd=False) as content:
                     shutil.copyfileobj(content, copy)
         os.chmod(new, about.st_mode & FAIR)
@@ -229,6 +241,7 @@ class _Cloner:
             return False
         with open(new, "xb") as handle:
             handle.write(changed)
+        self.own_bytes += _on_disk(len(changed))
         os.chmod(new, mode & FAIR)
         self.counts["rewritten"] += 1
         self.rewritten.append(new)
@@ -252,6 +265,10 @@ class _Cloner:
             for old in _bytecode(name):
                 self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
                 os.unlink(old)
+
+
+def _on_disk(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 @contextlib.contextmanager

@@ -159,16 +159,12 @@ def identity(shared: str, tree: str) -> str:
 
 def trees(site: Site) -> list[str]:
     """
-    Return the virtualenvs that releases share files with, as far as they are there: the base that was adopted, and
-    what was written down.
+    Return the virtualenvs that releases share files with, as far as they are there: those that were written down.
 
     site
         The site.
     """
-    found = {tree for file, tree in _noted(site.paths.shared) if os.path.isdir(tree)}
-    if not site.settings.base.version and os.path.exists(os.path.join(site.paths.base, "bin", "python")):
-        found.add(site.paths.base)
-    return sorted(found)
+    return sorted(tree for _, tree in _noted(site.paths.shared) if os.path.isdir(tree))
 
 
 def changed(site: Site) -> list[Changed]:
