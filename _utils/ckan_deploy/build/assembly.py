@@ -5,6 +5,7 @@ the ini. Nothing here knows of states, of the link or of web servers.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import glob
 import os
@@ -29,6 +30,9 @@ from ckan_deploy.sources import patches
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import disk, files
+
+# How many checkouts are copied at a time.
+AT_ONCE = 4
 
 
 def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
@@ -95,27 +99,32 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     manifest = os.path.join(path, "release.json")
     was = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
-    put, places, found = {}, {}, {}
-    for name, item in prepared.items():
-        if item.checkout:
-            place = os.path.join(path, "src", name)
-            shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-            editable.put(item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path))
-            made = editable.thin(item.checkout, item.archive, name, item.subdirectory)
-            places[os.path.join(place, item.subdirectory).rstrip("/")] = made
-            put[name] = evolve(item, requirement=item.requirement.replace(item.archive, made))
-            package, version = parse_wheel_filename(os.path.basename(made))[:2]
-            found[str(package)] = str(version)
+    checkouts = [item for item in prepared.values() if item.checkout]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        thin = dict(zip(checkouts, pool.map(lambda item: _put(path, item), checkouts), strict=True))
     try:
         with layers.own_files_kept(path):
-            packages.install(path, [Wanted(name, item.requirement) for name, item in put.items()], {}, builder)
+            asked = [Wanted(item.name, item.requirement.replace(item.archive, thin[item])) for item in checkouts]
+            packages.install(path, asked, {}, builder)
     except FormulaError:
         # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
         files.write(manifest, was)
         raise
-    for place, made in places.items():
+    found = {}
+    for item, made in thin.items():
+        place = os.path.join(path, "src", item.name, item.subdirectory).rstrip("/")
         editable.tell(virtualenv.site_packages(path)[0], made, place)
+        package, version = parse_wheel_filename(os.path.basename(made))[:2]
+        found[str(package)] = str(version)
     return found
+
+
+def _put(path: str, item: Prepared) -> str:
+    """Put a checkout into the release; returns the wheel that makes it importable."""
+    place = os.path.join(path, "src", item.name)
+    shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
+    editable.put(item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path))
+    return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
 def _refuse_lost_plugins(path: str, sandbox: Sandbox) -> None:

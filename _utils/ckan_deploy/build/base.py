@@ -72,7 +72,7 @@ def describe(place: str) -> Base | None:
     place
         The virtualenv.
     """
-    found = packages.freeze(place).get("ckan")
+    found = packages.version(place, "ckan")
     if not found:
         return None
     version = virtualenv.interpreter(place)["version"]

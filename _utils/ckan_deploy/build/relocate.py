@@ -122,7 +122,7 @@ def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
 
 def rename(path: str, places: Mapping[str, str]) -> int:
     """
-    Let a virtualenv's files name other places: a checkout that it was installed from stands elsewhere in the end.
+    Let a virtualenv's scripts name other places: an installer was told of another interpreter.
 
     path
         Absolute path of the virtualenv, in its normal form.
@@ -134,19 +134,17 @@ def rename(path: str, places: Mapping[str, str]) -> int:
     # The longest first: one may lie inside another.
     pairs = [(prefixes.pattern([old]), places[old]) for old in sorted(places, key=len, reverse=True)]
     count = 0
-    for name in _telling_files(path):
+    scripts = [entry.path for entry in os.scandir(f"{path}/bin") if entry.is_file(follow_symlinks=False)]
+    for name in sorted(scripts):
         with open(name, "rb") as handle:
             data = handle.read()
         changed = data
         if not prefixes.is_binary(data):
             for old, new in pairs:
-                changed = prefixes.replaced(changed, old, new, os.path.dirname(name) == f"{path}/bin")
-        if changed == data:
-            continue
-        _replace(name, changed)
-        for bytecode in _bytecode(name):
-            os.unlink(bytecode)
-        count += 1
+                changed = prefixes.replaced(changed, old, new, script=True)
+        if changed != data:
+            _replace(name, changed)
+            count += 1
     return count
 
 

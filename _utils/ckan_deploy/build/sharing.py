@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 Seen = list[int]
 # How many files a sentence names.
 NAMED = 3
+# The marks of bases and layers that are finished.
+MARKS = ".ckan-*.json"
 
 
 @frozen
@@ -164,7 +166,7 @@ def trees(site: Site) -> list[str]:
     site
         The site.
     """
-    return sorted(tree for _, tree in _noted(site.paths.shared) if os.path.isdir(tree))
+    return sorted(tree for _, tree in _noted(site.paths.shared) if _is_whole(site.paths.shared, tree))
 
 
 def changed(site: Site) -> list[Changed]:
@@ -294,6 +296,12 @@ def _look(tree: str) -> dict[str, Seen]:
 
     look(tree, "", False)
     return found
+
+
+def _is_whole(shared: str, tree: str) -> bool:
+    """Whether a tree is there; what we make ourselves has a mark when it is finished."""
+    ours = tree.startswith(f"{shared}/")
+    return bool(glob.glob(f"{glob.escape(tree)}/{MARKS}")) if ours else os.path.isdir(tree)
 
 
 def _noted(shared: str) -> Iterator[tuple[str, str]]:
