@@ -16,12 +16,13 @@ try:
     from ckan_deploy.deploy import adopt as adoption
     from ckan_deploy.deploy import deploy as deploying
     from ckan_deploy.deploy import prune as pruning
+    from ckan_deploy.deploy import repair as repairing
     from ckan_deploy.deploy import rollback as rolling_back
     from ckan_deploy.deploy import status as standing
     from ckan_deploy.deploy import switch
     from ckan_deploy.host import SaltHost, salt_errors
     from ckan_deploy.releases.site import Site
-    from ckan_deploy.system.arguments import whole
+    from ckan_deploy.system.arguments import flag, whole
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -235,6 +236,31 @@ def prune(keep: int | None = None) -> list[str]:
         return pruning.prune(_site(), keep)
 
 
+def repair(accept: bool = False, by: str = "") -> dict[str, Any]:
+    """
+    Bring files that releases share back to what was installed, where somebody has changed one: in the base, in layers
+    and in all releases but the current one. That keeps what it has, until it goes.
+
+    accept
+        Keep the changes instead, for later releases as well.
+    by
+        Who asked.
+
+    Returns ``{"repaired": [paths], "accepted": [paths], "kept": id}``; the last one is the current release where it
+    keeps a change, else ''.
+    Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is done, for what cannot be
+    brought back.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.repair
+    """
+    with salt_errors():
+        return repairing.repaired(_site(), flag("accept", accept), by)
+
+
 def list_() -> list[dict[str, Any]]:
     """
     Return the releases of this host, newest first, a row each.
@@ -337,7 +363,8 @@ def status(processes: bool = False) -> dict[str, Any]:
 
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
-    ``unfinished`` where a deploy died before its end, what is missing. With ``processes`` also ``{"serving": [ids],
+    ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
+    not as they were installed. With ``processes`` also ``{"serving": [ids],
     "workers": {name: id or state}, "last": an entry of the history or {}}``.
 
     CLI Example:

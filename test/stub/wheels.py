@@ -41,7 +41,7 @@ def make_wheel(
     if plugins:
         entries = "".join(f"{plugin} = {target}\n" for plugin, target in plugins.items())
         content[f"{info}/entry_points.txt"] = f"[ckan.plugins]\n{entries}"
-    record = "".join(f"{path},{_digest(text)},{len(text.encode())}\n" for path, text in content.items())
+    record = "".join(record_line(path, text) for path, text in content.items())
     content[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
     Path(folder).mkdir(parents=True, exist_ok=True)
     wheel = Path(folder) / f"{module}-{version}-py3-none-any.whl"
@@ -49,6 +49,11 @@ def make_wheel(
         for path, text in content.items():
             archive.writestr(path, text)
     return wheel
+
+
+def record_line(path: str, text: str) -> str:
+    """The line of a file in a RECORD."""
+    return f"{path},{_digest(text)},{len(text.encode())}\n"
 
 
 def make_extension(folder: str | Path, name: str, text: str, version: str = "1.0") -> Path:

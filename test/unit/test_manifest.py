@@ -34,7 +34,8 @@ MANIFEST = Manifest(
     ID, "live", "2026-01-01T00:00:00Z", ({"state": "building", "at": "2026-01-01T00:00:00Z", "by": "eve"},),
     env="production", site="default", by="eve", job="20260101000000123456", resolution=RESOLUTION,
     plugins=("a", "b"), configuration="f" * 64, secret_options=("smtp.password",), settings={"web": "0123456789abcdef"},
-    disk_mb=0, build_seconds={"clone": 0.5}, check={"ckan": "2.11.1", "warnings": []}, migration={"state": "none"},
+    layer="0123456789abcdef", disk_mb=0, build_seconds={"clone": 0.5}, check={"ckan": "2.11.1", "warnings": []},
+    migration={"state": "none"},
     index={"made": {"a": 1}}, adopted={"from": "/srv/x"}, previous="20250101000000Z", previous_link="../x",
     finish_due="2026-01-01T00:00:00Z", came_after="20250101000000Z", bad_reason="slow",
 )  # fmt: skip

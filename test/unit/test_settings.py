@@ -296,7 +296,7 @@ def test_the_token_of_an_origin_goes_to_no_other_server_for_one_deploy(content: 
         ({"installer__offline": "yes"}, "ckan:installer:offline must be True or False, not text"),
         ({"manage__user": 1}, "ckan:manage:user must be True or False, not the number 1"),
         ({"web__listen": 80}, "ckan:web:listen is the number 80; put the value in quotes in the pillar"),
-        ({"link": "soft"}, "ckan:link is 'soft'; use hard or copy"),
+        ({"link": "soft"}, "ckan:link is 'soft'; use auto or hard or copy"),
         ({"web": "nginx"}, "ckan:web must be a dictionary, not text"),
         ({"web": ["nginx"]}, "ckan:web must be a dictionary, not a list"),
         ({"config": ["a"]}, "ckan:config must be a dictionary of CKAN's options"),

@@ -1,23 +1,25 @@
 """
-The assembly of a release: a clone of the base with its patches, a checkout per extension, one install of all of them,
+The assembly of a release: a clone of its layer, CKAN's patches, a checkout per extension, one install of all of them,
 the ini. Nothing here knows of states, of the link or of web servers.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import glob
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attrs import evolve
+from packaging.utils import parse_wheel_filename
 
-from ckan_deploy.build import base, editable, ini, namespace, packages, virtualenv
-from ckan_deploy.build.resolution import noted, prepare, wanted
+from ckan_deploy.build import base, editable, ini, layers, namespace, packages, virtualenv
+from ckan_deploy.build.packages import Wanted
+from ckan_deploy.build.resolution import noted, prepare
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
@@ -29,8 +31,8 @@ from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import disk, files
 
-# What is the formula's own at the top of a release: no package may bring it.
-OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg)$")
+# How many checkouts are copied at a time.
+AT_ONCE = 4
 
 
 def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
@@ -50,24 +52,30 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     _refuse_another_plan(site, found, resolution)
     builder = Builder.of(site, found.path)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "clone"):
-        virtualenv.clone(found.path, path, link=site.settings.link, sandbox=builder.sandbox)
-        patched = _patch_core(site, path, resolution.patches)
     with _timed(seconds, "sources"):
         prepared = prepare(site, resolution.extensions, builder)
+    with contextlib.ExitStack() as stack:
+        with _timed(seconds, "layer"):
+            layer = stack.enter_context(layers.held(site, found, resolution, prepared, builder))
+        with _timed(seconds, "clone"):
+            # Its interpreter is asked below, with the plugins.
+            cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+    patched, changed = _patch_core(site, path, resolution.patches)
     with _timed(seconds, "packages"):
-        _install(site, path, prepared, resolution, builder)
+        own = _install(site, path, prepared, builder)
     _refuse_lost_plugins(path, builder.sandbox)
     with _timed(seconds, "bytecode"):
-        virtualenv.compile_(path)
+        virtualenv.compile_(path, changed)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
-    built = evolve(resolution, base=found, extensions=pins, patches=patched, packages=packages.freeze(path))
+    had = {**layers.without_checkouts(layer.packages, prepared), **own}
+    built = evolve(resolution, base=found, extensions=pins, patches=patched, packages=dict(sorted(had.items())))
     return {
         "resolution": built,
         "plugins": site.settings.plugins,
+        "layer": layer.key,
         **ini.write(site, path),
         "settings": hashes(site.settings),
-        "disk_mb": disk.used_mb(path),
+        "disk_mb": round(cloned["own_mb"]) + disk.used_mb(os.path.join(path, "src")),
         "build_seconds": seconds,
     }
 
@@ -83,39 +91,40 @@ def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> Non
         raise FormulaError("the pillar of this host has other extensions than the plan; make them alike.")
 
 
-def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution: Resolution, builder: Builder) -> None:
-    """Put the checkouts into the release, and install all extensions together."""
-    own, manifest = _own_files(path), os.path.join(path, "release.json")
-    noted = files.read(manifest)
+def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: Builder) -> dict[str, str]:
+    """
+    Put the checkouts into the release, and make them importable, all together. Returns their packages,
+    ``{name: version}``.
+    """
+    manifest = os.path.join(path, "release.json")
+    was = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
-    put, thin = dict(prepared), {}
-    for name, item in prepared.items():
-        if item.checkout:
-            place = os.path.join(path, "src", name)
-            shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-            editable.put(item.checkout, item.archive, place, item.subdirectory)
-            made = editable.thin(item.checkout, item.archive, name, item.subdirectory)
-            thin[os.path.join(place, item.subdirectory).rstrip("/")] = made
-            put[name] = evolve(item, requirement=item.requirement.replace(item.archive, made))
-    packages.install(path, wanted(site, put), resolution.packages, builder)
-    for place, made in thin.items():
-        editable.tell(virtualenv.site_packages(path)[0], made, place)
-    if _own_files(path) != own:
+    checkouts = [item for item in prepared.values() if item.checkout]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        thin = dict(zip(checkouts, pool.map(lambda item: _put(path, item), checkouts), strict=True))
+    try:
+        with layers.own_files_kept(path):
+            asked = [Wanted(item.name, item.requirement.replace(item.archive, thin[item])) for item in checkouts]
+            packages.install(path, asked, {}, builder)
+    except FormulaError:
         # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
-        files.write(manifest, noted)
-        raise FormulaError("a package has files of its own where those of the release are; look into the new ones.")
-    namespace.unify(path)
-
-
-def _own_files(path: str) -> dict[str, str]:
-    """What the packages of a release must leave as it is, and what they must not bring: by name, where it is."""
-    known = [name for name in os.listdir(path) if OURS.match(name)]
-    known += [f"bin/{name}" for name in os.listdir(f"{path}/bin") if name.startswith("python")]
+        files.write(manifest, was)
+        raise
     found = {}
-    for name in known:
-        about = os.lstat(os.path.join(path, name))
-        found[name] = f"{about.st_ino} {about.st_mtime_ns}"
+    for item, made in thin.items():
+        place = os.path.join(path, "src", item.name, item.subdirectory).rstrip("/")
+        editable.tell(virtualenv.site_packages(path)[0], made, place)
+        package, version = parse_wheel_filename(os.path.basename(made))[:2]
+        found[str(package)] = str(version)
     return found
+
+
+def _put(path: str, item: Prepared) -> str:
+    """Put a checkout into the release; returns the wheel that makes it importable."""
+    place = os.path.join(path, "src", item.name)
+    shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
+    editable.put(item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path))
+    return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
 def _refuse_lost_plugins(path: str, sandbox: Sandbox) -> None:
@@ -127,10 +136,10 @@ def _refuse_lost_plugins(path: str, sandbox: Sandbox) -> None:
         raise FormulaError(f"installed, but it cannot be imported: {each}; correct the extension.")
 
 
-def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[Patch, ...]:
-    """Patch CKAN itself in a fresh clone; returns what became of each patch."""
+def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[tuple[Patch, ...], list[str]]:
+    """Patch CKAN itself in a fresh clone; returns what became of each patch, and the modules that have changed."""
     if not planned:
-        return ()
+        return (), []
     found = patches.read(site.host, [patch.patch for patch in planned])
     for patch, plan in zip(found, planned, strict=True):
         if patch.sha256 != plan.sha256:
@@ -139,7 +148,9 @@ def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[Patc
     places = [*glob.glob(os.path.join(glob.escape(path), "lib/python*/site-packages")), os.path.join(path, "src/ckan")]
     for place in places:
         if os.path.isfile(os.path.join(place, "ckan", "__init__.py")):
-            return tuple(patches.apply(site.host, place, found, only=("ckan/", "ckanext/")))
+            done = tuple(patches.apply(site.host, place, found, only=("ckan/", "ckanext/")))
+            names = {name for patch in done for name in patch.files if name.endswith(".py")}
+            return done, sorted(os.path.relpath(os.path.join(place, name), path) for name in names)
     raise FormulaError(f"no CKAN was found to patch in {path}; correct the base.")
 
 

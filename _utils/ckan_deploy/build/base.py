@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+from typing import Any
 
-from ckan_deploy.build import packages, virtualenv
+from ckan_deploy.build import packages, sharing, virtualenv
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
@@ -71,7 +72,7 @@ def describe(place: str) -> Base | None:
     place
         The virtualenv.
     """
-    found = packages.freeze(place).get("ckan")
+    found = packages.version(place, "ckan")
     if not found:
         return None
     version = virtualenv.interpreter(place)["version"]
@@ -95,27 +96,19 @@ def ensure(site: Site) -> Base:
         raise FormulaError(
             f"there is no virtualenv in {place}; install CKAN there, or set ckan:base:version to have one made."
         )
-    os.makedirs(os.path.dirname(place), exist_ok=True)
-    with files.locked(f"{place}.lock"):
-        # Another deploy may have made it while this one waited.
-        return find(site) or _make(place, site)
+    files.once(place, lambda: _make(place, site), DONE, durable=True)
+    made = find(site)
+    assert made
+    return made
 
 
-def _make(place: str, site: Site) -> Base:
-    shutil.rmtree(place, ignore_errors=True)  # what a killed run left
-    try:
-        virtualenv.create(place, python=site.settings.base.python)
-        wanted = [Wanted("base", requirement=item) for item in _requirements(site)]
-        packages.install(place, wanted, None, Builder.of(site, place))
-        virtualenv.compile_(place)
-        with open(os.path.join(place, DONE), "x", encoding="utf-8") as handle:
-            json.dump({"requirements": _requirements(site), "python": _python_version(site)}, handle)
-        made = find(site)
-        assert made
-        return made
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
+def _make(place: str, site: Site) -> dict[str, Any]:
+    virtualenv.create(place, python=site.settings.base.python)
+    wanted = [Wanted("base", requirement=item) for item in _requirements(site)]
+    packages.install(place, wanted, None, Builder.of(site, place))
+    virtualenv.compile_(place)
+    sharing.note(site.paths.shared, place)
+    return {"requirements": _requirements(site), "python": _python_version(site)}
 
 
 def _requirements(site: Site) -> list[str]:

@@ -19,7 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from ckan_deploy.build import wheels
+from ckan_deploy.build import virtualenv, wheels
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.system import files
 
@@ -33,9 +33,10 @@ PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTa
 NOTES = "ckan-notes.json"
 
 
-def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
+def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str) -> None:
     """
-    Put the checkout of an extension into a release, with what its build has made.
+    Put the checkout of an extension into a release, with what its build has made, and with bytecode. The same for all
+    releases, so it is made once, beside the wheel, and copied: people edit what is in a release.
 
     checkout
         The directory of the checkout, which is root's own.
@@ -45,9 +46,19 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
         Where it goes: a directory that is not there.
     subdirectory
         Where the package is in it, '' for its top.
+    python
+        The interpreter that its bytecode is for: one without packages.
 
     Raises ``FormulaError``.
     """
+    inner = os.path.join("src", os.path.basename(place))
+    made = os.path.join(os.path.dirname(wheel), "ready", os.path.basename(place))
+    files.once(made, lambda: _make(checkout, wheel, os.path.join(made, inner), subdirectory, python))
+    shutil.copytree(os.path.join(made, inner), place, symlinks=True)
+
+
+def _make(checkout: str, wheel: str, place: str, subdirectory: str, python: str) -> None:
+    os.makedirs(os.path.dirname(place))
     shutil.copytree(checkout, place, symlinks=True, ignore=_notes(checkout))
     top = os.path.join(place, subdirectory) if subdirectory else place
     with zipfile.ZipFile(wheel) as archive:
@@ -55,6 +66,7 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str) -> None:
         roots = _roots(top, modules)
         for module, name in sorted(modules.items()):
             _write(place, top, roots, module, archive.read(name))
+    virtualenv.compile_with(python, os.path.dirname(os.path.dirname(place)), ["src"])
 
 
 def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
@@ -183,5 +195,8 @@ def _write_wheel(path: str, content: dict[str, bytes]) -> None:
     draft = f"{path}.{os.getpid()}.part"
     with zipfile.ZipFile(draft, "w") as archive:
         for member, data in content.items():
-            archive.writestr(member, data)
+            # Of no time: the same on all hosts, whenever it is made.
+            about = zipfile.ZipInfo(member)
+            about.external_attr = 0o644 << 16
+            archive.writestr(about, data)
     os.rename(draft, path)

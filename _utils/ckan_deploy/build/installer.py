@@ -25,7 +25,7 @@ from ckan_deploy.build import relocate, virtualenv
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.system import disk, files, places, processes, toml
+from ckan_deploy.system import files, places, processes, reflink, toml
 from ckan_deploy.system.processes import Done
 
 
@@ -50,7 +50,7 @@ class Installer:
     index_url: str = field(default="", repr=False)
     find_links: str = ""
     offline: bool = False
-    link: str = "hard"
+    link: str = "auto"
 
     @classmethod
     def of(cls, settings: Settings) -> Installer:
@@ -161,7 +161,8 @@ def install(path: str, lines: Sequence[str], installer: Installer, no_deps: bool
     with _workplace(installer, {"wanted": lines}) as place:
         options = ["--no-deps"] if no_deps else []
         if kind(installer) == "uv":
-            mode = "hardlink" if installer.link == "hard" and _same_device(installer, path) else "copy"
+            # Never by hard links: who edits a file of a release would change what is installed from the cache later.
+            mode = "clone" if installer.link == "auto" and reflink.possible(place, path) else "copy"
             said = _uv(path, [*options, "--link-mode", mode, "-r", f"{place}/wanted.txt"], installer)
             _rename_interpreter(path, installer)
             with contextlib.suppress(FileNotFoundError):
@@ -310,13 +311,7 @@ def _bare(path: str, installer: Installer) -> str:
     python, pip = virtualenv.home_python(path), kind(installer) == "pip"
     key = hashlib.sha256(f"{python} {virtualenv.interpreter(path)['version']}".encode()).hexdigest()[:12]
     place = os.path.join(installer.shared, "interpreters", f"{key}{'-pip' if pip else ''}")
-    if not os.path.exists(f"{place}/.done"):
-        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
-        with files.locked(f"{place}.lock"):
-            if not os.path.exists(f"{place}/.done"):
-                shutil.rmtree(place, ignore_errors=True)
-                virtualenv.create(place, python=python, pip=pip)
-                files.write(f"{place}/.done", "")
+    files.once(place, lambda: virtualenv.create(place, python=python, pip=pip))
     return f"{place}/bin/python"
 
 
@@ -373,8 +368,3 @@ def _workplace(installer: Installer, given: Mapping[str, Sequence[str]]) -> Iter
             with open(f"{path}/{name}.txt", "w", encoding="utf-8") as handle:
                 handle.writelines(f"{line}\n" for line in lines)
         yield path
-
-
-def _same_device(installer: Installer, path: str) -> bool:
-    """Say whether hard links from the cache into a virtualenv are possible; uv's own cache is left to uv to judge."""
-    return os.stat(disk.existing(os.path.abspath(installer.cache))).st_dev == os.stat(path).st_dev

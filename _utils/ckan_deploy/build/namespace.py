@@ -40,7 +40,7 @@ for distribution in importlib.metadata.distributions():
                 problem = point.module + ": " + type(exc).__name__ + ": " + " ".join(str(exc).split())
             if problem:
                 lost.setdefault(distribution.metadata["Name"], "plugin " + point.name + ": " + problem)
-print("LOST " + json.dumps(lost))
+print("LOST " + json.dumps([sys.prefix, lost]))
 """
 
 
@@ -72,5 +72,7 @@ def missing(path: str, sandbox: Sandbox) -> dict[str, str]:
     lines = [line for line in said.stdout.splitlines() if line.startswith("LOST ")]
     if not lines:
         raise FormulaError(f"{path}/bin/python does not run: {processes.tail(said, 1)}.")
-    found: dict[str, str] = json.loads(lines[-1][5:])
-    return found
+    prefix, found = json.loads(lines[-1][5:])
+    if prefix != path:
+        raise FormulaError(f"{path}/bin/python belongs to {prefix}; repair the base and deploy again.")
+    return dict(found)

@@ -76,19 +76,25 @@ def freeze(path: str) -> dict[str, str]:
 
     Raises ``FormulaError`` where there is none.
     """
-    folders = sorted(glob.glob(f"{glob.escape(path)}/lib/*/site-packages"))
-    if not folders:
-        raise FormulaError(f"{path} holds no lib/python*/site-packages; name a virtualenv, or create it first.")
-    # A package installed by the old "setup.py develop" keeps its metadata in the checkout that an egg-link names.
-    for link in [name for folder in folders for name in glob.glob(f"{glob.escape(folder)}/*.egg-link")]:
-        with open(link, encoding="utf-8") as handle:
-            folders.append(handle.readline().strip())
     found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions(path=folders):
+    for distribution in importlib.metadata.distributions(path=_folders(path)):
         name, version = distribution.metadata["Name"], distribution.metadata["Version"]
         if name and version:
             found.setdefault(canonicalize_name(name), version)
     return dict(sorted(found.items()))
+
+
+def version(path: str, name: str) -> str:
+    """
+    Return the version of one package of a virtualenv, '' where it is not there.
+
+    path
+        Absolute path of the virtualenv.
+    name
+        The normalised name of the package.
+    """
+    found = importlib.metadata.distributions(name=name, path=_folders(path))
+    return next((distribution.metadata["Version"] for distribution in found), "")
 
 
 def lock(
@@ -196,6 +202,18 @@ def check(path: str, builder: Builder, tolerate: Iterable[str] = ()) -> bool:
     return True
 
 
+def _folders(path: str) -> list[str]:
+    """The directories of a virtualenv that packages have their metadata in."""
+    folders = sorted(glob.glob(f"{glob.escape(path)}/lib/*/site-packages"))
+    if not folders:
+        raise FormulaError(f"{path} holds no lib/python*/site-packages; name a virtualenv, or create it first.")
+    # A package installed by the old "setup.py develop" keeps its metadata in the checkout that an egg-link names.
+    for link in [name for folder in folders for name in glob.glob(f"{glob.escape(folder)}/*.egg-link")]:
+        with open(link, encoding="utf-8") as handle:
+            folders.append(handle.readline().strip())
+    return folders
+
+
 def _lines(wanted: Iterable[Wanted], files: bool = True) -> list[str]:
     """What is wanted as the lines of a requirements file."""
     lines = []
@@ -208,7 +226,7 @@ def _lines(wanted: Iterable[Wanted], files: bool = True) -> list[str]:
 
 def _locked_lines(path: str, wanted: Sequence[Wanted], packages: Mapping[str, str]) -> list[str]:
     """The same for a lock: what the index has stands in it, and of that only what the virtualenv lacks."""
-    have = freeze(path)
+    have = freeze(path) if packages else {}
     from_index = {canonicalize_name(i.name) for i in wanted if i.requirement and " @ " not in i.requirement}
     archives = {canonicalize_name(i.name) for i in wanted if " @ " in i.requirement}
     lines = [

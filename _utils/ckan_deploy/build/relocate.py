@@ -1,7 +1,7 @@
 """
 Relocation: copy a virtualenv to another place so that the copy names its own place only, and find what does not.
 
-The copy shares the contents of its files with its source through hard links, so nothing here ever writes into an
+The copy may share the contents of its files with its source through hard links, so nothing here ever writes into an
 existing file: a file that must differ is written as a new one. This is the lower half of ``virtualenv``, whose
 ``clone`` and ``verify`` check their arguments, ask the interpreter too and clean up.
 """
@@ -19,11 +19,12 @@ import re
 import shutil
 import stat
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
 from ckan_deploy.build import prefixes
+from ckan_deploy.system import reflink
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +32,26 @@ log = logging.getLogger(__name__)
 SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
 # Modes that a release may have: nobody but its owner writes, and no file changes who one is.
 FAIR = 0o755
+# What a file system gives at a time, mostly.
+BLOCK = 4096
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
 
 
 @frozen
 class Copied:
-    """How many files were linked, copied and written anew, and the places that the source named as its own."""
+    """
+    How many files were linked, copied and written anew, what of the disk is the copy's own, and the places that the
+    source named as its own.
+    """
 
     linked: int
     copied: int
     rewritten: int
+    own_bytes: int
     prefixes: tuple[str, ...]
 
 
-def copy(source: str, target: str, link: str = "hard") -> Copied:
+def copy(source: str, target: str, link: str = "auto", leave_out: Collection[str] = ()) -> Copied:
     """
     Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
 
@@ -53,15 +60,30 @@ def copy(source: str, target: str, link: str = "hard") -> Copied:
     target
         Absolute path of an empty directory, in its normal form.
     link
-        ``hard`` shares file contents by hard links where that is possible, ``copy`` copies every file.
+        How file contents are shared: ``hard`` by hard links where that is possible, ``auto`` by reflinks where the file
+        system has them and else by hard links, ``copy`` not at all.
+    leave_out
+        Names at its top that are not copied.
 
     Raises ``OSError`` when a file cannot be read or written.
     """
-    copier = _Cloner(source, target, link == "hard")
+    copier = _Cloner(source, target, link, leave_out)
     with _opened(source, None, os.O_DIRECTORY) as folder:
         copier.directory(folder, source, target, "top")
     copier.drop_stale_bytecode()
-    return Copied(**copier.counts, prefixes=tuple(copier.prefixes))
+    return Copied(**copier.counts, own_bytes=copier.own_bytes, prefixes=tuple(copier.prefixes))
+
+
+def is_fair(about: os.stat_result, user: int) -> bool:
+    """
+    Say whether a file may be shared: it is ours, and gives nobody else rights that it should not.
+
+    about
+        What the system says of it.
+    user
+        The number of the user that we are.
+    """
+    return about.st_uid == user and about.st_mode & 0o7777 == about.st_mode & FAIR
 
 
 def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
@@ -100,7 +122,7 @@ def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
 
 def rename(path: str, places: Mapping[str, str]) -> int:
     """
-    Let a virtualenv's files name other places: a checkout that it was installed from stands elsewhere in the end.
+    Let a virtualenv's scripts name other places: an installer was told of another interpreter.
 
     path
         Absolute path of the virtualenv, in its normal form.
@@ -112,29 +134,30 @@ def rename(path: str, places: Mapping[str, str]) -> int:
     # The longest first: one may lie inside another.
     pairs = [(prefixes.pattern([old]), places[old]) for old in sorted(places, key=len, reverse=True)]
     count = 0
-    for name in _telling_files(path):
+    scripts = [entry.path for entry in os.scandir(f"{path}/bin") if entry.is_file(follow_symlinks=False)]
+    for name in sorted(scripts):
         with open(name, "rb") as handle:
             data = handle.read()
         changed = data
         if not prefixes.is_binary(data):
             for old, new in pairs:
-                changed = prefixes.replaced(changed, old, new, os.path.dirname(name) == f"{path}/bin")
-        if changed == data:
-            continue
-        _replace(name, changed)
-        for bytecode in _bytecode(name):
-            os.unlink(bytecode)
-        count += 1
+                changed = prefixes.replaced(changed, old, new, script=True)
+        if changed != data:
+            _replace(name, changed)
+            count += 1
     return count
 
 
 class _Cloner:
     """One pass over a virtualenv that makes another one of it."""
 
-    def __init__(self, source: str, target: str, link: bool) -> None:
+    def __init__(self, source: str, target: str, link: str, leave_out: Collection[str]) -> None:
+        self.leave_out = leave_out
+        self.own_bytes = 0
         self.source = source
         self.target = target
-        self.link = link
+        self.reflink = link == "auto" and reflink.possible(source, target)
+        self.link = link != "copy" and not self.reflink
         self.prefixes = prefixes.own(source)
         self.pattern = prefixes.pattern(self.prefixes)
         self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
@@ -148,7 +171,7 @@ class _Cloner:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if kind == "top" and SKIP.match(name):
+                if kind == "top" and (SKIP.match(name) or name in self.leave_out):
                     continue
                 old, new = f"{source}/{name}", f"{target}/{name}"
                 if entry.is_symlink():
@@ -159,6 +182,7 @@ class _Cloner:
                         self.directory(below, old, new, _kind(kind, name))
                 elif entry.is_file(follow_symlinks=False):
                     self.file(entry, folder, new, kind)
+        self.own_bytes += BLOCK
         # Last, since the mode may forbid writing.
         os.chmod(target, os.fstat(folder).st_mode & FAIR)
 
@@ -168,15 +192,21 @@ class _Cloner:
             return
         about = entry.stat(follow_symlinks=False)
         # What others may write to, or what would give others more rights than they have, is not taken as it is.
-        fair = about.st_uid == os.geteuid() and about.st_mode & 0o7777 == about.st_mode & FAIR
-        if self.link and fair and kind != "src" and self.linked(entry.name, folder, new, about.st_ino):
+        if (
+            self.link
+            and is_fair(about, os.geteuid())
+            and kind != "src"
+            and self.linked(entry.name, folder, new, about.st_ino)
+        ):
             return
         with _opened(entry.name, folder) as fd, open(new, "xb") as copy:
             about = os.fstat(fd)
             if not stat.S_ISREG(about.st_mode):
                 raise OSError(errno.ESTALE, "it has become something else meanwhile", entry.name)
-            with open(fd, "rb", closefd=False) as content:
-                shutil.copyfileobj(content, copy)
+            if not (self.reflink and reflink.copy(fd, copy.fileno())):
+                self.own_bytes += _on_disk(about.st_size)
+                with open(fd, "rb", closefd=False) as content:
+                    shutil.copyfileobj(content, copy)
         os.chmod(new, about.st_mode & FAIR)
         # Python takes bytecode for stale otherwise.
         os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))
@@ -209,6 +239,7 @@ class _Cloner:
             return False
         with open(new, "xb") as handle:
             handle.write(changed)
+        self.own_bytes += _on_disk(len(changed))
         os.chmod(new, mode & FAIR)
         self.counts["rewritten"] += 1
         self.rewritten.append(new)
@@ -232,6 +263,10 @@ class _Cloner:
             for old in _bytecode(name):
                 self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
                 os.unlink(old)
+
+
+def _on_disk(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """
 Virtualenvs: clone, create and verify them, and compile what is in them.
 
-A clone shares the contents of its files with its source through hard links, so nothing here ever writes into an
+A clone may share the contents of its files with its source through hard links, so nothing here ever writes into an
 existing file: a file that must differ is written as a new one. Everything comes as arguments; nothing here knows of
 CKAN or of releases, and no pillar is read.
 """
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -27,7 +27,9 @@ from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.system import ownership, processes
 
 
-def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None = None) -> dict[str, float]:
+def clone(
+    source: str, target: str, link: str = "auto", sandbox: Sandbox | None = None, leave_out: Collection[str] = ()
+) -> dict[str, float]:  # fmt: skip
     """
     Make ``target`` a complete virtualenv of its own from the virtualenv ``source``.
 
@@ -41,18 +43,21 @@ def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None 
     target
         Absolute path of the virtualenv to make; must not exist, or hold nothing but a ``release.json``.
     link
-        ``hard`` (default) shares file contents by hard links, with a copy wherever a link is impossible; ``copy``
-        copies every file.
+        ``hard`` shares file contents by hard links, with a copy wherever a link is impossible; ``auto`` (default) does
+        it by reflinks where the file system has them; ``copy`` copies every file.
     sandbox
         Where its interpreter is run for the check. Default: no check by its interpreter.
+    leave_out
+        Names at the top of the source that are not taken either.
 
-    Returns ``{"files": n, "linked": n, "copied": n, "rewritten": n, "seconds": x}``.
+    Returns ``{"files": n, "linked": n, "copied": n, "rewritten": n, "seconds": x, "own_mb": y}``; the latter is the
+    disk that the target takes for itself.
 
     Raises ``InvalidArgument`` for wrong arguments, ``FormulaError`` when the clone fails.
     """
     started = time.monotonic()
-    if link not in ("hard", "copy"):
-        raise InvalidArgument(f"link is {link!r}; use 'hard' or 'copy'.")
+    if link not in ("auto", "hard", "copy"):
+        raise InvalidArgument(f"link is {link!r}; use 'auto', 'hard' or 'copy'.")
     source, target = _absolute("source", source), _absolute("target", target)
     if not os.path.isfile(f"{source}/pyvenv.cfg") or not os.path.exists(f"{source}/bin/python"):
         raise FormulaError(
@@ -62,7 +67,7 @@ def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None 
         raise InvalidArgument(f"{target} lies inside the source {source}; choose a target outside of it.")
     _make_target(target)
     try:
-        copied = relocate.copy(source, target, link=link)
+        copied = relocate.copy(source, target, link, leave_out)
         problems = verify(target, forbidden=copied.prefixes, sandbox=sandbox)
         if problems:
             raise FormulaError(
@@ -74,7 +79,8 @@ def clone(source: str, target: str, link: str = "hard", sandbox: Sandbox | None 
             raise FormulaError(f"Cloning {source} to {target} failed: {exc}; correct that and try again.") from exc
         raise
     counts = {"linked": copied.linked, "copied": copied.copied, "rewritten": copied.rewritten}
-    return {"files": sum(counts.values()), **counts, "seconds": round(time.monotonic() - started, 3)}
+    about = {"seconds": round(time.monotonic() - started, 3), "own_mb": copied.own_bytes / 2**20}
+    return {"files": sum(counts.values()), **counts, **about}
 
 
 def verify(path: str, forbidden: Iterable[str] = (), sandbox: Sandbox | None = None) -> list[str]:
@@ -133,21 +139,33 @@ def compile_(path: str, where: Iterable[str] = ("lib", "src"), timeout: int = 60
     path
         Absolute path of the virtualenv.
     where
-        Directories below it.
+        Directories below it, and modules.
     timeout
         Seconds.
 
     Returns ``{"compiled": n, "failed": [paths], "seconds": x}``. Files that are no valid Python (templates, old
     examples) are listed as failed and do no harm.
     """
+    return compile_with(home_python(path), path, where, timeout)
+
+
+def compile_with(python: str, path: str, where: Iterable[str], timeout: int = 600) -> dict[str, Any]:
+    """
+    Do what ``compile_`` does, by an interpreter that is named.
+
+    python
+        The interpreter.
+    path, where, timeout
+        As for ``compile_``.
+    """
     started = time.monotonic()
     path = _absolute("path", path)
-    folders = [name for name in where if os.path.isdir(f"{path}/{name}")]
+    folders = [name for name in where if os.path.exists(f"{path}/{name}")]
     if not folders:
         return {"compiled": 0, "failed": [], "seconds": 0.0}
     # Stripping the prefix keeps this virtualenv's place out of bytecode that clones will share. compileall writes
     # beside and renames, so a linked file is replaced, not changed.
-    command = [home_python(path), "-I", "-S", "-m", "compileall", "-s", path]
+    command = [python, "-I", "-S", "-m", "compileall", "-s", path]
     done = processes.run(command + [f"{path}/{name}" for name in folders], timeout=timeout)
     seen = re.findall(r"^Compiling '(.*)'\.\.\.$", done.stdout, re.MULTILINE)
     failed = re.findall(r"^Compiling '(.*)'\.\.\.\n\*\*\*", done.stdout, re.MULTILINE)

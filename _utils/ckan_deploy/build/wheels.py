@@ -221,16 +221,14 @@ class Builder:
         place = os.path.join(
             self.installer.shared, "environments", hashlib.sha256(about.encode("utf-8")).hexdigest()[:16]
         )
-        python, done = f"{place}/bin/python", f"{place}/.done"
-        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
-        with files.locked(f"{place}.lock"):
-            if not os.path.exists(done):
-                shutil.rmtree(place, ignore_errors=True)  # what a killed run left
-                virtualenv.create(place, python=virtualenv.home_python(self.path))
-                if requires:
-                    self.with_wheels(lambda: installers.install(place, list(requires), self.installer))
-                files.write(done, about)
-        return python
+        files.once(place, lambda: self._equip(place, requires))
+        return f"{place}/bin/python"
+
+    def _equip(self, place: str, requires: Sequence[str]) -> list[str]:
+        virtualenv.create(place, python=virtualenv.home_python(self.path))
+        if requires:
+            self.with_wheels(lambda: installers.install(place, list(requires), self.installer))
+        return sorted(requires)
 
     def _python(self) -> str:
         version = virtualenv.interpreter(self.path)["version"]

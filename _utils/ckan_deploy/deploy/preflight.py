@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 
+from ckan_deploy.build import sharing
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
@@ -14,8 +15,8 @@ from ckan_deploy.system import disk
 
 def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     """
-    Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, directories
-    that others may write to, supervisor, web server, cron, hooks.
+    Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, shared files
+    that were changed, directories that others may write to, supervisor, web server, cron, hooks.
 
     site
         The site.
@@ -28,6 +29,7 @@ def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
     """
     found = [*_build_problems(site), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
     found += shared_files.exposed(site)
+    found += filter(None, [sharing.problem(site)])
     found += filter(
         None, (site.releases.link_problem(), app_server.supervisor_problem(site), health.front_problem(site))
     )

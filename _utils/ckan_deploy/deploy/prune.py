@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
+from ckan_deploy.build import layers, sharing
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import choice, lock
 from ckan_deploy.releases.site import Site
@@ -81,6 +82,8 @@ def old(site: Site, keep: int | None = None) -> Pruned:
         _attempt(problems, shared_files.forget, site)
     pins = [pin for manifest in kept if manifest.resolution for pin in manifest.resolution.extensions.values()]
     _attempt(problems, origins.forget, pins, site.paths.shared)
+    _attempt(problems, layers.forget, {manifest.layer for manifest in kept}, site.paths.shared)
+    _attempt(problems, sharing.forget, site.paths.shared)
     return Pruned(gone, spared, list(dict.fromkeys(problems)))
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckan_deploy.build import assembly, packages, resolution
+from ckan_deploy.build import assembly, packages, resolution, sharing
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
@@ -183,6 +183,7 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
             raise FormulaError(f"current points to {linked or 'no release'} instead of {release}.")
         if unsteady := app_server.unsteady(site, release):
             raise FormulaError(f"the app server of {release} {unsteady}; see {app_server.log_place(site, release)}")
+        warned += filter(None, [sharing.problem(site)])
         why, _ = search_index.differs(site, site.release(release).manifest)
         return {**health.health(site, release), "reindex": why, "warnings": warned}
 
@@ -274,6 +275,9 @@ def _leave(site: Site, manifest: Manifest) -> list[str]:
 def _removed(site: Site, candidate: Release) -> list[str]:
     """Remove a candidate, with its log; returns warnings: the host serves what it served before."""
     warnings = []
+    with contextlib.suppress(FormulaError, OSError):
+        # Each file has a link less then, which is nothing to look into.
+        sharing.changed(site)
     try:
         candidate.remove()
         app_server.forget(site, candidate.directory)

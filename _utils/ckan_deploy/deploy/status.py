@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ckan_deploy.build import ini
+from ckan_deploy.build import ini, sharing
 from ckan_deploy.deploy.rollback import rollback_target
 from ckan_deploy.deploy.unfinished import unfinished
 from ckan_deploy.errors import FormulaError
@@ -120,7 +120,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
 
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
-    ``unfinished`` where a deploy died before its end, what is missing. With ``processes`` also ``{"serving": [ids],
+    ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
+    not as they were installed. With ``processes`` also ``{"serving": [ids],
     "workers": {name: id or state}, "last": an entry of the history or {}}``.
     """
     current, answers, closed = site.releases.current(), "", maintenance.status(site)
@@ -135,6 +136,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     more: dict[str, Any] = {"maintenance": closed} if closed["on"] else {}
     more.update({"link": link} if link else {})
     more.update({"unfinished": f"{missing}; type: ckan_release.finish {current}"} if missing else {})
+    changed = sharing.problem(site)
+    more.update({"changed": changed} if changed else {})
     if processes:
         more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
         more["workers"] = _workers(site)

@@ -88,6 +88,8 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
         wrong.append(f"has no release: {answer['link']}")
     if "unfinished" in answer and not at_work:
         wrong.append(f"is not done: {answer['unfinished']}")
+    if "changed" in answer:
+        wrong.append(f"shares changed files: {answer['changed']}")
     if release and linked != release:
         wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
     for name, what in answer["workers"].items():

@@ -117,7 +117,8 @@ def _file_of_lock(path: str) -> TextIO:
     try:
         safely.ensure(os.path.dirname(path))
         # Kept after the end: a lock on a file that another one has removed would keep nobody out.
-        return open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644))
+        with files.usual_modes():
+            return open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644))
     except OSError as exc:
         raise FormulaError(f"this host cannot be locked ({exc.strerror}: {exc.filename}); correct that") from exc
 

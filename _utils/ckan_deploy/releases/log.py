@@ -12,7 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.releases.ids import now
-from ckan_deploy.system import safely
+from ckan_deploy.system import files, safely
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class Log:
         path = os.path.join(self.folder, "deploy.log")
         try:
             safely.ensure(self.folder)
-            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
+            with files.usual_modes():
+                fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
             try:
                 # A line that was cut short, by a kill or a full disk, must not spoil this one.
                 size = os.fstat(fd).st_size

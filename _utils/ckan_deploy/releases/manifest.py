@@ -113,8 +113,8 @@ class Resolution:
 @frozen
 class Manifest:
     """
-    A release on this host. ``resolution`` is None until it is built; ``check`` is what its boot check said;
-    ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
+    A release on this host. ``resolution`` is None until it is built; ``layer`` is what it is a clone of; ``check`` is
+    what its boot check said; ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
     """
 
     id: str
@@ -130,6 +130,7 @@ class Manifest:
     configuration: str = ""
     secret_options: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(factory=dict)
+    layer: str = ""
     disk_mb: int | None = None
     build_seconds: Mapping[str, float] = field(factory=dict)
     check: Mapping[str, Any] = field(factory=dict)

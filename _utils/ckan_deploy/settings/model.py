@@ -285,7 +285,12 @@ class Settings:
     base: Base = field(factory=Base)
     installer: Installer = field(factory=Installer)
     build: Build = field(factory=Build)
-    link: str = setting("hard", "How a release shares files with the base.", choices=("hard", "copy"))
+    link: str = setting(
+        "auto",
+        "How releases share files: by reflinks where the file system has them and else by hard links (`auto`), by hard "
+        "links (`hard`), or not at all (`copy`).",
+        choices=("auto", "hard", "copy"),
+    )
     keep: int = setting(5, "How many good releases are kept.", least=2)
     deploy_group: str = setting(
         "", "Group that the host is in where a deploy goes by groups, such as `canary`.", pattern=r"([a-z][a-z0-9_-]*)?"

@@ -61,6 +61,22 @@ def whole(name: str, value: Any, least: int = 0) -> int:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """
+    Return an argument that is true or false.
+
+    name
+        What it is called.
+    value
+        What was typed.
+
+    Raises ``InvalidArgument`` for anything else.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} is {value!r}; use True or False.")
+    return value
+
+
 def mapping(name: str, value: Any) -> dict[str, Any]:
     """
     Return an argument that is a dictionary; None stands for an empty one.

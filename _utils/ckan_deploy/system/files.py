@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import grp
+import json
 import logging
 import os
 import pwd
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar, overload
 
 from ckan_deploy.errors import FormulaError
@@ -205,6 +206,40 @@ def locked(path: str, wait: bool = True) -> Iterator[bool]:
     """
     with _held(path, os.O_WRONLY | os.O_CREAT, wait) as mine:
         yield mine
+
+
+def once(place: str, make: Callable[[], object], mark: str = ".done", durable: bool = False) -> None:
+    """
+    Have a directory made that is the same for all who want it. One that was not finished is never taken for it: a file
+    in it is written last. Who comes while it is made waits.
+
+    place
+        The directory.
+    make
+        Makes it; what it returns is kept in the file, as JSON.
+    mark
+        The name of that file.
+    durable
+        Make sure that what bears the mark outlives a power failure.
+
+    Raises what ``make`` raises; there is no directory then.
+    """
+    done = os.path.join(place, mark)
+    if os.path.exists(done):
+        return
+    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    with locked(f"{place}.lock"):
+        if os.path.exists(done):
+            return  # another one has made it meanwhile
+        shutil.rmtree(place, ignore_errors=True)  # what a killed run left
+        try:
+            about = json.dumps(make())
+            if durable:
+                sync_tree(place)
+            write(done, about, durable=durable)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,189 @@
+"""
+Layers: what does not change from release to release, installed and compiled once.
+
+A layer is a virtualenv under ``shared/layers``: a clone of the base with the packages of a lock, without the extensions
+from git. It is named after all that it is made from. A release is a clone of its layer, and goes on sharing its files
+with it; the layer goes when no release is left that was made of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from attrs import frozen
+from packaging.utils import parse_wheel_filename
+
+from ckan_deploy.build import namespace, packages, sharing, virtualenv
+from ckan_deploy.build.resolution import wanted
+from ckan_deploy.build.wheels import Builder
+from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.manifest import Base, Resolution
+from ckan_deploy.releases.site import Site
+from ckan_deploy.sources.origins import Prepared
+from ckan_deploy.system import files
+
+# Another one where layers are made in another way.
+FORMAT = 1
+DONE = ".ckan-layer.json"
+# What is the formula's own at the top of a release: no package may bring it.
+OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|\.ckan-.*)$")
+_KEY = re.compile(r"[0-9a-f]{16}")
+# Behind the name of a layer that is being removed.
+_GONE = ".gone"
+
+
+@frozen
+class Layer:
+    """A layer: its name, its directory, and its packages, ``{name: version}``."""
+
+    key: str
+    path: str
+    packages: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def held(
+    site: Site, base: Base, resolution: Resolution, prepared: Mapping[str, Prepared], builder: Builder
+) -> Iterator[Layer]:
+    """
+    Have the layer of a resolution, made if need be, for as long as the context lasts: no prune removes it meanwhile.
+
+    site
+        The site.
+    base
+        The base.
+    resolution
+        What a release will hold.
+    prepared
+        What each extension is installed from.
+    builder
+        Builds what has no wheel.
+
+    Raises ``FormulaError``; there is no layer then.
+    """
+    locked = without_checkouts(resolution.packages, prepared)
+    key = _key(site, base, locked, prepared)
+    place = os.path.join(_folder(site.paths.shared), key)
+    os.makedirs(_folder(site.paths.shared), mode=0o755, exist_ok=True)
+    with files.locked(os.path.join(_folder(site.paths.shared), ".lock")):
+        files.once(place, lambda: _make(site, base, place, locked, prepared, builder), DONE, durable=True)
+        yield Layer(key, place, json.loads(files.read(os.path.join(place, DONE))))
+
+
+def without_checkouts(locked: Mapping[str, str], prepared: Mapping[str, Prepared]) -> dict[str, str]:
+    """
+    Return the packages of a lock that do not come from checkouts.
+
+    locked
+        ``{name: version}``.
+    prepared
+        What each extension is installed from.
+    """
+    names = {str(_name(item)) for item in prepared.values() if item.checkout}
+    return {name: version for name, version in locked.items() if name not in names}
+
+
+def forget(keys: Collection[str], shared: str) -> None:
+    """
+    Remove the layers that no release was made of any more.
+
+    keys
+        The names of those that are kept.
+    shared
+        The directory ``paths:shared``.
+
+    Raises ``FormulaError``, when all the rest is done, for what cannot be removed.
+    """
+    top, problems = _folder(shared), []
+    if not os.path.isdir(top):
+        return
+    with files.locked(os.path.join(top, ".lock"), wait=False) as mine:
+        for name in os.listdir(top) if mine else []:
+            if _KEY.fullmatch(name.removesuffix(_GONE)) and name not in keys:
+                problems += _removed(os.path.join(top, name.removesuffix(_GONE)), name)
+    if problems:
+        raise FormulaError("; ".join(problems))
+
+
+@contextlib.contextmanager
+def own_files_kept(path: str) -> Iterator[None]:
+    """
+    Refuse packages that bring what is the formula's own in a release, or what makes it a virtualenv.
+
+    path
+        The virtualenv that they are installed into while the context lasts.
+
+    Raises ``FormulaError`` at the end.
+    """
+    before = _own_files(path)
+    yield
+    if _own_files(path) != before:
+        raise FormulaError("a package has files of its own where those of the release are; look into the new ones.")
+
+
+def _make(
+    site: Site, base: Base, place: str, locked: Mapping[str, str], prepared: Mapping[str, Prepared], builder: Builder
+) -> dict[str, str]:  # fmt: skip
+    virtualenv.clone(base.path, place, link=site.settings.link, sandbox=builder.sandbox)
+    with own_files_kept(place):
+        kept = {name: item for name, item in prepared.items() if not item.checkout}
+        packages.install(place, wanted(site, kept), locked, builder)
+    namespace.unify(place)
+    virtualenv.compile_(place)
+    sharing.note(site.paths.shared, place)
+    return packages.freeze(place)
+
+
+def _key(site: Site, base: Base, locked: Mapping[str, str], prepared: Mapping[str, Prepared]) -> str:
+    # An archive may be another one with the same version.
+    archives = sorted(item.requirement for item in prepared.values() if not item.checkout and item.archive)
+    made_from = [
+        FORMAT, base.path, base.python, sharing.identity(site.paths.shared, base.path), sorted(locked.items()),
+        [_digest(requirement) for requirement in archives], site.settings.link, site.settings.web.app,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(made_from).encode("utf-8")).hexdigest()[:16]
+
+
+def _digest(requirement: str) -> str:
+    path = requirement.partition(" @ file://")[2]
+    with open(path, "rb") as handle:
+        return f"{os.path.basename(path)} {hashlib.sha256(handle.read()).hexdigest()}"
+
+
+def _name(item: Prepared) -> str:
+    return parse_wheel_filename(os.path.basename(item.archive))[0]
+
+
+def _own_files(path: str) -> dict[str, str]:
+    """What the packages of a release must leave as it is, and what they must not bring: by name, where it is."""
+    known: Iterable[str] = [name for name in os.listdir(path) if OURS.match(name)]
+    known = [*known, *(f"bin/{name}" for name in os.listdir(f"{path}/bin") if name.startswith("python"))]
+    found = {}
+    for name in known:
+        about = os.lstat(os.path.join(path, name))
+        found[name] = f"{about.st_ino} {about.st_mtime_ns}"
+    return found
+
+
+def _removed(place: str, name: str) -> list[str]:
+    """Remove a layer, out of its place first: one that is removed in part must not be taken for a whole one."""
+    gone = place + _GONE
+    try:
+        if not name.endswith(_GONE):
+            shutil.rmtree(gone, ignore_errors=True)
+            os.rename(place, gone)
+        shutil.rmtree(gone)
+    except OSError as exc:
+        return [f"{gone} cannot be removed ({exc.strerror}: {exc.filename})"]
+    files.try_unlink(f"{place}.lock")
+    return []
+
+
+def _folder(shared: str) -> str:
+    return os.path.join(shared, "layers")
