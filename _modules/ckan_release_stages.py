@@ -58,9 +58,10 @@ def plan(
         The run of the master that this belongs to.
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
-    "own_changes": [sentences], "host": {...}}``; ``contents`` is what the resolution, ``changes``
-    compares it with the current release, ``own_changes`` says what this host's pillar changes, ``host`` is what
-    the fleet must know of this host. Raises ``CommandExecutionError`` with all that is in the way.
+    "own_changes": [sentences], "remarks": [sentences], "own_remarks": [sentences], "host": {...}}``; ``contents`` is
+    the resolution, ``changes`` compares it with the current release, ``own_changes`` says what this host's pillar
+    changes, the remarks are no changes, ``host`` is what the fleet must know of this host. Raises
+    ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
 

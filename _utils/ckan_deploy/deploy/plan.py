@@ -34,7 +34,8 @@ TOLD = (
 class Plan:
     """
     What a deploy would do. ``changes`` compares the resolution with the current release, ``own_changes`` says what this
-    host's pillar changes, ``host`` is what the fleet must know of this host.
+    host's pillar changes, ``host`` is what the fleet must know of this host. ``remarks`` and ``own_remarks`` are to be
+    known besides: they are true of the current release, too, and are no reason to deploy.
     """
 
     release: str
@@ -44,6 +45,8 @@ class Plan:
     host: dict[str, Any]
     resolution: Resolution | None = None
     changes: list[str] = []
+    remarks: list[str] = []
+    own_remarks: list[str] = []
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the answer of ``ckan_release.plan``."""
@@ -52,6 +55,7 @@ class Plan:
             "contents": self.resolution.to_json() if self.resolution else {},
             "extensions": diff.brief(self.resolution.extensions) if self.resolution else {},
             "changes": self.changes, "own_changes": self.own_changes,
+            "remarks": self.remarks, "own_remarks": self.own_remarks,
         }  # fmt: skip
 
 
@@ -76,8 +80,10 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     current = site.releases.current()
     ini.validate(site)
     before = site.releases.read(current) if current else None
-    own = [*_own_changes(site, before), *_warnings(site)]
-    planned = Plan(release, site.settings.env, current, own, _about_host(site, release, before, job))
+    about = _about_host(site, release, before, job)
+    planned = Plan(
+        release, site.settings.env, current, _own_changes(site, before), about, own_remarks=_warnings(site)
+    )  # fmt: skip
     if not resolve:
         return planned
     new = resolution.resolve(site)
@@ -88,7 +94,7 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "") -> Plan:
     if migrations and compatibility.closes(site, old.base.ckan if old else "", new.base.ckan, ["core"]):
         migrations.append("visitors get the maintenance page while the database is migrated")
     changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
-    return evolve(planned, resolution=new, changes=changes)
+    return evolve(planned, resolution=new, changes=changes, remarks=diff.remarks(new))
 
 
 def missed(site: Site) -> tuple[str, str | None]:
