@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import evolve
 
-from ckan_deploy.build import base, editable, ini, namespace, packages, virtualenv
+from ckan_deploy.build import base, editable, ini, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.resolution import noted, prepare, wanted
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
@@ -57,7 +57,7 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
         prepared = prepare(site, resolution.extensions, builder)
     with _timed(seconds, "packages"):
         _install(site, path, prepared, resolution, builder)
-    _refuse_lost_plugins(path, builder.sandbox)
+    broken = _broken_plugins(site, path, builder.sandbox)
     with _timed(seconds, "bytecode"):
         virtualenv.compile_(path)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
@@ -65,6 +65,7 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     return {
         "resolution": built,
         "plugins": site.settings.plugins,
+        "broken_plugins": broken,
         **ini.write(site, path),
         "settings": hashes(site.settings),
         "disk_mb": disk.used_mb(path),
@@ -118,13 +119,22 @@ def _own_files(path: str) -> dict[str, str]:
     return found
 
 
-def _refuse_lost_plugins(path: str, sandbox: Sandbox) -> None:
-    lost = namespace.missing(path, sandbox)
-    # Some versions of CKAN name plugins of their tests that they do not bring.
-    lost.pop("ckan", None)
-    if lost:
-        each = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
+def _broken_plugins(site: Site, path: str, sandbox: Sandbox) -> dict[str, str]:
+    """
+    Refuse plugins that are enabled and cannot be imported. Returns the others that cannot, ``{plugin: reason}``: nobody
+    asks for them.
+    """
+    enabled = plugins.enabled(ini.options(site))
+    found = namespace.missing(path, enabled, sandbox)
+    refused = sorted({lost for lost in found if lost.plugin in enabled}, key=lambda lost: (lost.package, lost.plugin))
+    if refused:
+        each = "; ".join(
+            plugins.advised(f"{lost.package}: plugin {lost.plugin}: {lost.reason}", path, lost.plugin, site.settings)
+            for lost in refused
+        )
         raise FormulaError(f"installed, but it cannot be imported: {each}; correct the extension.")
+    # Some versions of CKAN name plugins of their tests that they do not bring.
+    return {lost.plugin: f"{lost.package}: {lost.reason}" for lost in found if lost.package != "ckan"}
 
 
 def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[Patch, ...]:
