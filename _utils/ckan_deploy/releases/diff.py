@@ -34,8 +34,8 @@ def compare(
     plugins
         The plugins of the two; None where they are not known yet.
 
-    Returns ``{"base": {"old", "new"} or {}, "extensions": {name: {"change", "old", "new", "commits", "dropped"}},
-    "packages": {name: {"old", "new"}}, "patches": {"added": [...], "removed": [...], "changed": [...]},
+    Returns ``{"base": {"old", "new"} or {}, "extensions": {name: {"change", "old", "new", "commits", "dropped",
+    "why"}}, "packages": {name: {"old", "new"}}, "patches": {"added": [...], "removed": [...], "changed": [...]},
     "overrides": {name: {"by", "base", "got"} or {}}, "plugins": {"added": [...], "removed": [...]}}``. What is the same
     is left out.
     """
@@ -153,7 +153,8 @@ def _extension_changed(name: str, change: Mapping[str, Any]) -> str:
     subjects = [f"{len(commits)} commits"] if len(commits) > SHOWN else [commit["subject"] for commit in commits]
     more = f" ({'; '.join(subjects)})" if subjects else ""
     less = f", {len(change['dropped'])} commits of before are not in it" if change.get("dropped") else ""
-    return f"{name} {change['change']}: {' -> '.join(filter(None, (change['old'], change['new'])))}{more}{less}"
+    why = "".join(f", {reason}" for reason in change.get("why", []))
+    return f"{name} {change['change']}: {' -> '.join(filter(None, (change['old'], change['new'])))}{more}{less}{why}"
 
 
 def _remarks(name: str, pin: Pin) -> list[str]:
@@ -178,7 +179,12 @@ def _extensions(old: Mapping[str, Pin], new: Mapping[str, Pin], mirrors: str) ->
         if not before or not after:
             found[name] = {"change": "added" if after else "removed", **change}
         elif _identity(before) != _identity(after):
-            found[name] = {"change": "changed", **change, **_between(before, after, mirrors)}
+            found[name] = {
+                "change": "changed",
+                **change,
+                **_between(before, after, mirrors),
+                **_otherwise(before, after),
+            }
     return found
 
 
@@ -193,10 +199,17 @@ def _between(before: Pin, after: Pin, mirrors: str) -> dict[str, Any]:
     return {}
 
 
+def _otherwise(before: Pin, after: Pin) -> dict[str, list[str]]:
+    """What else than its commit makes it another build."""
+    why = ["its tags have changed, and so may its version"] if before.tags != after.tags and after.commit else []
+    why += ["other build commands"] if before.build != after.build else []
+    return {"why": why} if why else {}
+
+
 def _identity(pin: Pin) -> tuple[Any, ...]:
     """What makes an extension another one: not the name of the ref, but what it stands for."""
     hashes = tuple(patch.sha256 for patch in pin.patches)
-    return pin.url, pin.commit, pin.version, pin.archive, pin.hash, hashes
+    return pin.url, pin.commit, pin.version, pin.archive, pin.hash, hashes, pin.tags, pin.build
 
 
 def _origin(pin: Pin) -> str:
