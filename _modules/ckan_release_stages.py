@@ -61,9 +61,10 @@ def plan(
         What the release is to hold, where it is what another environment has live: no ref is asked for then.
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
-    "own_changes": [sentences], "differs": [sentences], "host": {...}}``; ``contents`` is the resolution, ``changes``
-    compares it with the current release, ``own_changes`` says what this host's pillar changes, ``differs`` how
-    ``contents`` of another environment go with it, ``host`` is what the fleet must know of this host. Raises
+    "own_changes": [sentences], "remarks": [sentences], "own_remarks": [sentences], "differs": [sentences],
+    "host": {...}}``; ``contents`` is the resolution, ``changes`` compares it with the current release, ``own_changes``
+    says what this host's pillar changes, the remarks are no changes, ``differs`` says how ``contents`` of another
+    environment go with it, ``host`` is what the fleet must know of this host. Raises
     ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:

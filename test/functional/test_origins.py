@@ -147,9 +147,81 @@ def test_an_extension_that_cannot_be_imported_is_named_and_stops_the_build(host,
     project.write_text(project.read_text().replace("ckanext.alpha.plugin:Plugin", "ckanext.alpha.plugins:Plugin"))
     repos.git(repo, "commit", "-qam", "a module that is not there")
     host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
+    host.pillar["plugins"] = ["alpha"]
     with pytest.raises(CommandExecutionError, match="failed at build: .*ckanext-alpha"):
         host.deploy()
     assert host.releases() == []
+
+
+OPTIONAL = """
+[project.entry-points."ckan.plugins"]
+alpha = "ckanext.alpha.plugin:Plugin"
+alpha_extra = "ckanext.alpha.extra.plugin:Plugin"
+alpha_exit = "ckanext.alpha.exit.plugin:Plugin"
+"""
+
+
+def optional(origins, imports: str):
+    """An extension with plugins beside its first one: one imports what is missing, one ends whoever imports it."""
+    repo = repos.make_repo(origins, "alpha", "Alpha", backend="uv_build")
+    project = repo / "pyproject.toml"
+    points = '[project.entry-points."ckan.plugins"]\nalpha = "ckanext.alpha.plugin:Plugin"\n'
+    assert points in project.read_text()
+    project.write_text(project.read_text().replace(points, OPTIONAL))
+    for name, text in (("extra", f"import {imports}\n"), ("exit", "import os\nos._exit(3)\n")):
+        (repo / f"ckanext/alpha/{name}").mkdir()
+        (repo / f"ckanext/alpha/{name}/__init__.py").write_text(text)
+        (repo / f"ckanext/alpha/{name}/plugin.py").write_text("from ckanext.alpha.plugin import Plugin\n")
+    repos.git(repo, "add", "-A")
+    repos.git(repo, "commit", "-qm", "plugins that few enable")
+    return repo
+
+
+def test_h15_a_plugin_that_nobody_enables_need_not_import_and_is_noted(host, origins):
+    host.pillar["extensions"] = {"ckanext-alpha": extension(optional(origins, "a_module_that_is_missing"))}
+    host.pillar["plugins"] = ["alpha"]
+    release = deployed(host)
+    noted = host.show(release)["broken_plugins"]
+    assert "No module named 'a_module_that_is_missing'" in noted["alpha_extra"]
+    assert noted["alpha_extra"].startswith("ckanext-alpha: ") and "alpha" not in noted
+    assert "ends the process" in noted["alpha_exit"]
+    # The same commit again, with the plugin enabled: by the list, and by CKAN's own option.
+    for change in ({"plugins": ["alpha", "alpha_extra"]}, {"config": {"ckan.plugins": "alpha alpha_extra"}}):
+        before = dict(host.pillar)
+        host.pillar.update(change)
+        with pytest.raises(CommandExecutionError, match="at build: .*ckanext-alpha: plugin alpha_extra: .*missing"):
+            host.deploy()
+        assert host.current() == release
+        host.pillar.clear()
+        host.pillar.update(before)
+    host.pillar["plugins"] = ["alpha", "alpha_exit"]
+    with pytest.raises(CommandExecutionError, match="failed at build"):
+        host.deploy()
+
+
+@pytest.mark.parametrize("where", ["package", "module"])
+def test_h15_an_enabled_plugin_that_lacks_pkg_resources_is_told_what_brings_it(host, origins, shelf, where):
+    for version in ("79.0", "90.0"):
+        brings = {"pkg_resources/__init__.py": ""} if version == "79.0" else {"nothing.py": ""}
+        wheels.make_wheel(shelf, "setuptools", version, brings)
+    host.pillar["installer"]["offline"] = True
+    repo = optional(origins, "pkg_resources")
+    if where == "module":
+        (repo / "ckanext/alpha/extra/__init__.py").write_text("")
+        plugin = repo / "ckanext/alpha/extra/plugin.py"
+        plugin.write_text(f"import pkg_resources\n{plugin.read_text()}")
+        repos.git(repo, "commit", "-qam", "in the module itself")
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
+    host.pillar["plugins"] = ["alpha", "alpha_extra"]
+    with pytest.raises(CommandExecutionError) as failure:
+        host.deploy()
+    stage = "build" if where == "package" else "check"
+    advice = "set ckan:extensions:ckanext-alpha:override: ['setuptools<81']"
+    assert f"failed at {stage}: " in str(failure.value) and advice in str(failure.value)
+    host.pillar["extensions"]["ckanext-alpha"]["override"] = ["setuptools<81"]
+    release = deployed(host)
+    assert host.show(release)["packages"]["setuptools"] == "79.0"
+    assert host.plan()["changes"] == []
 
 
 @pytest.mark.parametrize("first", ["ckanext-alpha", "ckanext-omega"])

@@ -258,7 +258,7 @@ def test_where_no_namespaces_can_be_had_it_is_said(host, origins, mycity, monkey
         host.deploy()
     monkeypatch.undo()
     host.pillar["build"] = {"sandbox": "user"}
-    assert any("without a sandbox" in line for line in host.plan()["own_changes"])
+    assert any("without a sandbox" in line for line in host.plan()["own_remarks"])
     release = deployed(host)
     assert modes(host.home / "releases" / release) == []
 

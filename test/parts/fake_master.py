@@ -43,6 +43,7 @@ class FakeMaster:
         self.current = dict.fromkeys(hosts, FIRST)
         self.older: dict[str, str] = {}
         self.changes = ["ckanext-mycity changed"]
+        self.remarks: list[str] = []
 
     def minions(self) -> list[str]:
         return list(self.pillars)
@@ -100,11 +101,11 @@ class FakeMaster:
 
     def _ckan_release_plan(self, host: str, release: str, resolve: bool, **about: Any) -> dict[str, Any]:
         place = {"place": host, "sees_lock": True, "disk": {"free_mb": 100, "needed_mb": 4}, "prunes": []}
-        told = {"release": release, "current": self.current[host], "own_changes": [], "host": place}
+        told = {"release": release, "current": self.current[host], "own_changes": [], "own_remarks": [], "host": place}
         if not resolve:
-            return {**told, "changes": [], "contents": {}, "extensions": {}}
+            return {**told, "changes": [], "remarks": [], "contents": {}, "extensions": {}}
         what = {"contents": {"extensions": {"ckanext-mycity": "abc"}}, "extensions": {"ckanext-mycity": "main abc"}}
-        return {**told, **what, "changes": self.changes}
+        return {**told, **what, "changes": self.changes, "remarks": self.remarks}
 
     def _ckan_release_show(self, host: str, release: str = "") -> dict[str, Any]:
         commit = {"kind": "git", "url": "https://git.example.org/mycity.git", "ref": "main", "commit": "a" * 40}

@@ -89,6 +89,20 @@ def test_nothing_to_deploy_is_said_and_force_plans_all_the_same(master: FakeMast
     assert Record(master, "production").run()["nothing"] is False
 
 
+def test_h17_what_is_true_of_the_live_release_too_is_no_reason_to_deploy(master: FakeMaster) -> None:
+    def planned(host: str, **about: Any) -> dict[str, Any]:
+        return {**master._ckan_release_plan(host, **about), "own_remarks": ["without a sandbox"]}
+
+    master.answers["ckan_release.plan"] = planned
+    master.changes, master.remarks = [], ["ckanext-mycity is 3 commits behind its upstream"]
+    told = plan(master)
+    assert told["comment"].startswith("Nothing to deploy: ")
+    assert told["changes"] == ["nothing", "ckanext-mycity is 3 commits behind its upstream", "without a sandbox"]
+    master.changes = ["ckanext-mycity changed"]
+    Record(master, "production").free()
+    assert plan(master)["changes"] == ["ckanext-mycity changed", *told["changes"][1:]]
+
+
 def test_what_some_hosts_change_is_said_with_their_names_and_what_all_change_once(master: FakeMaster) -> None:
     def planned(host: str, **about: Any) -> dict[str, Any]:
         own = ["settings: web changed"] + (["configuration: a changed"] if host == "web2" else [])

@@ -46,6 +46,22 @@ def test_an_environment_leaves_out_what_the_shared_part_has():
     assert (list(got.workers), got.cron) == (["default"], {})
 
 
+def test_an_environment_switches_on_again_what_the_shared_part_leaves_out():
+    got = settings(
+        workers={"default": {"remove": False}, "harvest": {"queues": ["harvest"], "remove": False}},
+        cron={"nightly": {"schedule": "@daily", "command": "x", "remove": False}},
+        extensions={
+            "git": {"url": "https://git.example.org/a", "ref": "main", "remove": False},
+            "index": {"version": "1.0", "remove": False},
+            "archive": {"archive": "salt://a.whl", "hash": "sha256=" + "a" * 64, "remove": False},
+        },
+    )
+    assert (list(got.workers), list(got.cron)) == (["default", "harvest"], ["nightly"])
+    assert list(got.extensions) == ["git", "index", "archive"]
+    with pytest.raises(FormulaError, match="ckan:workers:default:remove must be True or False"):
+        settings(workers={"default": {"remove": "no"}})
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -18,7 +18,7 @@ COMMIT, SHA256 = "0123456789abcdef0123456789abcdef01234567", "a" * 64
 PATCH = Patch("salt://patches/01-title.patch", SHA256, "applied", ("a.py", "b/c.py"), ("test.py",))
 GIT = Pin(
     "git", url="https://git.example.org/a.git", ref="v1.0", ref_kind="tag", commit=COMMIT, submodules=False,
-    patches=(PATCH,), subject="Fix\tthe café", moved_from="f" * 40,
+    patches=(PATCH,), subject="Fix\tthe café", moved_from="f" * 40, tags="0123456789abcdef", build=("npm ci", "make"),
     upstream={"url": "/srv/up.git", "commit": COMMIT, "ahead": 1, "behind": 0},
 )  # fmt: skip
 INDEX = Pin("index", asked=">=1.4,<2", version="1.5")
@@ -181,6 +181,7 @@ def test_a_version_that_could_be_more_than_one_is_refused(version):
     [
         {"a__commit": "../../etc"}, {"a__commit": f"../{COMMIT[3:]}"}, {"a__commit": COMMIT[:12]}, {"a__commit": ""},
         {"a__commit": f"{COMMIT}\n"}, {"a__commit": COMMIT.upper()}, {"a__commit": None}, {"a__commit": [COMMIT]},
+        {"a__build": ["make\nx"]}, {"a__build": "make"}, {"a__build": [7]}, {"a__tags": 7},
         {"a__commit": 7}, {"a__url": ""}, {"a__url": "--upload-pack=touch /tmp/x"}, {"a__url": "-x"}, {"a__url": 7},
         {"a__url": "ext::sh -c x"}, {"a__url": "https://h/a\n.git"}, {"a__url": ["https://h/a"]},
         {"a__ref": "--upload-pack=x"}, {"a__ref": "a\nb"}, {"a__ref": {}}, {"a__kind": "svn"}, {"a__kind": None},

@@ -432,3 +432,32 @@ def test_the_hash_of_a_patched_file_is_that_of_all_patches_and_of_a_file_that_is
     done = patches.apply(write(tmp_path / "v", {"a.py": "1\n", "b.py": "1\n"}), first, second)
     last = hashlib.sha256(b"3\n").hexdigest()
     assert [(patch["files"], patch["hashes"]) for patch in done] == [(["a.py", "b.py"], [last, ""]), (["a.py"], [last])]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [("one 20\n", "ours\n"), ("one 20\n", "one 20\nours\n"), ("one 20\n", ""), ("one 40\n", "one 40\nours\n")],
+    ids=["changed", "added", "removed", "at the end"],
+)
+def test_h09_a_patch_without_context_lines_is_refused_as_such_before_anything_is_made(patches, tmp_path, line, text):
+    made = patches.made("x.patch", {"a.py": ONE}, {"a.py": ONE.replace(line, text)}, "-U0")
+    said = patches.refused(write(tmp_path / "work", {"a.py": ONE}), made)
+    assert "x.patch has no context lines (the hunk in its line 5)" in said and "without -U0" in said
+    with pytest.raises(FormulaError, match="has no context lines"):
+        patches.read(made)
+
+
+@pytest.mark.parametrize("text", ["ours\n", "ours\none 1\n", ""], ids=["changed", "added", "removed"])
+def test_h09_at_the_top_of_a_file_it_is_refused_when_it_is_applied(patches, tmp_path, text):
+    made = patches.made("x.patch", {"a.py": ONE}, {"a.py": ONE.replace("one 1\n", text, 1)}, "-U0")
+    said = patches.refused(write(tmp_path / "work", {"a.py": ONE}), made)
+    assert "hunk 1 of a.py" in said and "has no context lines" in said
+
+
+def test_h09_files_that_are_new_or_gone_or_changed_in_every_line_need_no_context(patches, tmp_path):
+    before = {"gone.py": ONE, "short.py": "one\n", "whole.py": "1\n2\n3\n4\n"}
+    after = {"gone.py": None, "short.py": "two\n", "whole.py": "5\n6\n", "new.py": TWO}
+    made = patches.made("x.patch", before, after, "-U0")
+    work = write(tmp_path / "work", before)
+    assert results(patches.apply(work, made)) == ["applied"]
+    assert (work / "whole.py").read_text() == "5\n6\n" and not (work / "gone.py").exists()

@@ -110,6 +110,19 @@ def test_an_environment_can_leave_out_an_extension(tmp_path):
     assert list(resolve(pillar["ckan"]).extensions) == ["ckanext-mycity"]
 
 
+def test_an_environment_switches_on_again_what_the_common_part_leaves_out(tmp_path):
+    tree = filled(tmp_path / "tree")
+    common, staging = tree / "ckan/common.sls", tree / "ckan/staging.sls"
+    text = common.read_text()
+    assert "    ckanext-harvest:\n" in text
+    common.write_text(text.replace("    ckanext-harvest:\n", "    ckanext-harvest:\n      remove: true\n"))
+    staging.write_text(f"{staging.read_text()}    ckanext-harvest: {{remove: false}}\n")
+    for minion, has in (("web1", False), ("staging-web1", True)):
+        pillar = compiled(minion, tmp_path, tree)
+        pillar["ckan"].update(ckan_secrets.ext_pillar(minion, pillar, str(tmp_path / "made"))["ckan"])
+        assert ("ckanext-harvest" in resolve(pillar["ckan"]).extensions) is has
+
+
 def test_an_extension_that_is_named_twice_does_not_render(tmp_path):
     tree = filled(tmp_path / "tree")
     common = tree / "ckan/common.sls"

@@ -17,7 +17,7 @@ from typing import Any
 from attrs import evolve
 from packaging.utils import parse_wheel_filename
 
-from ckan_deploy.build import base, editable, ini, layers, namespace, packages, virtualenv
+from ckan_deploy.build import base, editable, ini, layers, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.resolution import noted, prepare
 from ckan_deploy.build.sandbox import Sandbox
@@ -63,7 +63,7 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     patched, changed = _patch_core(site, path, resolution.patches)
     with _timed(seconds, "packages"):
         own = _install(site, path, prepared, builder)
-    _refuse_lost_plugins(path, builder.sandbox)
+    broken = _broken_plugins(site, path, builder.sandbox)
     with _timed(seconds, "bytecode"):
         virtualenv.compile_(path, changed)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
@@ -73,6 +73,7 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
         "resolution": built,
         "plugins": site.settings.plugins,
         "layer": layer.key,
+        "broken_plugins": broken,
         **ini.write(site, path),
         "settings": hashes(site.settings),
         "disk_mb": round(cloned["own_mb"]) + disk.used_mb(os.path.join(path, "src")),
@@ -127,13 +128,22 @@ def _put(path: str, item: Prepared) -> str:
     return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
-def _refuse_lost_plugins(path: str, sandbox: Sandbox) -> None:
-    lost = namespace.missing(path, sandbox)
-    # Some versions of CKAN name plugins of their tests that they do not bring.
-    lost.pop("ckan", None)
-    if lost:
-        each = "; ".join(f"{name}: {reason}" for name, reason in sorted(lost.items()))
+def _broken_plugins(site: Site, path: str, sandbox: Sandbox) -> dict[str, str]:
+    """
+    Refuse plugins that are enabled and cannot be imported. Returns the others that cannot, ``{plugin: reason}``: nobody
+    asks for them.
+    """
+    enabled = plugins.enabled(ini.options(site))
+    found = namespace.missing(path, enabled, sandbox)
+    refused = sorted({lost for lost in found if lost.plugin in enabled}, key=lambda lost: (lost.package, lost.plugin))
+    if refused:
+        each = "; ".join(
+            plugins.advised(f"{lost.package}: plugin {lost.plugin}: {lost.reason}", path, lost.plugin, site.settings)
+            for lost in refused
+        )
         raise FormulaError(f"installed, but it cannot be imported: {each}; correct the extension.")
+    # Some versions of CKAN name plugins of their tests that they do not bring.
+    return {lost.plugin: f"{lost.package}: {lost.reason}" for lost in found if lost.package != "ckan"}
 
 
 def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[tuple[Patch, ...], list[str]]:

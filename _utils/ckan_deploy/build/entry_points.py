@@ -50,6 +50,25 @@ def of_virtualenv(path: str, without: Collection[str] = ()) -> list[str] | None:
         return None
 
 
+def provider(path: str, plugin: str) -> str:
+    """
+    Return the normalised name of the package that brings a plugin, '' where none does or that cannot be told.
+
+    path
+        The virtualenv.
+    plugin
+        The name of the plugin.
+    """
+    try:
+        folders = glob.glob(f"{glob.escape(path)}/lib/python*/site-packages")
+        for distribution in importlib.metadata.distributions(path=folders):
+            if plugin in _names(_sections(distribution.read_text("entry_points.txt") or "")):
+                return canonicalize_name(distribution.metadata["Name"] or "")
+    except UNREADABLE:
+        pass
+    return ""
+
+
 def of_wheel(path: str) -> list[str] | None:
     """
     Return the plugins that a wheel brings, in order; None when that cannot be told.

@@ -11,6 +11,9 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections.abc import Collection
+
+from attrs import frozen
 
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError
@@ -25,23 +28,61 @@ LINE = (
     "sys.modules['ckanext'] = importlib.util.module_from_spec(_s)\n"
 )
 # Finds the modules of entry points and imports none but the packages above them: CKAN itself is dear to import.
+# Those of the plugins that are enabled come first: another one may end the process.
 FINDER = """
-import importlib.metadata, importlib.util, json, sys
-lost, named = {}, {}
-for distribution in importlib.metadata.distributions():
-    for point in distribution.entry_points:
-        if point.group == "ckan.plugins":
-            try:
-                spec = importlib.util.find_spec(point.module)
-                problem = "" if spec else "there is no module " + point.module
-                if spec and spec.origin and not spec.origin.startswith(sys.prefix + "/"):
-                    problem = point.module + " comes from " + spec.origin
-            except BaseException as exc:
-                problem = point.module + ": " + type(exc).__name__ + ": " + " ".join(str(exc).split())
-            if problem:
-                lost.setdefault(distribution.metadata["Name"], "plugin " + point.name + ": " + problem)
-print("LOST " + json.dumps([sys.prefix, lost]))
+import importlib.metadata, importlib.util, json, os, sys
+enabled = json.loads(sys.argv[1])
+points = [
+    (distribution.metadata["Name"], point)
+    for distribution in importlib.metadata.distributions()
+    for point in distribution.entry_points
+    if point.group == "ckan.plugins"
+]
+def say(word, what):
+    sys.stdout.write("\\n" + word + " " + json.dumps(what) + "\\n")
+    sys.stdout.flush()
+def look(name, point):
+    try:
+        spec = importlib.util.find_spec(point.module)
+        problem = "" if spec else "there is no module " + point.module
+        if spec and spec.origin and not spec.origin.startswith(sys.prefix + "/"):
+            problem = point.module + " comes from " + spec.origin
+    except BaseException as exc:
+        problem = point.module + ": " + type(exc).__name__ + ": " + " ".join(str(exc).split())
+    if problem:
+        say("LOST", [name, point.name, problem])
+for name, point in points:
+    if point.name in enabled:
+        look(name, point)
+say("ENABLED", sys.prefix)
+others = [(name, point) for name, point in points if point.name not in enabled]
+while others:
+    # In a process of its own, which tells by bytes how far it came.
+    reads, writes = os.pipe()
+    if os.fork() == 0:
+        for name, point in others:
+            look(name, point)
+            os.write(writes, b".")
+        os._exit(0)
+    os.close(writes)
+    with open(reads, "rb") as pipe:
+        done = len(pipe.read())
+    os.wait()
+    if done < len(others):
+        say("LOST", [others[done][0], others[done][1].name, others[done][1].module + ": ends the process"])
+    others = others[done + 1:]
 """
+# What is said of one plugin, at most.
+LONGEST = 300
+
+
+@frozen
+class Lost:
+    """A plugin that cannot be imported: the package that names it, and why."""
+
+    package: str
+    plugin: str
+    reason: str
 
 
 def unify(path: str) -> None:
@@ -56,23 +97,35 @@ def unify(path: str) -> None:
         files.write(os.path.join(folder, FILE), LINE)
 
 
-def missing(path: str, sandbox: Sandbox) -> dict[str, str]:
+def missing(path: str, enabled: Collection[str], sandbox: Sandbox) -> list[Lost]:
     """
-    Find the extensions whose plugins cannot be found in one process of a virtualenv's interpreter.
+    Find the plugins that cannot be found in one process of a virtualenv's interpreter.
 
     path
         The virtualenv.
+    enabled
+        The names of the plugins that are to be loaded.
     sandbox
         Where the interpreter is run.
 
-    Returns ``{distribution: reason}``, empty when all are there. Raises ``FormulaError`` when the interpreter
-    does not run.
+    Returns those that cannot, enabled or not. Raises ``FormulaError`` when the interpreter does not run, or a package
+    of an enabled plugin ends it.
     """
-    said = sandbox.run([f"{path}/bin/python", "-I", "-B", "-c", FINDER], [path])
-    lines = [line for line in said.stdout.splitlines() if line.startswith("LOST ")]
-    if not lines:
+    command = [f"{path}/bin/python", "-I", "-B", "-c", FINDER, json.dumps(sorted(enabled))]
+    said = sandbox.run(command, [path])
+    lines = said.stdout.splitlines()
+    prefix = next((line[8:] for line in lines if line.startswith("ENABLED ")), "")
+    if not prefix:
         raise FormulaError(f"{path}/bin/python does not run: {processes.tail(said, 1)}.")
-    prefix, found = json.loads(lines[-1][5:])
-    if prefix != path:
+    if prefix != json.dumps(path):
         raise FormulaError(f"{path}/bin/python belongs to {prefix}; repair the base and deploy again.")
-    return dict(found)
+    return [lost for line in lines if line.startswith("LOST ") and (lost := _lost(line[5:]))]
+
+
+def _lost(text: str) -> Lost | None:
+    """What was said of one plugin; code of others may have written it."""
+    try:
+        package, plugin, reason = (" ".join(str(word).split())[:LONGEST] for word in json.loads(text))
+    except (ValueError, TypeError):
+        return None
+    return Lost(package, plugin, reason)

@@ -125,7 +125,8 @@ def lock(
     asked = [question for item in wanted for question in _asked(item)]
     _refuse_conflicts(asked, pins, chosen)
     constraints = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in chosen]
-    lines = _lines(wanted)
+    # An override is there also where nobody else asks for its library.
+    lines = [*_lines(wanted), *(line for _, line in chosen.values())]
     if not lines:
         return Locked(dict(pins), {})
     try:

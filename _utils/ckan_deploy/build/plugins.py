@@ -11,12 +11,18 @@ import difflib
 import glob
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from ckan_deploy.build import entry_points
+from ckan_deploy.build import entry_points, installer
+from ckan_deploy.build.installer import Installer
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.settings.model import Settings
 from ckan_deploy.sources.origins import Prepared
+
+# setuptools has had no pkg_resources since 82, and has warned of that since 81.
+WITH_PKG_RESOURCES = "setuptools<81"
 
 
 def check(
@@ -50,6 +56,41 @@ def check(
     if unknown:
         raise FormulaError(_told(unknown, known))
     return True
+
+
+def enabled(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """
+    Return the plugins that CKAN will load.
+
+    options
+        The options of its ini.
+    """
+    value = options.get("ckan.plugins", "")
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else tuple(str(value).split())
+
+
+def advised(text: str, path: str, plugin: str, settings: Settings) -> str:
+    """
+    Return a sentence on a plugin that does not import, with what to type where that is known.
+
+    text
+        The sentence, without full stop.
+    path
+        The virtualenv.
+    plugin
+        The name of the plugin, '' where nobody knows it.
+    settings
+        The settings.
+    """
+    if "No module named 'pkg_resources'" not in text:
+        return text
+    bringer = entry_points.provider(path, plugin)
+    name = next((name for name in settings.extensions if canonicalize_name(name) == bringer), "")
+    if not name:
+        return f"{text} ({WITH_PKG_RESOURCES} brings it: override setuptools in the extension that wants it)"
+    if installer.kind(Installer.of(settings)) == "pip":
+        return f"{text} ({WITH_PKG_RESOURCES} brings it: add that to what {name} requires)"
+    return f"{text} (set ckan:extensions:{name}:override: ['{WITH_PKG_RESOURCES}'], which brings it)"
 
 
 def _brought(prepared: Mapping[str, Prepared], new: Mapping[str, str], find_links: str) -> dict[str, list[str] | None]:

@@ -13,12 +13,13 @@ from typing import TypeVar
 from attrs import evolve
 from packaging.utils import canonicalize_name
 
-from ckan_deploy.build import base, packages, plugins, wheels
+from ckan_deploy.build import base, packages, plugins, trees, wheels
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base, Resolution
 from ckan_deploy.releases.site import Site
+from ckan_deploy.settings import mask
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.sources import origins, patches, repositories
 from ckan_deploy.sources.git import Origin
@@ -86,6 +87,7 @@ def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
     item = origins.prepare(site.host, name, site.settings.extensions[name], pin, site.paths.shared)
     try:
         if item.checkout:
+            item = trees.built(item, pin.build, builder)
             wheel = builder.of_checkout(item.checkout, item.subdirectory)
         elif item.archive and not item.archive.endswith(".whl"):
             wheel = builder.of_sdist(item.archive)
@@ -93,7 +95,8 @@ def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
             return item
         return evolve(item, requirement=f"{wheels.read(wheel)[0]} @ file://{wheel}")
     except FormulaError as exc:
-        raise FormulaError(f"{name}: {exc}") from exc
+        # What a build prints is anybody's text.
+        raise FormulaError(mask.text(f"{name}: {exc}", site.settings)) from exc
 
 
 def wanted(site: Site, prepared: Mapping[str, Prepared]) -> list[Wanted]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import pwd
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
@@ -130,6 +131,17 @@ class Sandbox:
         else:
             options += ["--unshare-user"]
         return processes.run(["bwrap", *options, "--", *drop, *limited], timeout=self.seconds)
+
+    def over_time(self, done: Done) -> str:
+        """
+        Say that a program was ended for its time, '' where it was not.
+
+        done
+            What ``run`` returned.
+        """
+        if done.retcode == 1 and not done.stderr and re.search(r" : Timed out after [\d.e+]+ seconds$", done.stdout):
+            return f"took longer than {self.seconds} s (ckan:build:timeout), and was ended"
+        return ""
 
     def problem(self) -> str:
         """Say why there can be no sandbox on this host, ``''`` for nothing."""

@@ -103,7 +103,7 @@ class Builder:
 
     def of_checkout(self, checkout: str, subdirectory: str) -> str:
         """
-        Return the wheel of a checkout, built once for each Python.
+        Return the wheel of a checkout, built once for all that the build depends on.
 
         checkout
             The directory of the checkout, which is root's own.
@@ -113,11 +113,11 @@ class Builder:
         Raises ``FormulaError`` with what the build says.
         """
         inner = hashlib.sha256(subdirectory.encode("utf-8")).hexdigest()[:8]
-        return self._kept(f"{checkout}.wheels/{self._python()}-{inner}", checkout, subdirectory)
+        return self._kept(f"{checkout}.wheels", inner, checkout, subdirectory)
 
     def of_sdist(self, archive: str) -> str:
         """
-        Return the wheel of an sdist, built once for each Python.
+        Return the wheel of an sdist, built once for all that the build depends on.
 
         archive
             The sdist.
@@ -127,7 +127,7 @@ class Builder:
         archives.check_members(archive)
         with open(archive, "rb") as handle:
             digest = hashlib.sha256(handle.read()).hexdigest()
-        return self._kept(f"{self.installer.wheels}/sdists/{self._python()}-{digest[:16]}", archive, "")
+        return self._kept(f"{self.installer.wheels}/sdists/{digest[:16]}", "top", archive, "")
 
     def with_wheels(self, attempt: Callable[[], T]) -> T:
         """
@@ -162,25 +162,58 @@ class Builder:
         shutil.copyfile(wheel, draft)
         os.rename(draft, target)
 
-    def _kept(self, folder: str, source: str, subdirectory: str) -> str:
-        os.makedirs(folder, mode=0o755, exist_ok=True)
-        with files.locked(f"{folder}/.lock"):
-            found = [name for name in os.listdir(folder) if name.endswith(".whl")]
-            if found:
-                return os.path.join(folder, found[0])
+    def _kept(self, top: str, inner: str, source: str, subdirectory: str) -> str:
+        os.makedirs(top, mode=0o755, exist_ok=True)
+        # What the build asked for, when it was built here: its own code says that only when it runs.
+        note = f"{top}/{inner}.json"
+        with files.locked(f"{top}/.{inner}.lock"):
+            told = files.read(note, "")
+            if told:
+                folder = f"{top}/{self._key(inner, json.loads(told))}"
+                found = [name for name in os.listdir(folder) if name.endswith(".whl")] if os.path.isdir(folder) else []
+                if found:
+                    return os.path.join(folder, found[0])
             with places.temporary(self.installer.shared, "build") as work:
-                made = self._build(work, source, subdirectory)
+                made, requires = self._build(work, source, subdirectory)
+                folder = f"{top}/{self._key(inner, requires)}"
+                os.makedirs(folder, mode=0o755, exist_ok=True)
                 target = os.path.join(folder, os.path.basename(made))
                 os.rename(made, target)
+            files.write(note, json.dumps(requires))
         return target
 
-    def _build(self, work: str, source: str, subdirectory: str) -> str:
-        """Build a wheel in a directory of root's; returns where root's copy of it is."""
+    def _key(self, inner: str, requires: Sequence[str] | None) -> str:
+        """The name of a directory that stands for all that a build depends on, beside its sources."""
+        python = virtualenv.home_python(self.path)
+        if requires is None:
+            about = os.stat(installers.program(self.installer))
+            tools = [f"uv {about.st_size} {about.st_mtime_ns}"]
+        else:
+            folder = virtualenv.site_packages(os.path.dirname(os.path.dirname(self._environment(requires))))[0]
+            tools = sorted(name for name in os.listdir(folder) if name.endswith(".dist-info"))
+        facts = [inner, os.path.realpath(python), requires, tools, self.sandbox.kind, self.sandbox.network]
+        return f"{self._python()}-{hashlib.sha256(json.dumps(facts).encode('utf-8')).hexdigest()[:16]}"
+
+    def place(self, work: str) -> str:
+        """
+        Return a directory of the build user's, made in one of root's.
+
+        work
+            What ``places.temporary`` gave.
+        """
         place = os.path.join(work, "build")
         os.mkdir(place, 0o755)
         os.chmod(work, 0o755)
         if self.sandbox.user:
             os.chown(place, pwd.getpwnam(self.sandbox.user).pw_uid, -1)
+        return place
+
+    def _build(self, work: str, source: str, subdirectory: str) -> tuple[str, list[str] | None]:
+        """
+        Build a wheel in a directory of root's; returns where root's copy of it is, and what the build required, None
+        where uv built it.
+        """
+        place = self.place(work)
         given = {"source": source, "subdirectory": subdirectory, "look": False, "uv": ""}
         if os.path.isdir(source):
             text = _project_of(os.path.join(source, subdirectory))
@@ -195,7 +228,7 @@ class Builder:
             call = {**given, "uv": uv, "requires": requires, "backend": about.backend, "backend_path": about.path}
             more = self._answer(place, python, call, "REQUIRES")
             if not more:
-                return _taken(os.path.join(place, "dist"), work)
+                return _taken(os.path.join(place, "dist"), work), None if uv else requires
             requires = [*requires, *more]
         raise FormulaError(f"its build asks for more and more: {', '.join(requires)}.")
 
@@ -205,7 +238,8 @@ class Builder:
         env = {"UV_NO_CACHE": "1", "UV_PYTHON_DOWNLOADS": "never"} if call["uv"] else {}
         said = self.sandbox.run([python, "-B", "-c", BUILD, json.dumps(call)], reads, place, env, network=True)
         if said.retcode != 0:
-            raise FormulaError(f"it cannot be built: {processes.tail(said, 4)}.")
+            late = self.sandbox.over_time(said)
+            raise FormulaError(f"its build {late}." if late else f"it cannot be built: {processes.tail(said, 4)}.")
         lines = [line for line in said.stdout.splitlines() if line.startswith(f"{word} ")]
         return _strings(lines[-1].partition(" ")[2]) if lines else []
 

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 import attrs
 
-from ckan_deploy.build import ini
+from ckan_deploy.build import ini, plugins
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
@@ -245,7 +245,11 @@ def _probe(
         rest = [row.strip() for row in (done.stderr or done.stdout).splitlines() if row.strip()]
         last = mask.text(rest[-1], site.settings) if rest else "no output"
         raise FormulaError(f"CKAN in {path} ended without an answer: {last}")
-    return _answer(site, json.loads(line[len(MARK) :]))
+    answer = json.loads(line[len(MARK) :])
+    answer["errors"] = [
+        plugins.advised(text, path, str(answer.get("plugin", "")), site.settings) for text in answer["errors"]
+    ]
+    return _answer(site, answer)
 
 
 def _answer(site: Site, result: dict[str, Any]) -> dict[str, Any]:

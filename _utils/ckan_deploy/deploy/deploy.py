@@ -64,7 +64,7 @@ def deploy(
         raise FormulaError(f"the deploy failed at plan: {sentence(exc)} -- nothing was touched.") from exc
     return {
         "current": planned.release, "previous": planned.current,
-        "changes": [*planned.changes, *planned.own_changes], **done,
+        "changes": [*planned.changes, *planned.own_changes, *planned.remarks, *planned.own_remarks], **done,
     }  # fmt: skip
 
 

@@ -35,7 +35,8 @@ class Plan:
     """
     What a deploy would do. ``changes`` compares the resolution with the current release, ``own_changes`` says what this
     host's pillar changes, ``host`` is what the fleet must know of this host, ``differs`` how a promoted resolution goes
-    with the pillar here.
+    with the pillar here. ``remarks`` and ``own_remarks`` are to be known besides: they are true of the current release,
+    too, and are no reason to deploy.
     """
 
     release: str
@@ -46,6 +47,8 @@ class Plan:
     resolution: Resolution | None = None
     changes: list[str] = []
     differs: list[str] = []
+    remarks: list[str] = []
+    own_remarks: list[str] = []
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the answer of ``ckan_release.plan``."""
@@ -54,6 +57,7 @@ class Plan:
             "contents": self.resolution.to_json() if self.resolution else {},
             "extensions": diff.brief(self.resolution.extensions) if self.resolution else {},
             "changes": self.changes, "own_changes": self.own_changes, "differs": self.differs,
+            "remarks": self.remarks, "own_remarks": self.own_remarks,
         }  # fmt: skip
 
 
@@ -82,8 +86,10 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     before = site.releases.read(current) if current else None
     if given:
         promotion.refuse_differences(site, given)
-    own = [*_own_changes(site, before), *_warnings(site)]
-    planned = Plan(release, site.settings.env, current, own, _about_host(site, release, before, job))
+    about = _about_host(site, release, before, job)
+    planned = Plan(
+        release, site.settings.env, current, _own_changes(site, before), about, own_remarks=_warnings(site)
+    )  # fmt: skip
     if not resolve:
         return planned
     new = promotion.adopt(site, given) if given else resolution.resolve(site)
@@ -95,7 +101,7 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
         migrations.append("visitors get the maintenance page while the database is migrated")
     changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
     differs = promotion.other_origins(site, given) if given else []
-    return evolve(planned, resolution=new, changes=changes, differs=differs)
+    return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new))
 
 
 def missed(site: Site) -> tuple[str, str | None]:

@@ -91,9 +91,11 @@ def deploy(run: Run) -> dict[str, Any]:
     run.contents = main["contents"]
     run.before = {host: plan["current"] for host, plan in plans.items()}
     wanted.remember(run.record, run.before, run.down, run.job)
-    run.changes = _changes(run, main["changes"], {host: plan["own_changes"] for host, plan in plans.items()})
+    changes = _changes(run, main["changes"], {host: plan["own_changes"] for host, plan in plans.items()})
+    remarks = [*main["remarks"], *_told_once({host: plan["own_remarks"] for host, plan in plans.items()})]
+    run.nothing = not changes and not run.force
+    run.changes = [*changes, *remarks]
     run.differs = promote.differences(run, taken, main) if taken else []
-    run.nothing = not run.changes and not run.force
     if not all(plan["host"]["sees_lock"] for plan in plans.values()) and not run.dry_run:
         run.warnings.append(
             "the pillar of the hosts does not show the lock, so a highstate can deploy beside this run: include "
@@ -101,7 +103,7 @@ def deploy(run: Run) -> dict[str, Any]:
         )
     return {
         "ok": True, "comment": _comment(run, main["extensions"]), "release": run.release,
-        "extensions": main["extensions"], "changes": run.changes or ["nothing"],
+        "extensions": main["extensions"], "changes": [*(changes or ["nothing"]), *remarks],
         "groups": [part.hosts for part in run.groups], "down": run.down, "last": wanted.last(run.record),
         "hosts": {
             host: {"current": plan["current"] or "none", **plan["host"]["disk"], "prunes": plan["host"]["prunes"]}

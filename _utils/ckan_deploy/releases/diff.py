@@ -34,9 +34,10 @@ def compare(
     plugins
         The plugins of the two; None where they are not known yet.
 
-    Returns ``{"base": {"old", "new"} or {}, "extensions": {name: {"change", "old", "new", "commits", "dropped"}},
-    "packages": {name: {"old", "new"}}, "patches": {"added": [...], "removed": [...], "changed": [...]},
-    "plugins": {"added": [...], "removed": [...]}}``. What is the same is left out.
+    Returns ``{"base": {"old", "new"} or {}, "extensions": {name: {"change", "old", "new", "commits", "dropped",
+    "why"}}, "packages": {name: {"old", "new"}}, "patches": {"added": [...], "removed": [...], "changed": [...]},
+    "overrides": {name: {"by", "base", "got"} or {}}, "plugins": {"added": [...], "removed": [...]}}``. What is the same
+    is left out.
     """
     bases = [f"CKAN {side.base.ckan} on Python {_short(side.base)}" if side else "" for side in (old, new)]
     patches = [_patches(side) if side else {} for side in (old, new)]
@@ -50,6 +51,7 @@ def compare(
             "removed": sorted(patches[0].keys() - patches[1].keys()),
             "changed": sorted(n for n in patches[0].keys() & patches[1].keys() if patches[0][n] != patches[1][n]),
         },
+        "overrides": _overrides(old.overridden if old else {}, new.overridden),
         "plugins": {
             "added": [name for name in after if name not in before],
             "removed": [name for name in before if name not in after and plugins[1] is not None],
@@ -59,7 +61,7 @@ def compare(
 
 def sentences(difference: Mapping[str, Any], new: Resolution) -> list[str]:
     """
-    Put a difference into words, and what an operator should know of what the new release holds.
+    Put a difference into words.
 
     difference
         What ``compare`` returned.
@@ -73,9 +75,9 @@ def sentences(difference: Mapping[str, Any], new: Resolution) -> list[str]:
         said.append(f"base: {difference['base']['old']} becomes {difference['base']['new']}")
     said += [_extension_changed(name, change) for name, change in difference["extensions"].items()]
     for name, pin in new.extensions.items():
-        said += _remarks(name, pin)
-    for name, how in new.overridden.items():
-        said.append(f"{how['by']} overrides {name}: {how['got']} in place of {how['base'] or 'none'}")
+        if pin.moved_from:
+            said.append(f"tag {pin.ref} of {name} moved from {pin.moved_from[:12]} to {pin.commit[:12]}")
+    said += [_overridden(name, how) for name, how in difference["overrides"].items()]
     packages = [_package(name, change) for name, change in difference["packages"].items()]
     if difference["base"] and not difference["base"]["old"]:
         packages = []  # a first release: all of them are new
@@ -85,6 +87,18 @@ def sentences(difference: Mapping[str, Any], new: Resolution) -> list[str]:
     for kind, names in difference["patches"].items():
         said += [f"patch {name} {kind}" for name in names]
     return said
+
+
+def remarks(new: Resolution) -> list[str]:
+    """
+    Say what an operator should know of what a release would hold, whether or not that is a change.
+
+    new
+        What it would hold.
+
+    Returns a list of sentences without full stop.
+    """
+    return [remark for name, pin in new.extensions.items() for remark in _remarks(name, pin)]
 
 
 def migrations(old: Resolution | None, new: Resolution, mirrors: str) -> list[str]:
@@ -139,14 +153,13 @@ def _extension_changed(name: str, change: Mapping[str, Any]) -> str:
     subjects = [f"{len(commits)} commits"] if len(commits) > SHOWN else [commit["subject"] for commit in commits]
     more = f" ({'; '.join(subjects)})" if subjects else ""
     less = f", {len(change['dropped'])} commits of before are not in it" if change.get("dropped") else ""
-    return f"{name} {change['change']}: {' -> '.join(filter(None, (change['old'], change['new'])))}{more}{less}"
+    why = "".join(f", {reason}" for reason in change.get("why", []))
+    return f"{name} {change['change']}: {' -> '.join(filter(None, (change['old'], change['new'])))}{more}{less}{why}"
 
 
 def _remarks(name: str, pin: Pin) -> list[str]:
     """What an operator should know of an extension besides."""
     said = []
-    if pin.moved_from:
-        said.append(f"tag {pin.ref} of {name} moved from {pin.moved_from[:12]} to {pin.commit[:12]}")
     behind = (pin.upstream or {}).get("behind")
     if behind:
         said.append(f"{name} is {behind} commits behind its upstream")
@@ -166,7 +179,12 @@ def _extensions(old: Mapping[str, Pin], new: Mapping[str, Pin], mirrors: str) ->
         if not before or not after:
             found[name] = {"change": "added" if after else "removed", **change}
         elif _identity(before) != _identity(after):
-            found[name] = {"change": "changed", **change, **_between(before, after, mirrors)}
+            found[name] = {
+                "change": "changed",
+                **change,
+                **_between(before, after, mirrors),
+                **_otherwise(before, after),
+            }
     return found
 
 
@@ -181,10 +199,17 @@ def _between(before: Pin, after: Pin, mirrors: str) -> dict[str, Any]:
     return {}
 
 
+def _otherwise(before: Pin, after: Pin) -> dict[str, list[str]]:
+    """What else than its commit makes it another build."""
+    why = ["its tags have changed, and so may its version"] if before.tags != after.tags and after.commit else []
+    why += ["other build commands"] if before.build != after.build else []
+    return {"why": why} if why else {}
+
+
 def _identity(pin: Pin) -> tuple[Any, ...]:
     """What makes an extension another one: not the name of the ref, but what it stands for."""
     hashes = tuple(patch.sha256 for patch in pin.patches)
-    return pin.url, pin.commit, pin.version, pin.archive, pin.hash, hashes
+    return pin.url, pin.commit, pin.version, pin.archive, pin.hash, hashes, pin.tags, pin.build
 
 
 def _origin(pin: Pin) -> str:
@@ -201,6 +226,21 @@ def _versions(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, dict[
     names = sorted(old.keys() | new.keys())
     both = {name: {"old": old.get(name, ""), "new": new.get(name, "")} for name in names}
     return {name: change for name, change in both.items() if change["old"] != change["new"]}
+
+
+def _overrides(old: Mapping[str, Mapping[str, str]], new: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The libraries that are overridden in another way than before; nothing is said of one that is so no more."""
+    return {
+        name: dict(new.get(name, {}))
+        for name in sorted(old.keys() | new.keys())
+        if dict(old.get(name, {})) != dict(new.get(name, {}))
+    }
+
+
+def _overridden(name: str, how: Mapping[str, str]) -> str:
+    if not how:
+        return f"{name} is not overridden any more"
+    return f"{how['by']} overrides {name}: {how['got']} in place of {how['base'] or 'none'}"
 
 
 def _patches(side: Resolution) -> dict[str, str]:

@@ -113,7 +113,8 @@ class Resolution:
 @frozen
 class Manifest:
     """
-    A release on this host. ``resolution`` is None until it is built; ``layer`` is what it is a clone of; ``check`` is
+    A release on this host. ``resolution`` is None until it is built; ``layer`` is what it is a clone of;
+    ``broken_plugins`` are those that nobody enables and that cannot be imported, ``{plugin: reason}``; ``check`` is
     what its boot check said; ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
     """
 
@@ -127,6 +128,7 @@ class Manifest:
     job: str = ""
     resolution: Resolution | None = None
     plugins: tuple[str, ...] | None = None
+    broken_plugins: Mapping[str, str] = field(factory=dict)
     configuration: str = ""
     secret_options: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(factory=dict)

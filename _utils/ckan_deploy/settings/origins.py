@@ -25,7 +25,7 @@ ORIGINS: dict[str, dict[str, tuple[str, ...]]] = {
     "git": {
         "needs": ("url", "ref"),
         "may": ("subdirectory", "submodules", "upstream", "locked", "deploy_key", "host_keys", "token", "token_user",
-                "requirements", "patches"),
+                "requirements", "patches", "build"),
     },
     "index": {"needs": ("version",), "may": ()},
     "archive": {"needs": ("archive", "hash"), "may": ()},

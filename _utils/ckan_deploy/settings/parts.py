@@ -30,6 +30,12 @@ class Extension:
     archive: str = setting("", "Archive: a wheel or sdist, `https://...` or `salt://...`.")
     hash: str = setting("", "Archive: `sha256=...` of it.", pattern=r"(sha256|sha512)[=:][0-9A-Fa-f]+")
     requirements: str = setting("auto", "`auto`, `none`, or a file in the repository.")
+    build: tuple[str, ...] = setting(
+        (),
+        "Git: lines of sh that the build user runs in the package's directory before it is built, in the sandbox, "
+        "such as `npm ci && npm run build`. What they write is in the release. Manifests show them: no secrets here.",
+        kind="lines",
+    )
     init: tuple[str, ...] = setting(
         (),
         "Commands of CKAN, without `ckan -c INI`, that set the extension up in the database: each release runs them on "

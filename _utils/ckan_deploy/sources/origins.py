@@ -3,8 +3,8 @@ What an extension's origin gives, whatever its kind: git, the package index, or 
 
 ``resolve`` says what exactly is meant now, so that all hosts of a fleet can build the same: that is the *pin*.
 ``prepare`` brings it onto this host, patched and ready to be built. The checkouts of git stand under
-``shared/sources``, one for each origin, commit and set of patches, and belong to root: what is built of one, by copies
-of it, stands beside it.
+``shared/sources``, one for each origin, commit, set of patches and tags, and belong to root: what is built of one, by
+copies of it, stands beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attrs import frozen
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.host import Host
 from ckan_deploy.settings.parts import Extension
-from ckan_deploy.sources import archives, patches, repositories
+from ckan_deploy.sources import archives, patches, repositories, tags
 from ckan_deploy.sources.git import Origin
 from ckan_deploy.sources.pins import Patch, Pin
 from ckan_deploy.system import files
@@ -79,11 +79,13 @@ def resolve(host: Host, name: str, extension: Extension, shared: str) -> Pin:
             return Pin("index", asked=extension.version)
         if extension.kind == "archive":
             return Pin("archive", archive=extension.archive, hash=extension.hash)
-        got = repositories.resolve(Origin.of(extension), os.path.join(shared, "mirrors"))
+        origin, mirrors = Origin.of(extension), os.path.join(shared, "mirrors")
+        got = repositories.resolve(origin, mirrors)
         read = patches.read(host, extension.patches)
         return Pin(
             "git", url=extension.url, ref=extension.ref, ref_kind=got.kind, commit=got.commit,
             submodules=extension.submodules, patches=tuple(Patch(patch.patch, patch.sha256) for patch in read),
+            tags=tags.known(origin, got.commit, extension.subdirectory, mirrors), build=extension.build,
         )  # fmt: skip
     except FormulaError as exc:
         raise FormulaError(f"{name}: {exc}") from exc
@@ -129,7 +131,7 @@ def place(pin: Pin, shared: str) -> str:
         The directory ``paths:shared``.
     """
     origin = hashlib.sha256(pin.url.encode("utf-8")).hexdigest()[:16]
-    hashes = "".join(patch.sha256 for patch in pin.patches) + ("" if pin.submodules else "bare")
+    hashes = "".join(patch.sha256 for patch in pin.patches) + ("" if pin.submodules else "bare") + pin.tags
     suffix = f"-{hashlib.sha256(hashes.encode('utf-8')).hexdigest()[:8]}" if hashes else ""
     return os.path.join(shared, "sources", origin, pin.commit + suffix)
 
@@ -212,7 +214,10 @@ def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str) 
     shutil.rmtree(draft, ignore_errors=True)  # what a killed run left
     try:
         origin = Origin.of(extension).at(pin.url, pin.submodules)
-        got = repositories.checkout(origin, pin.commit, draft, os.path.join(shared, "mirrors"))
+        mirrors = os.path.join(shared, "mirrors")
+        if pin.tags:
+            tags.follow(origin, pin.commit, pin.tags, mirrors)
+        got = repositories.checkout(origin, pin.commit, draft, mirrors)
         read = patches.read(host, [patch.patch for patch in pin.patches])
         for patch, planned in zip(read, pin.patches, strict=True):
             if patch.sha256 != planned.sha256:

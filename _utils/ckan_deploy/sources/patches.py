@@ -250,7 +250,10 @@ def _failure(sections: Iterable[Section], output: str) -> str:
         name, start = found[1], int(found[2])
         for section in sections:
             if name in section.names and start in section.hunks:
-                return f"hunk {section.hunks.index(start) + 1} of {name} (line {start}) does not match the file"
+                hunk = f"hunk {section.hunks.index(start) + 1} of {name} (line {start})"
+                if start in section.bare:
+                    return f"{hunk} has no context lines (diff -U0?) and is not about the whole file"
+                return f"{hunk} does not match the file"
     found = re.search(r"^error: (.*): No such file or directory$", output, re.MULTILINE)
     if found:
         return f"{found[1]} does not exist"

@@ -20,7 +20,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH = re.compile(r"(sha256|sha512)[=:][0-9A-Fa-f]+")
 _HELPER = re.compile(r"[A-Za-z0-9+.-]+::")
 _ARCHIVE = re.compile(r"(https?|salt)://.+")
-_TEXTS = ("url", "ref", "ref_kind", "commit", "subject", "moved_from", "asked", "archive", "hash", "version")
+_TEXTS = ("url", "ref", "ref_kind", "commit", "subject", "moved_from", "tags", "asked", "archive", "hash", "version")
 
 
 @frozen
@@ -85,6 +85,9 @@ class Pin:
     patches: tuple[Patch, ...] = ()
     subject: str = ""
     moved_from: str = ""
+    # A hash of the tags that its version is made of, '' where it is made of none.
+    tags: str = ""
+    build: tuple[str, ...] = ()
     upstream: Mapping[str, Any] | None = None
     # the package index
     asked: str = ""
@@ -110,6 +113,7 @@ class Pin:
                 given.get("kind", "git"),
                 submodules=bool(given.get("submodules", True)),
                 patches=tuple(map(Patch.of, _list(given.get("patches")))),
+                build=tuple(map(_text, _list(given.get("build")))),
                 upstream=dict(upstream) if upstream else None,
                 **{name: _text(given.get(name)) for name in _TEXTS},
             )
@@ -124,6 +128,8 @@ class Pin:
     def _is_one(self) -> bool:
         """Whether it says what its kind needs, and nothing that would lead elsewhere as a path or in a command."""
         words = (self.url, self.ref, self.asked, self.archive)
+        if any(map(CONTROL.search, self.build)):
+            return False
         if any(word.startswith("-") or CONTROL.search(word) for word in words) or _HELPER.match(self.url):
             return False
         if self.kind == "git":
@@ -142,7 +148,8 @@ class Pin:
             found = {"kind": "git", "url": self.url, "ref": self.ref, "ref_kind": self.ref_kind, "commit": self.commit}
             found["submodules"] = self.submodules
             found["patches"] = [patch.to_json() for patch in self.patches]
-        more = {"version": self.version, "subject": self.subject, "moved_from": self.moved_from}
+            found.update({"build": list(self.build)} if self.build else {})
+        more = {"version": self.version, "subject": self.subject, "moved_from": self.moved_from, "tags": self.tags}
         found.update({name: value for name, value in more.items() if value})
         return {**found, **({"upstream": dict(self.upstream)} if self.upstream else {})}
 

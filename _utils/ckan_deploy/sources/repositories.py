@@ -18,7 +18,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ckan_deploy.errors import FormulaError
@@ -120,6 +120,22 @@ def checkout(origin: Origin, commit: str, target: str, mirrors: str) -> CheckedO
     return CheckedOut(commit, subject, fetched)
 
 
+def bring(origin: Origin, commit: str, mirrors: str, stale: Callable[[str], bool]) -> None:
+    """
+    Bring a commit into the mirror of an origin; all branches and tags, too, where those that are there are stale.
+
+    origin, commit, mirrors
+        As for ``checkout``.
+    stale
+        Says so of a mirror that has the commit.
+
+    Raises ``FormulaError`` when the commit cannot be had.
+    """
+    with _mirror(origin, mirrors) as mirror:
+        if not _fetch(origin, commit, mirror, mirrors) and stale(mirror):
+            _update(origin, mirror, mirrors)
+
+
 def log(url: str, old: str, new: str, mirrors: str) -> Between:
     """
     List the commits between two, as far as the mirror on this host knows them.
@@ -133,7 +149,7 @@ def log(url: str, old: str, new: str, mirrors: str) -> Between:
 
     Each commit is ``{"commit", "subject"}``.
     """
-    mirror = _place(url, mirrors)
+    mirror = place_of(url, mirrors)
     if not all(os.path.isdir(mirror) and _has(mirror, commit) for commit in (old, new)):
         return Between(False, [], [])
     return Between(True, _commits(mirror, f"{old}..{new}"), _commits(mirror, f"{new}..{old}"))
@@ -152,7 +168,7 @@ def added(url: str, old: str, new: str, mirrors: str, pattern: str) -> list[str]
     pattern
         Which files, as git understands it: ``*`` stands for slashes, too.
     """
-    mirror, what = _place(url, mirrors), f"the mirror of {url} cannot be read"
+    mirror, what = place_of(url, mirrors), f"the mirror of {url} cannot be read"
     if not all(os.path.isdir(mirror) and _has(mirror, commit) for commit in (old, new) if commit):
         return []
     if old:
@@ -286,7 +302,7 @@ def _transfer(origin: Origin, mirror: str, mirrors: str, what: str, *options: st
 @contextlib.contextmanager
 def _mirror(origin: Origin, mirrors: str) -> Iterator[str]:
     """The mirror of an origin, ours alone until the end. One that a kill has left unusable is made anew."""
-    mirror = _place(origin.url, mirrors)
+    mirror = place_of(origin.url, mirrors)
     os.makedirs(mirrors, exist_ok=True)
     with files.locked(f"{mirror}.lock"):
         for name in ("new", "old"):
@@ -318,7 +334,8 @@ def _sweep(mirror: str) -> None:
             os.unlink(path)
 
 
-def _place(url: str, mirrors: str) -> str:
+def place_of(url: str, mirrors: str) -> str:
+    """Return the directory of the mirror of an address, below the directory of all of them."""
     return os.path.join(mirrors, hashlib.sha256(url.encode("utf-8")).hexdigest()[:16] + ".git")
 
 

@@ -29,13 +29,14 @@ ESCAPES = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"a": b"\a", b"b": b"\b", b"f"
 class Section:
     """
     What a diff says about one file: its name before and after, '' where the file does not exist then; the bytes about
-    it; the line of the old file at which each hunk starts.
+    it; the line of the old file at which each hunk starts, and those of them that have no line of context.
     """
 
     old: str
     new: str
     data: bytes
     hunks: tuple[int, ...]
+    bare: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -90,6 +91,7 @@ class _Raw:
     def __init__(self, line: bytes = b"") -> None:
         self.lines: list[bytes] = []
         self.hunks: list[int] = []
+        self.bare: list[int] = []
         self.old = self.new = b""
         self.level: int | None = None
         self.moved: dict[bytes, bytes] = {}
@@ -144,7 +146,7 @@ class _Raw:
         before, after = self.checked(self.old, b"from", level), self.checked(self.new, b"to", level)
         if not before and not after:
             raise ValueError("has a part that names no file; make it anew with git diff")
-        return Section(before, after, b"".join(self.lines), tuple(self.hunks))
+        return Section(before, after, b"".join(self.lines), tuple(self.hunks), tuple(self.bare))
 
     def checked(self, raw: bytes, end: bytes, level: int) -> str:
         """Return one of the two names without its prefix; refuse one that a patch must not touch."""
@@ -202,19 +204,30 @@ class _Reader:
         self.at += 1
 
     def hunk(self, current: _Raw, match: re.Match[bytes]) -> None:
-        first = self.at + 1
-        current.hunks.append(int(match[1]))
+        first, start = self.at + 1, int(match[1])
+        current.hunks.append(start)
         old, new = (int(count) if count else 1 for count in (match[2], match[3]))
+        lines, bare = old, True
         self.take()
         while old > 0 or new > 0:
             sign = self.lines[self.at][:1] if self.at < len(self.lines) else b""
             if sign not in (b" ", b"\n", b"\r", b"-", b"+", b"\\"):
                 raise ValueError(f"is damaged: the hunk in its line {first} is shorter than it says; make it anew")
+            bare = bare and sign in (b"-", b"+", b"\\")
             old -= sign in (b" ", b"\n", b"\r", b"-")
             new -= sign in (b" ", b"\n", b"\r", b"+")
             self.take()
         while self.at < len(self.lines) and self.lines[self.at].startswith(b"\\"):
             self.take()
+        if bare:
+            current.bare.append(start)
+            # At the top it may be a new file, or a change of every line of one. Elsewhere lines of context are missing:
+            # nothing but its number would say where it belongs.
+            if start > 1 or (start == 1 and not lines):
+                raise ValueError(
+                    f"has no context lines (the hunk in its line {first}), so nothing tells where it belongs; make it "
+                    "anew without -U0"
+                )
 
 
 def _lines(data: bytes) -> list[bytes]:

@@ -22,11 +22,16 @@ from ckan_deploy.system import ownership, safely
 # No virtualenv is as large, and none takes as long to be read.
 MOST_BYTES = 16 * 2**30
 MOST_SECONDS = 900
+# What an empty file counts for.
+LEAST_BYTES = 512
 # The group of one who has none.
 NOBODY = 65534
 
 
-def copy(source: str, target: str, user: str, group: str, skip: Sequence[str] = ()) -> None:
+def copy(
+    source: str, target: str, user: str, group: str, skip: Sequence[str] = (), most: int = MOST_BYTES,
+    hint: str = "name the directory of a virtualenv",
+) -> None:  # fmt: skip
     """
     Copy a tree: directories, files and links as such. Owner is root, nobody else may write, and no file changes who
     runs it. Left out is what is none of these, such as a FIFO.
@@ -40,6 +45,8 @@ def copy(source: str, target: str, user: str, group: str, skip: Sequence[str] = 
         else its owner does.
     skip
         Patterns of names at its top that are left out.
+    most, hint
+        How many bytes there may be, and what to do where there are more.
 
     Raises ``FormulaError`` that names what cannot be read or does not belong into such a tree.
     """
@@ -64,7 +71,7 @@ def copy(source: str, target: str, user: str, group: str, skip: Sequence[str] = 
     limit.start()
     try:
         with tarfile.open(fileobj=process.stdout, mode="r|") as stream, safely.directory(target) as place:
-            _unpack(stream, place, reader)
+            _unpack(stream, place, reader, most, hint)
         if process.wait() != 0:
             who = ownership.name(owner)
             raise FormulaError(f"{source} cannot be read by {who}: {_problem(said)}; correct that, or move it away.")
@@ -107,7 +114,7 @@ def is_roots_tree(path: str) -> bool:
     return True
 
 
-def _unpack(stream: tarfile.TarFile, place: int, reader: tuple[int, int]) -> None:
+def _unpack(stream: tarfile.TarFile, place: int, reader: tuple[int, int], most: int, hint: str) -> None:
     """Write what an archive holds into an empty directory; nothing in it is trusted."""
     total = 0
     for member in stream:
@@ -116,9 +123,9 @@ def _unpack(stream: tarfile.TarFile, place: int, reader: tuple[int, int]) -> Non
             raise FormulaError(f"{member.name} is a path that leads out of the tree; move it away.")
         if not names:
             continue
-        total += member.size
-        if total > MOST_BYTES:
-            raise FormulaError(f"there are more than {MOST_BYTES >> 30} GB; name the directory of a virtualenv.")
+        total += member.size + LEAST_BYTES
+        if total > most:
+            raise FormulaError(f"there are more than {most >> 30} GB; {hint}.")
         with _folder(place, names[:-1]) as folder:
             if member.isdir():
                 os.close(safely.make(folder, names[-1]))
