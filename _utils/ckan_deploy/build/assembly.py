@@ -24,13 +24,13 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base, Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings.fingerprint import hashes
-from ckan_deploy.sources import patches
+from ckan_deploy.sources import patches, pylock
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import disk, files
 
 # What is the formula's own at the top of a release: no package may bring it.
-OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg)$")
+OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|pylock\.toml)$")
 
 
 def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution
             made = editable.thin(item.checkout, item.archive, name, item.subdirectory)
             thin[os.path.join(place, item.subdirectory).rstrip("/")] = made
             put[name] = evolve(item, requirement=item.requirement.replace(item.archive, made))
-    packages.install(path, wanted(site, put), resolution.packages, builder)
+    packages.install_locked(path, wanted(site, put), resolution.lock, resolution.packages, builder)
+    if resolution.lock:
+        files.write(os.path.join(path, pylock.NAME), resolution.lock)
     for place, made in thin.items():
         editable.tell(virtualenv.site_packages(path)[0], made, place)
     if _own_files(path) != own:

@@ -106,7 +106,7 @@ def _make(place: str, site: Site) -> Base:
     try:
         virtualenv.create(place, python=site.settings.base.python)
         wanted = [Wanted("base", requirement=item) for item in _requirements(site)]
-        packages.install(place, wanted, None, Builder.of(site, place))
+        packages.install(place, wanted, Builder.of(site, place))
         virtualenv.compile_(place)
         with open(os.path.join(place, DONE), "x", encoding="utf-8") as handle:
             json.dump({"requirements": _requirements(site), "python": _python_version(site)}, handle)

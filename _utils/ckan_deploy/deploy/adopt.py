@@ -179,7 +179,7 @@ def _fill(site: Site, path: str, plan: Adoption) -> dict[str, Any]:
         link = "copy" if adds or plan.tree != plan.source else site.settings.link
         virtualenv.clone(plan.tree, path, link=link, sandbox=builder.sandbox)
     if adds:
-        packages.install(path, [Wanted("uwsgi", "uwsgi")], None, builder)
+        packages.install(path, [Wanted("uwsgi", "uwsgi")], builder)
     return {
         "resolution": Resolution(evolve(plan.base, path=plan.source), {}, packages=packages.freeze(path)),
         "plugins": plan.plugins,
