@@ -98,8 +98,6 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution
             thin[os.path.join(place, item.subdirectory).rstrip("/")] = made
             put[name] = evolve(item, requirement=item.requirement.replace(item.archive, made))
     packages.install_locked(path, wanted(site, put), resolution.lock, resolution.packages, builder)
-    if resolution.lock:
-        files.write(os.path.join(path, pylock.NAME), resolution.lock)
     for place, made in thin.items():
         editable.tell(virtualenv.site_packages(path)[0], made, place)
     if _own_files(path) != own:
@@ -107,6 +105,8 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], resolution
         files.write(manifest, noted)
         raise FormulaError("a package has files of its own where those of the release are; look into the new ones.")
     namespace.unify(path)
+    if resolution.lock:
+        files.write(os.path.join(path, pylock.NAME), resolution.lock)
 
 
 def _own_files(path: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from ckan_deploy.build import prefixes
 log = logging.getLogger(__name__)
 
 # What belongs to the source alone: its sockets, its configuration, its manifest, its lock.
-SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
+SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock|pylock\.toml)$")
 # Modes that a release may have: nobody but its owner writes, and no file changes who one is.
 FAIR = 0o755
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")

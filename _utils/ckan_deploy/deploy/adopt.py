@@ -27,6 +27,7 @@ from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT, check_id
 from ckan_deploy.releases.manifest import Base, Manifest, Resolution
 from ckan_deploy.releases.site import Site
+from ckan_deploy.sources import pylock
 from ckan_deploy.system import arguments, foreign, places, safely
 
 # Inis that are not CKAN's own.
@@ -105,7 +106,7 @@ def _fixed(site: Site, source: str, typed: bool) -> Iterator[str]:
         tree = os.path.join(place, "tree")
         safely.ensure(tree)
         # What a release has of its own, and an ini that was named and may be closed to the owner.
-        skip = ("run", "release.json", ".lock", *(["*.ini"] if typed else []))
+        skip = ("run", "release.json", ".lock", pylock.NAME, *(["*.ini"] if typed else []))
         foreign.copy(source, tree, site.settings.user, site.settings.group, skip)
         yield tree
 

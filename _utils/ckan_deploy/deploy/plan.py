@@ -52,6 +52,7 @@ class Plan:
             "contents": self.resolution.to_json() if self.resolution else {},
             "extensions": diff.brief(self.resolution.extensions) if self.resolution else {},
             "changes": self.changes, "own_changes": self.own_changes,
+            "notes": list(self.resolution.notes) if self.resolution else [],
         }  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class Base:
 class Resolution:
     """
     Commits, versions and hashes that a release will hold. ``overridden`` is ``{library: {"by", "base", "got"}}``,
-    ``lock`` the text of the lock file (see ``sources.pylock``) of what is installed beside the base and the extensions, ''
+    ``lock`` the text of the lock file (see ``sources.pylock``) of what is installed beside base and extensions, ''
     for a release of an earlier version, ``notes`` what was noticed, a sentence each.
     """
 
