@@ -14,7 +14,7 @@ import stat
 from collections.abc import Sequence
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
-from attrs import frozen
+from attrs import evolve, frozen
 from packaging.utils import canonicalize_name
 
 from ckan_deploy.build import wheels
@@ -122,6 +122,27 @@ def bring(asked: Asked, builder: Builder) -> Library:
         subdirectory=found.subdirectory,
     )  # fmt: skip
     return Library(locked, wheel, requires)
+
+
+def hashed(locked: Locked, builder: Builder) -> Locked:
+    """
+    Return an entry with a hash for each file: where the package index states none, that of what is there now.
+
+    locked
+        The entry, of a package index.
+    builder
+        Has the host, which fetches it.
+
+    Raises ``FormulaError``.
+    """
+
+    def with_hash(file: File) -> File:
+        if file.hashes:
+            return file
+        return File(url=file.url, hashes={"sha256": archives.digest(_fetched(locked.name, file.url, "", builder))})
+
+    sdist = with_hash(locked.sdist) if locked.sdist else None
+    return evolve(locked, wheels=tuple(map(with_hash, locked.wheels)), sdist=sdist)
 
 
 def wheel_of(locked: Locked, builder: Builder) -> str:

@@ -96,6 +96,7 @@ def lock(path: str, wish: Wish, pins: Mapping[str, str], builder: Builder) -> De
             new = {name: version for name, version in found.installed.items() if name not in ours}
             entries = [item for item in found.files if item.name in new]
             entries = entries or installers.files_of(path, new, builder.installer)
+            entries = [addresses.hashed(item, builder) for item in entries]
         except FormulaError as exc:
             who = _who_asks(str(exc), asked, pins)
             raise FormulaError(f"the packages cannot be resolved: {str(exc).rstrip('.')}{who}.") from exc

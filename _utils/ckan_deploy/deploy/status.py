@@ -13,6 +13,7 @@ from ckan_deploy.releases import diff
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, services, uwsgi
+from ckan_deploy.sources import pylock
 
 
 def list_releases(site: Site) -> list[dict[str, Any]]:
