@@ -29,7 +29,7 @@ def secret_names() -> list[str]:
     """Return the names of the settings that are secrets; ``*`` stands for any name."""
     names = [f"{name}:*" if rule.kind == "options" else name for name, rule in table(Settings) if rule.secret]
     names += [f"extensions:*:{leaf}" for leaf, rule in rules(Extension).items() if rule.secret]
-    return [*names, *ADDRESSES, *LISTS, "config:*"]
+    return [*names, *ADDRESSES, "config:*"]
 
 
 def secret_values(settings: Settings) -> list[str]:
