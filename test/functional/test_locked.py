@@ -355,9 +355,9 @@ def test_the_first_index_that_has_a_package_wins_and_no_password_is_seen(host, o
     wheels.make_wheel(private.folder, "sharedlib", "1.0")
     wheels.make_wheel(public.folder, "sharedlib", "9.0")
     wheels.make_wheel(public.folder, "cityhall", "1.0")
-    wheel = wheels.make_wheel(origins / "files", "ckanext-secretive", "1.0", requires=["sharedlib", "cityhall"])
+    wheel = wheels.make_wheel(origins / "files", "ckanext-guarded", "1.0", requires=["sharedlib", "cityhall"])
     host.file_roots = [str(origins / "files")]
-    host.pillar["extensions"] = {"ckanext-secretive": archive(wheel)}
+    host.pillar["extensions"] = {"ckanext-guarded": archive(wheel)}
     log, wrapper = host.root / "arguments", host.root / "uv"
     wrapper.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {log}\nexec {uv_path()} "$@"\n')
     wrapper.chmod(0o755)
