@@ -216,6 +216,7 @@ def test_the_lock_names_files_with_hashes_and_is_the_same_at_the_next_plan(host,
     item = locked(host)["sharedlib"]
     assert item.version == "1.0" and item.wheels[0].hashes["sha256"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
     assert "1 packages" in host.show()["lock"]
+    assert Resolution.of(host.show(lock=True)).key() == first.key()
     assert Resolution.of(host.plan()["contents"]).key() == first.key()
     wheels.make_wheel(shelf, "sharedlib", "1.5")
     assert Resolution.of(host.plan()["contents"]).key() != first.key()
