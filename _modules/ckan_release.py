@@ -277,12 +277,14 @@ def list_() -> list[dict[str, Any]]:
         return standing.list_releases(_site())
 
 
-def show(release: str = "") -> dict[str, Any]:
+def show(release: str = "", lock: bool = False) -> dict[str, Any]:
     """
     Return the manifest of a release.
 
     release
         The id; by default the current one.
+    lock
+        Return the whole text of the lock file, too; by default how many packages it lists, and where it stands.
 
     CLI Example:
 
@@ -291,7 +293,7 @@ def show(release: str = "") -> dict[str, Any]:
         salt web1 ckan_release.show
     """
     with salt_errors():
-        return standing.manifest_of(_site(), release).to_json()
+        return standing.shown(_site(), release, lock)
 
 
 def diff(old: str = "", new: str = "") -> dict[str, Any]:

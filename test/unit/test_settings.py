@@ -781,7 +781,10 @@ def test_show_masks_secrets_and_tells_all_else():
         pillar(
             redis_url="redis://me:hunter2/@x@redis.example.org:6379/0",
             solr_url="http://me:hunter2@solr.example.org/solr/ckan",
-            installer={"index_url": "https://me:hunter2@index.example.org/simple", "find_links": "https://hunter2@h/w"},
+            installer={
+                "index_url": "https://me:hunter2@index.example.org/simple", "find_links": "https://hunter2@h/w",
+                "index_urls": ["https://me:hunter2@first.example.org/simple"],
+            },
             config={
                 "x.address": "https://h/?access_token=hunter2&a=b",
                 "smtp.password": "hunter2", "beaker.session.secret": "hunter2", "ckanext.x.api_key": "hunter2",
@@ -798,6 +801,7 @@ def test_show_masks_secrets_and_tells_all_else():
     assert shown["database"] == {**shown["database"], "password": mask.MASK, "host": "localhost"}
     assert shown["redis_url"] == f"redis://{mask.MASK}@redis.example.org:6379/0"
     assert shown["installer"]["index_url"] == f"https://{mask.MASK}@index.example.org/simple"
+    assert shown["installer"]["index_urls"] == [f"https://{mask.MASK}@first.example.org/simple"]
     assert (shown["config"]["ckan.site_title"], shown["config"]["ckan.max_size"]) == ("Data", 5)
     assert shown["extensions"]["ckanext-mycity"]["url"] == "https://git.example.org/ckanext-mycity.git"
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from ckan_deploy.build.installer import Installer
-from ckan_deploy.build.packages import Wanted, check, freeze, install, lock
+from ckan_deploy.build.locking import Wish, lock
+from ckan_deploy.build.packages import Wanted, check, freeze, install, install_locked
 from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.uv_and_pip import Installer
 from ckan_deploy.build.virtualenv import clone, compile_, create, verify
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
@@ -165,7 +166,7 @@ def test_installs_into_a_clone_leave_the_source_as_it_was(tmp_path):
     first, second = release(tmp_path / "R1"), tmp_path / "R2"
     maker = builder(tmp_path, first)
     plain = extension(tmp_path / "plain", "gamma")
-    install(str(first), [built(maker, plain, "ckanext-gamma")], None, maker)
+    install(str(first), [built(maker, plain, "ckanext-gamma")], maker)
     compile_(str(first))
     before = fingerprint(first)
     clone(str(first), str(second))
@@ -173,8 +174,8 @@ def test_installs_into_a_clone_leave_the_source_as_it_was(tmp_path):
     assert os.path.samefile(next(first.glob(installed)), next(second.glob(installed)))
     newer = extension(tmp_path / "newer", "gamma", "0.2", "newer")
     wanted = [built(maker, newer, "ckanext-gamma")]
-    result = install(str(second), wanted, {}, maker)
-    assert result.changes["ckanext-gamma"] == {"old": "0.1", "new": "0.2"}
+    install_locked(str(second), wanted, "", {}, maker)
+    assert (freeze(str(first))["ckanext-gamma"], freeze(str(second))["ckanext-gamma"]) == ("0.1", "0.2")
     compile_(str(second))
     assert output(second / "bin/gamma").endswith("newer")
     assert fingerprint(first) == before
@@ -194,7 +195,7 @@ def test_a_conflict_of_two_extensions_names_both_and_changes_nothing(tmp_path):
         built(maker, two, "ckanext-two", checkout=str(two), files=(str(two / "requirements.txt"),)),
     ]
     with pytest.raises(FormulaError) as caught:
-        lock(str(path), wanted, {}, {}, maker)
+        lock(str(path), Wish(wanted), {}, maker)
     message = str(caught.value)
     assert "shared-thing==1.0" in message and "shared-thing==2.0" in message
     assert "who asks: shared-thing: ckanext-one ==1.0 (its package), ckanext-two ==2.0 (requirements.txt)" in message
@@ -207,7 +208,7 @@ def test_check_names_what_is_missing(tmp_path):
     maker = builder(tmp_path, path)
     assert check(str(path), maker) is True
     one = extension(tmp_path / "one", "one", requires=["shared-thing==1.0"])
-    install(str(path), [built(maker, one, "ckanext-one")], {}, maker)
+    install_locked(str(path), [built(maker, one, "ckanext-one")], "", {}, maker)
     with pytest.raises(FormulaError, match="shared-thing"):
         check(str(path), maker)
     assert check(str(path), maker, tolerate=["shared_thing"]) is True
@@ -228,9 +229,9 @@ def test_what_has_no_wheel_is_built_from_its_sdist(tmp_path):
         subprocess.run(["tar", "czf", shelf / f"slow_thing-{version}.tar.gz", "-C", tmp_path, folder.name], check=True)
     wheels.make_wheel(shelf, "asks-for-it", "1.0", requires=["slow-thing<2"])
     maker = evolve(maker, installer=evolve(maker.installer, find_links=str(shelf)))
-    locked = lock(str(path), [Wanted("asks-for-it", "asks-for-it")], {}, {}, maker)
+    locked = lock(str(path), Wish([Wanted("asks-for-it", "asks-for-it")]), {}, maker)
     assert locked.packages == {"asks-for-it": "1.0", "slow-thing": "1.5"}
-    install(str(path), [Wanted("asks-for-it", "asks-for-it")], locked.packages, maker)
+    install_locked(str(path), [Wanted("asks-for-it", "asks-for-it")], locked.lock, locked.packages, maker)
     assert freeze(str(path)) == locked.packages
 
 

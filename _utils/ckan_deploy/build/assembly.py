@@ -26,7 +26,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base, Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings.fingerprint import hashes
-from ckan_deploy.sources import patches
+from ckan_deploy.sources import patches, pylock
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import disk, files
@@ -63,6 +63,8 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     patched, changed = _patch_core(site, path, resolution.patches)
     with _timed(seconds, "packages"):
         own = _install(site, path, prepared, builder)
+        if resolution.lock:
+            files.write(os.path.join(path, pylock.NAME), resolution.lock)
     broken = _broken_plugins(site, path, builder.sandbox)
     with _timed(seconds, "bytecode"):
         virtualenv.compile_(path, changed)
@@ -106,7 +108,7 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     try:
         with layers.own_files_kept(path):
             asked = [Wanted(item.name, item.requirement.replace(item.archive, thin[item])) for item in checkouts]
-            packages.install(path, asked, {}, builder)
+            packages.install_locked(path, asked, "", {}, builder)
     except FormulaError:
         # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
         files.write(manifest, was)

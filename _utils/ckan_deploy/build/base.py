@@ -105,7 +105,7 @@ def ensure(site: Site) -> Base:
 def _make(place: str, site: Site) -> dict[str, Any]:
     virtualenv.create(place, python=site.settings.base.python)
     wanted = [Wanted("base", requirement=item) for item in _requirements(site)]
-    packages.install(place, wanted, None, Builder.of(site, place))
+    packages.install(place, wanted, Builder.of(site, place))
     virtualenv.compile_(place)
     sharing.note(site.paths.shared, place)
     return {"requirements": _requirements(site), "python": _python_version(site)}

@@ -94,7 +94,7 @@ def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
     lines = [os.path.normpath(os.path.join("../../../src", name, subdirectory, root)) for root in roots]
     content[f"__editable__.{plain}.pth"] = "".join(f"{line}\n" for line in lines).encode("utf-8")
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    _write_wheel(path, content)
+    write_wheel(path, content)
     return path
 
 
@@ -180,8 +180,15 @@ def _write(place: str, top: str, roots: Iterable[str], module: str, data: bytes)
     os.chmod(path, 0o755 if ".so" in os.path.basename(path) else 0o644)
 
 
-def _write_wheel(path: str, content: dict[str, bytes]) -> None:
-    """Write a wheel: https://packaging.python.org/specifications/binary-distribution-format"""
+def write_wheel(path: str, content: dict[str, bytes]) -> None:
+    """
+    Write a wheel: https://packaging.python.org/specifications/binary-distribution-format
+
+    path
+        Its path.
+    content
+        Its members.
+    """
     info = next(member.split("/")[0] for member in content if member.endswith(".dist-info/METADATA"))
     content[f"{info}/WHEEL"] = PLAIN
     content.pop(f"{info}/RECORD", None)

@@ -29,10 +29,10 @@ from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.system import files
 
 # Another one where layers are made in another way.
-FORMAT = 1
+FORMAT = 2
 DONE = ".ckan-layer.json"
 # What is the formula's own at the top of a release: no package may bring it.
-OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|\.ckan-.*)$")
+OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|pylock\.toml|\.ckan-.*)$")
 _KEY = re.compile(r"[0-9a-f]{16}")
 # Behind the name of a layer that is being removed.
 _GONE = ".gone"
@@ -67,12 +67,11 @@ def held(
 
     Raises ``FormulaError``; there is no layer then.
     """
-    locked = without_checkouts(resolution.packages, prepared)
-    key = _key(site, base, locked, prepared)
+    key = _key(site, base, resolution)
     place = os.path.join(_folder(site.paths.shared), key)
     os.makedirs(_folder(site.paths.shared), mode=0o755, exist_ok=True)
     with files.locked(os.path.join(_folder(site.paths.shared), ".lock")):
-        files.once(place, lambda: _make(site, base, place, locked, prepared, builder), DONE, durable=True)
+        files.once(place, lambda: _make(site, base, place, resolution, prepared, builder), DONE, durable=True)
         yield Layer(key, place, json.loads(files.read(os.path.join(place, DONE))))
 
 
@@ -128,32 +127,25 @@ def own_files_kept(path: str) -> Iterator[None]:
 
 
 def _make(
-    site: Site, base: Base, place: str, locked: Mapping[str, str], prepared: Mapping[str, Prepared], builder: Builder
+    site: Site, base: Base, place: str, resolution: Resolution, prepared: Mapping[str, Prepared], builder: Builder
 ) -> dict[str, str]:  # fmt: skip
+    locked = without_checkouts(resolution.packages, prepared)
     virtualenv.clone(base.path, place, link=site.settings.link, sandbox=builder.sandbox)
     with own_files_kept(place):
         kept = {name: item for name, item in prepared.items() if not item.checkout}
-        packages.install(place, wanted(site, kept), locked, builder)
+        packages.install_locked(place, wanted(site, kept), resolution.lock, locked, builder)
     namespace.unify(place)
     virtualenv.compile_(place)
     sharing.note(site.paths.shared, place)
     return packages.freeze(place)
 
 
-def _key(site: Site, base: Base, locked: Mapping[str, str], prepared: Mapping[str, Prepared]) -> str:
-    # An archive may be another one with the same version.
-    archives = sorted(item.requirement for item in prepared.values() if not item.checkout and item.archive)
+def _key(site: Site, base: Base, resolution: Resolution) -> str:
     made_from = [
-        FORMAT, base.path, base.python, sharing.identity(site.paths.shared, base.path), sorted(locked.items()),
-        [_digest(requirement) for requirement in archives], site.settings.link, site.settings.web.app,
+        FORMAT, base.path, base.python, sharing.identity(site.paths.shared, base.path), resolution.key(),
+        site.settings.link, site.settings.web.app,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(made_from).encode("utf-8")).hexdigest()[:16]
-
-
-def _digest(requirement: str) -> str:
-    path = requirement.partition(" @ file://")[2]
-    with open(path, "rb") as handle:
-        return f"{os.path.basename(path)} {hashlib.sha256(handle.read()).hexdigest()}"
 
 
 def _name(item: Prepared) -> str:

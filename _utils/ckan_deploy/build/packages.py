@@ -1,29 +1,30 @@
 """
-Packages of a virtualenv: what is in it, what would be (the *lock*), and bringing it there.
+Packages of a virtualenv: what is in it, and bringing it to what a lock file says.
 
-All extensions of a release are resolved together, held to the versions of the base, before anything is installed; what
-comes out of it is installed as it is on every host. Nothing here knows of releases.
+What comes out of a resolution (see ``locking``) is installed as it is on every host. Nothing here knows of releases.
 """
 
 from __future__ import annotations
 
+import functools
 import glob
 import importlib.metadata
+import json
 import os
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
-from attrs import frozen
-from packaging.requirements import InvalidRequirement, Requirement
+from attrs import evolve, frozen
+from packaging import tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import InvalidVersion, Version
 
+from ckan_deploy.build import addresses, virtualenv
 from ckan_deploy.build import installer as installers
-from ckan_deploy.build import wheels
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.sources import archives, pylock
+from ckan_deploy.sources.pylock import File, Locked
+from ckan_deploy.system import files
 
 
 @frozen
@@ -38,31 +39,10 @@ class Wanted:
     checkout: str = ""
     files: tuple[str, ...] = ()
 
-
-@frozen
-class Locked:
-    """
-    What there will be, but for the packages of checkouts, ``{name: version}``; and what was overridden,
-    ``{name: {"by", "base", "got"}}``.
-    """
-
-    packages: Mapping[str, str]
-    overridden: Mapping[str, Mapping[str, str]]
-
-
-class Installed(NamedTuple):
-    """What an install changed, ``{name: {"old", "new"}}``, and the seconds that it took."""
-
-    changes: dict[str, dict[str, str]]
-    seconds: float
-
-
-class _Asked(NamedTuple):
-    """A requirement that an extension states in so many words, and the file that it stands in."""
-
-    extension: str
-    requirement: Requirement
-    where: str
+    @property
+    def archive(self) -> str:
+        """The path of the wheel that the requirement names, '' for one of the package index."""
+        return self.requirement.partition(" @ file://")[2]
 
 
 def freeze(path: str) -> dict[str, str]:
@@ -97,86 +77,65 @@ def version(path: str, name: str) -> str:
     return next((distribution.metadata["Version"] for distribution in found), "")
 
 
-def lock(
-    path: str,
-    wanted: Iterable[Wanted],
-    pins: Mapping[str, str],
-    overrides: Mapping[str, Sequence[str]],
-    builder: Builder,
-) -> Locked:
+def install(path: str, wanted: Iterable[Wanted], builder: Builder) -> None:
     """
-    Resolve all that is wanted together, and install nothing.
-
-    path
-        The base virtualenv, which is not changed.
-    wanted
-        What is wanted; its order makes no difference.
-    pins
-        ``{name: version}`` of the base: nothing may ask for another version.
-    overrides
-        ``{extension: [requirements]}`` that win over all others, over the pins, too.
-    builder
-        Builds what has no wheel.
-
-    Raises ``FormulaError`` that names library, versions and who asks.
-    """
-    wanted = sorted(wanted, key=lambda item: item.name)
-    chosen = _overrides(overrides)
-    asked = [question for item in wanted for question in _asked(item)]
-    _refuse_conflicts(asked, pins, chosen)
-    constraints = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in chosen]
-    # An override is there also where nobody else asks for its library.
-    lines = [*_lines(wanted), *(line for _, line in chosen.values())]
-    if not lines:
-        return Locked(dict(pins), {})
-    try:
-        given = (path, lines, constraints, [line for _, line in chosen.values()], builder.installer)
-        found = builder.with_wheels(lambda: installers.dry_run(*given))
-    except FormulaError as exc:
-        who = _who_asks(str(exc), asked, pins)
-        raise FormulaError(f"the packages cannot be resolved: {str(exc).rstrip('.')}{who}.") from exc
-    packages = {name: version for name, version in pins.items() if name not in found.removed}
-    packages.update(found.installed)
-    for item in wanted:
-        if " @ " in item.requirement:
-            name, version = parse_wheel_filename(os.path.basename(item.requirement))[:2]
-            packages[name] = str(version)
-            if item.checkout:
-                # Its version stands in its commit; a base may have had it at another one.
-                packages.pop(name)
-    overridden = {
-        name: {"by": extension, "base": pins.get(name, ""), "got": packages.get(name, "")}
-        for name, (extension, _) in chosen.items()
-    }
-    return Locked(dict(sorted(packages.items())), overridden)
-
-
-def install(path: str, wanted: Iterable[Wanted], packages: Mapping[str, str] | None, builder: Builder) -> Installed:
-    """
-    Bring a virtualenv to a lock: install what is wanted, and every package that it has in another version.
+    Install what is wanted, and resolve freely, as for a new base.
 
     path
         The virtualenv.
     wanted
-        As for ``lock``.
-    packages
-        The lock; nothing else is resolved. None to resolve freely, as for a new base.
+        What is wanted.
     builder
         Builds what has no wheel.
 
     Raises ``FormulaError`` with what the installer says.
     """
-    started = time.monotonic()
-    wanted = sorted(wanted, key=lambda item: item.name)
-    lines = _lines(wanted) if packages is None else _locked_lines(path, wanted, packages)
-    changes = {}
-    if lines:
-        try:
-            no_deps = packages is not None
-            changes = builder.with_wheels(lambda: installers.install(path, lines, builder.installer, no_deps))
-        except FormulaError as exc:
-            raise FormulaError(f"the packages could not be installed: {exc}") from exc
-    return Installed(changes, round(time.monotonic() - started, 3))
+    lines = [item.requirement for item in sorted(wanted, key=lambda item: item.name)]
+    try:
+        builder.with_wheels(lambda: installers.install(path, lines, builder.installer))
+    except FormulaError as exc:
+        raise FormulaError(f"the packages could not be installed: {exc}") from exc
+
+
+def install_locked(
+    path: str, wanted: Iterable[Wanted], lock: str, versions: Mapping[str, str], builder: Builder
+) -> None:
+    """
+    Bring a virtualenv to what was decided: install the wheels of the extensions, and what the lock file names and the
+    virtualenv lacks.
+
+    path
+        The virtualenv.
+    wanted
+        The extensions.
+    lock
+        The text of the lock file.
+    versions
+        ``{name: version}`` of all that there is to be. What the lock file does not name and the virtualenv has in
+        another version is installed in that one: its base is another one than that of the host of the plan.
+    builder
+        Builds what has no wheel.
+
+    Raises ``FormulaError`` that says what cannot be met.
+    """
+    entries = pylock.loads(lock)
+    # Where there is nothing but extensions, nobody has to look.
+    have = freeze(path) if entries or versions else {}
+    extensions = [_extension(item) for item in wanted if item.archive]
+    python = virtualenv.interpreter(path)["version"]
+    try:
+        needed = [item for item in entries if item.by_address or have.get(item.name) != item.version]
+        items = [_here(item, python, builder) for item in needed]
+        installers.install_locked(path, [*extensions, *items], builder.installer)
+        known = {item.name for item in [*entries, *extensions]}
+        rest = [f"{name}=={version}" for name, version in sorted(versions.items()) if name not in known]
+        rest = [line for line in rest if have.get(line.partition("==")[0]) != line.partition("==")[2]]
+        if rest:
+            builder.with_wheels(lambda: installers.install(path, rest, builder.installer, no_deps=True))
+    except FormulaError as exc:
+        raise FormulaError(f"the packages could not be installed: {exc}") from exc
+    for item in needed:
+        _tell_origin(path, item)
 
 
 def check(path: str, builder: Builder, tolerate: Iterable[str] = ()) -> bool:
@@ -215,134 +174,61 @@ def _folders(path: str) -> list[str]:
     return folders
 
 
-def _lines(wanted: Iterable[Wanted], files: bool = True) -> list[str]:
-    """What is wanted as the lines of a requirements file."""
-    lines = []
-    for item in wanted:
-        lines.append(item.requirement)
-        if files:
-            lines += [f"-r {file}" for file in item.files]
-    return lines
+def _extension(item: Wanted) -> Locked:
+    name, version = parse_wheel_filename(os.path.basename(item.archive))[:2]
+    return _of_path(Locked(name, str(version)), item.archive)
 
 
-def _locked_lines(path: str, wanted: Sequence[Wanted], packages: Mapping[str, str]) -> list[str]:
-    """The same for a lock: what the index has stands in it, and of that only what the virtualenv lacks."""
-    have = freeze(path) if packages else {}
-    from_index = {canonicalize_name(i.name) for i in wanted if i.requirement and " @ " not in i.requirement}
-    archives = {canonicalize_name(i.name) for i in wanted if " @ " in i.requirement}
-    lines = [
-        line
-        for line in _lines(wanted, files=False)
-        if canonicalize_name(re.split(r"[<>=!~ \[]", line)[0]) not in from_index
-    ]
-    return lines + [
-        f"{name}=={version}"
-        for name, version in sorted(packages.items())
-        if have.get(name) != version and name not in archives
-    ]
+def _of_path(item: Locked, path: str) -> Locked:
+    """An entry that is installed from a file of this host, whatever the virtualenv has."""
+    file = File(path=path, hashes={"sha256": archives.digest(path)})
+    return Locked(item.name, item.version, archive=file)
 
 
-def _overrides(overrides: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, str]]:
-    """``{library: (extension, line)}``."""
-    chosen: dict[str, tuple[str, str]] = {}
-    for extension, lines in sorted(overrides.items()):
-        for line in lines:
-            name = canonicalize_name(Requirement(line).name)
-            other = chosen.setdefault(name, (extension, line))
-            if Requirement(other[1]).specifier != Requirement(line).specifier:
-                raise FormulaError(
-                    f"{other[0]} overrides {other[1]} and {extension} overrides {line}; let one of them win."
-                )
-    return chosen
-
-
-def _asked(item: Wanted) -> list[_Asked]:
-    found = []
-    for file in item.files:
-        asked = _read(file, item.checkout, set())
-        found += [_Asked(item.name, requirement, os.path.basename(file)) for requirement in asked]
-    if item.checkout:
-        for line in wheels.read(item.requirement.partition(" @ file://")[2])[2]:
-            requirement = _parse(line)
-            if requirement:
-                found.append(_Asked(item.name, requirement, "its package"))
-    return found
-
-
-def _read(file: str, checkout: str, seen: set[str]) -> list[Requirement]:
-    """
-    The plain requirements of a requirements file and of those that it includes. Refuses what would let the installer,
-    which runs as root, read files outside of the checkout, or send what its environment holds to a server.
-    """
-    shown = os.path.relpath(file, checkout)
-    if not os.path.realpath(file).startswith(f"{os.path.realpath(checkout)}/"):
-        raise FormulaError(f"a requirements file includes {shown}, which is outside of the checkout; correct it.")
-    if file in seen or not os.path.isfile(file):
-        return []
-    seen.add(file)
-    with open(file, encoding="utf-8", errors="replace") as handle:
-        text = handle.read().replace("\\\n", " ")
-    if "${" in text:
+def _here(item: Locked, python: str, builder: Builder) -> Locked:
+    """An entry as this host installs it: the wheel that fits, or one that is made here of the sources."""
+    fitting = tuple(file for file in item.wheels if _fits(file.name, python))
+    if fitting:
+        return evolve(item, wheels=fitting, sdist=None)
+    if item.wheels and not item.sdist:
         raise FormulaError(
-            f"{shown} names a variable of the environment (${{...}}); write the value, or set an override."
+            f"the lock file names wheels of {item.name} {item.version} for another platform or Python alone "
+            f"({item.wheels[0].name}); make the hosts alike, or put a wheel for this one where packages come from."
         )
-    found = []
-    for line in text.splitlines():
-        line = re.sub(r"(^|\s)#.*$", "", line).strip()
-        include = re.match(r"(-r|--requirement|-c|--constraint)[ =]*(\S+)", line)
-        if include:
-            inner = _read(os.path.join(os.path.dirname(file), include[2].strip("'\"")), checkout, seen)
-            found += inner if include[1] in ("-r", "--requirement") else []
-        elif re.match(r"(-e|--editable)\b", line):
-            raise FormulaError(
-                f"{os.path.basename(file)} has the line {line!r}; a checkout belongs under ckan:extensions, so set "
-                "requirements: none, or another file."
-            )
-        else:
-            requirement = _parse(line)
-            if requirement:
-                found.append(requirement)
-    return found
-
-
-def _parse(line: str) -> Requirement | None:
     try:
-        requirement = Requirement(re.split(r"\s--|\s;;", line)[0])
-    except InvalidRequirement:
-        return None  # an option, an address: the installer's business
-    return requirement if not requirement.marker or requirement.marker.evaluate() else None
+        wheel = addresses.wheel_of(item, builder)
+    except FormulaError as exc:
+        raise FormulaError(f"{item.name} {item.version}: {exc}") from exc
+    if item.by_address:
+        return _of_path(item, wheel)
+    return Locked(item.name, item.version, (File(path=wheel, hashes={"sha256": archives.digest(wheel)}),))
 
 
-def _refuse_conflicts(asked: Iterable[_Asked], pins: Mapping[str, str], chosen: Mapping[str, tuple[str, str]]) -> None:
-    """Name at once every requirement that the base's versions do not meet, before the installer is asked."""
-    problems = []
-    for extension, requirement, where in asked:
-        name = canonicalize_name(requirement.name)
-        if name in chosen or name not in pins or requirement.url:
-            continue
-        try:
-            fits = requirement.specifier.contains(Version(pins[name]), prereleases=True)
-        except InvalidVersion:
-            continue
-        if not fits:
-            problems.append(
-                f"{extension} asks for {name}{requirement.specifier} ({where}), CKAN's own is {name} {pins[name]}; "
-                f"correct it, or set ckan:extensions:{extension}:override: ['{name}{requirement.specifier}']"
-            )
-    if problems:
-        raise FormulaError("; ".join(problems) + ".")
+def _fits(wheel: str, python: str) -> bool:
+    """Whether a wheel is for a Python on this machine."""
+    return not parse_wheel_filename(wheel)[3].isdisjoint(_supported(python))
 
 
-def _who_asks(text: str, asked: Iterable[_Asked], pins: Mapping[str, str]) -> str:
-    """For the libraries that an installer's explanation names: who asks for them, in so many words."""
-    named = {canonicalize_name(word.rstrip(".")) for word in re.findall(r"[A-Za-z][\w.-]*", text)}
-    by_library: dict[str, list[str]] = {}
-    for extension, requirement, where in asked:
-        name = canonicalize_name(requirement.name)
-        if name in named:
-            by_library.setdefault(name, []).append(f"{extension} {requirement.specifier or 'any'} ({where})")
-    told = [
-        f"{name}: {', '.join(sorted(who))}" + (f", CKAN's own is {pins[name]}" if name in pins else "")
-        for name, who in sorted(by_library.items())
-    ]
-    return f" -- who asks: {'; '.join(told)}; to let one win set its override" if told else ""
+@functools.cache
+def _supported(python: str) -> frozenset[tags.Tag]:
+    version = [int(part) for part in python.split(".")[:2]]
+    mine = f"cp{version[0]}{version[1]}"
+    # Not of the Python that runs this, which may be Salt's own.
+    return frozenset([*tags.cpython_tags(version, abis=[mine]), *tags.compatible_tags(version, mine)])
+
+
+def _tell_origin(path: str, item: Locked) -> None:
+    """Write down with a package where it is from, instead of its place here: https://peps.python.org/pep-0610"""
+    if not item.by_address:
+        return
+    if item.archive:
+        about = {"url": item.archive.url, "archive_info": {"hashes": dict(item.archive.hashes)}}
+    else:
+        vcs = {"vcs": "git", "requested_revision": item.ref, "commit_id": item.commit}
+        about = {"url": item.url, "vcs_info": vcs}
+    if item.subdirectory:
+        about["subdirectory"] = item.subdirectory
+    for folder in virtualenv.site_packages(path):
+        for info in glob.glob(f"{glob.escape(folder)}/*.dist-info"):
+            if canonicalize_name(os.path.basename(info).split("-")[0]) == item.name:
+                files.write(os.path.join(info, "direct_url.json"), json.dumps(about))

@@ -15,8 +15,8 @@ from typing import Any
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from ckan_deploy.build import entry_points, installer
-from ckan_deploy.build.installer import Installer
+from ckan_deploy.build import entry_points, uv_and_pip
+from ckan_deploy.build.uv_and_pip import Installer
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
 from ckan_deploy.sources.origins import Prepared
@@ -88,7 +88,7 @@ def advised(text: str, path: str, plugin: str, settings: Settings) -> str:
     name = next((name for name in settings.extensions if canonicalize_name(name) == bringer), "")
     if not name:
         return f"{text} ({WITH_PKG_RESOURCES} brings it: override setuptools in the extension that wants it)"
-    if installer.kind(Installer.of(settings)) == "pip":
+    if uv_and_pip.kind(Installer.of(settings)) == "pip":
         return f"{text} ({WITH_PKG_RESOURCES} brings it: add that to what {name} requires)"
     return f"{text} (set ckan:extensions:{name}:override: ['{WITH_PKG_RESOURCES}'], which brings it)"
 

@@ -116,6 +116,10 @@ def _differs(name: str, there: Pin, here: Extension, source: str) -> list[str]:
     theirs, ours = [patch.patch for patch in there.patches], list(here.patches)
     if there.kind == "git" and theirs != ours:
         problems.append(f"the patches of {name} are {_listed(theirs)} in {source} and {_listed(ours)} here")
+    if there.kind == "git" and there.build != here.build:
+        problems.append(
+            f"the build of {name} is {_listed(list(there.build))} in {source} and {_listed(list(here.build))} here"
+        )
     if there.kind == "git" and there.submodules != here.submodules:
         problems.append(f"{name} has submodules: {str(there.submodules).lower()} in {source} only")
     return problems

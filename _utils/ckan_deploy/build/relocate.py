@@ -29,7 +29,7 @@ from ckan_deploy.system import reflink
 log = logging.getLogger(__name__)
 
 # What belongs to the source alone: its sockets, its configuration, its manifest, its lock.
-SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock)$")
+SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock|pylock\.toml)$")
 # Modes that a release may have: nobody but its owner writes, and no file changes who one is.
 FAIR = 0o755
 # What a file system gives at a time, mostly.

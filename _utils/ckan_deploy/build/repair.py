@@ -18,8 +18,8 @@ from attrs import Factory, define, evolve, frozen
 
 from ckan_deploy.build import installer as installers
 from ckan_deploy.build import relocate, sharing, virtualenv
-from ckan_deploy.build.installer import Installer
 from ckan_deploy.build.sharing import Changed, Installed
+from ckan_deploy.build.uv_and_pip import Installer
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.site import Site
 from ckan_deploy.system import files, places

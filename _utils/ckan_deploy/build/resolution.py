@@ -13,7 +13,8 @@ from typing import TypeVar
 from attrs import evolve
 from packaging.utils import canonicalize_name
 
-from ckan_deploy.build import base, packages, plugins, trees, wheels
+from ckan_deploy.build import addresses, base, locking, packages, plugins, trees, wheels
+from ckan_deploy.build.locking import Wish
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
@@ -52,8 +53,7 @@ def resolve(site: Site) -> Resolution:
     builder = Builder.of(site, found.path)
     prepared = prepare(site, pins, builder)
     had = packages.freeze(found.path)
-    overrides = {name: extension.override for name, extension in settings.extensions.items() if extension.override}
-    locked = packages.lock(found.path, wanted(site, prepared), had, overrides, builder)
+    locked = locking.lock(found.path, _wish(site, prepared), had, builder)
     if "ckan.plugins" not in settings.config:  # which wins over ckan:plugins
         new = {name: version for name, version in locked.packages.items() if had.get(name) != version}
         plugins.check(settings.plugins, found.path, prepared, new, settings.installer.find_links)
@@ -63,6 +63,8 @@ def resolve(site: Site) -> Resolution:
         patches=tuple(Patch(patch.patch, patch.sha256) for patch in core),
         packages=locked.packages,
         overridden=locked.overridden,
+        lock=locked.lock,
+        notes=locked.notes,
     )
 
 
@@ -110,6 +112,18 @@ def wanted(site: Site, prepared: Mapping[str, Prepared]) -> list[Wanted]:
     """
     found = [Wanted(name, item.requirement, item.checkout, item.files) for name, item in sorted(prepared.items())]
     return found + ([Wanted("uwsgi", "uwsgi")] if site.settings.web.app == "uwsgi" else [])
+
+
+def _wish(site: Site, prepared: Mapping[str, Prepared]) -> Wish:
+    settings = site.settings
+    overrides = {name: extension.override for name, extension in settings.extensions.items() if extension.override}
+    if settings.override:
+        overrides["ckan:override"] = settings.override
+    listed: dict[str, str] = {canonicalize_name(name): name for name in settings.extensions}
+    for name, extension in settings.extensions.items():
+        if extension.url and not extension.subdirectory:
+            listed.setdefault(addresses.same_place(extension.url), name)
+    return Wish(wanted(site, prepared), settings.packages, overrides, listed)
 
 
 def noted(pin: Pin, item: Prepared) -> Pin:

@@ -35,8 +35,8 @@ def clone(
 
     Files that name the place of the source, or a place where the source was before, are written anew for the target.
     Everything under ``src`` is copied, since people edit checkouts. Left out at the top: ``run``, ``*.ini``,
-    ``release.json`` and ``.lock``. The result is checked as ``verify`` does. After any failure there is no
-    target.
+    ``release.json``, ``pylock.toml`` and ``.lock``. The result is checked as ``verify`` does. After any failure there
+    is no target.
 
     source
         Absolute path of the virtualenv to clone.

@@ -25,9 +25,9 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion
 
 from ckan_deploy.build import installer as installers
-from ckan_deploy.build import virtualenv
-from ckan_deploy.build.installer import Installer, NoWheel
+from ckan_deploy.build import uv_and_pip, virtualenv
 from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.uv_and_pip import Installer, NoWheel
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.host import Host
 from ckan_deploy.releases.site import Site
@@ -155,8 +155,12 @@ class Builder:
         """Bring the sdist of a package here, and put the wheel of it where the installer finds it."""
         found = installers.source(name, specifiers, self.path, self.installer)
         folder = os.path.join(self.installer.shared, "archives")
-        sdist = archives.fetch_sdist(self.host, name, found["url"], found["sha256"], folder, self.installer.index_url)
-        wheel = self.of_sdist(sdist)
+        digest = next((f"{kind}={digits}" for kind, digits in found.hashes.items()), "")
+        sdist = archives.fetch_locked(self.host, name, found.url, digest, folder, self.installer.indexes)
+        try:
+            wheel = self.of_sdist(sdist)
+        except FormulaError as exc:
+            raise FormulaError(f"{name} ({os.path.basename(sdist)}): {exc}") from exc
         target = os.path.join(self.installer.wheels, os.path.basename(wheel))
         draft = f"{target}.part"
         shutil.copyfile(wheel, draft)
@@ -186,7 +190,7 @@ class Builder:
         """The name of a directory that stands for all that a build depends on, beside its sources."""
         python = virtualenv.home_python(self.path)
         if requires is None:
-            about = os.stat(installers.program(self.installer))
+            about = os.stat(uv_and_pip.program(self.installer))
             tools = [f"uv {about.st_size} {about.st_mtime_ns}"]
         else:
             folder = virtualenv.site_packages(os.path.dirname(os.path.dirname(self._environment(requires))))[0]
@@ -245,12 +249,17 @@ class Builder:
 
     def _own_backend(self, about: _Build) -> str:
         """Return uv, where a project is built by what uv has of its own; else ''."""
-        if about.backend != "uv_build" or about.path or installers.kind(self.installer) != "uv":
+        if about.backend != "uv_build" or about.path or uv_and_pip.kind(self.installer) != "uv":
             return ""
-        return installers.program(self.installer)
+        return uv_and_pip.program(self.installer)
 
     def _environment(self, requires: Sequence[str]) -> str:
         """Return the interpreter of a virtualenv with what a build requires; made once, from wheels, and root's own."""
+        direct = [line for line in requires if Requirement(line).url]
+        if direct:
+            raise FormulaError(
+                f"its build requires {direct[0]!r} by an address; put a wheel of it where packages come from."
+            )
         about = json.dumps([sorted(requires), self._python(), virtualenv.home_python(self.path)])
         place = os.path.join(
             self.installer.shared, "environments", hashlib.sha256(about.encode("utf-8")).hexdigest()[:16]

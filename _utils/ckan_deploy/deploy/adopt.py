@@ -27,6 +27,7 @@ from ckan_deploy.releases import stage
 from ckan_deploy.releases.ids import ID_FORMAT, check_id
 from ckan_deploy.releases.manifest import Base, Manifest, Resolution
 from ckan_deploy.releases.site import Site
+from ckan_deploy.sources import pylock
 from ckan_deploy.system import arguments, foreign, places, safely
 
 # Inis that are not CKAN's own.
@@ -105,7 +106,7 @@ def _fixed(site: Site, source: str, typed: bool) -> Iterator[str]:
         tree = os.path.join(place, "tree")
         safely.ensure(tree)
         # What a release has of its own, and an ini that was named and may be closed to the owner.
-        skip = ("run", "release.json", ".lock", *(["*.ini"] if typed else []))
+        skip = ("run", "release.json", ".lock", pylock.NAME, *(["*.ini"] if typed else []))
         foreign.copy(source, tree, site.settings.user, site.settings.group, skip)
         yield tree
 
@@ -179,7 +180,7 @@ def _fill(site: Site, path: str, plan: Adoption) -> dict[str, Any]:
         link = "copy" if adds or plan.tree != plan.source else site.settings.link
         virtualenv.clone(plan.tree, path, link=link, sandbox=builder.sandbox)
     if adds:
-        packages.install(path, [Wanted("uwsgi", "uwsgi")], None, builder)
+        packages.install(path, [Wanted("uwsgi", "uwsgi")], builder)
     return {
         "resolution": Resolution(evolve(plan.base, path=plan.source), {}, packages=packages.freeze(path)),
         "plugins": plan.plugins,

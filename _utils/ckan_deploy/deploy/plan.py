@@ -58,6 +58,7 @@ class Plan:
             "extensions": diff.brief(self.resolution.extensions) if self.resolution else {},
             "changes": self.changes, "own_changes": self.own_changes, "differs": self.differs,
             "remarks": self.remarks, "own_remarks": self.own_remarks,
+            "notes": list(self.resolution.notes) if self.resolution else [],
         }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ckan_deploy.releases import diff
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, services, uwsgi
+from ckan_deploy.sources import pylock
 
 
 def list_releases(site: Site) -> list[dict[str, Any]]:
@@ -37,6 +38,23 @@ def list_releases(site: Site) -> list[dict[str, Any]]:
         }
         for manifest in reversed(site.releases.manifests())
     ]
+
+
+def shown(site: Site, release: str = "", lock: bool = False) -> dict[str, Any]:
+    """
+    Return the manifest of a release, for people.
+
+    site, release
+        As for ``manifest_of``.
+    lock
+        Whether the text of the lock file stands in it, or what it comes to in a line.
+    """
+    manifest = manifest_of(site, release)
+    found = manifest.to_json()
+    if manifest.resolution and manifest.resolution.lock and not lock:
+        file = os.path.join(site.releases.directory(manifest.id), pylock.NAME)
+        found["lock"] = f"{len(pylock.loads(manifest.resolution.lock))} packages: {file}"
+    return found
 
 
 def manifest_of(site: Site, release: str = "") -> Manifest:

@@ -89,6 +89,7 @@ def deploy(run: Run) -> dict[str, Any]:
     if same:
         raise FormulaError(f"{same} have one directory of releases on one machine; give each a ckan:root of its own")
     run.contents = main["contents"]
+    run.warnings += main.get("notes", [])
     run.before = {host: plan["current"] for host, plan in plans.items()}
     wanted.remember(run.record, run.before, run.down, run.job)
     changes = _changes(run, main["changes"], {host: plan["own_changes"] for host, plan in plans.items()})

@@ -5,6 +5,8 @@ to hold, decided at plan and the same for all hosts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +16,14 @@ from packaging.utils import canonicalize_name
 
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases.ids import check_id, now
+from ckan_deploy.sources import pylock
 from ckan_deploy.sources.pins import Patch, Pin
 
 # Paths and requirements are made of these.
 _PACKAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _ENV = re.compile(r"[a-z][a-z0-9_-]*")
+_NO_PIN = Pin("index")
 
 # What may follow what. A live release fails when a deploy is reverted after its switch.
 TRANSITIONS = {
@@ -51,8 +55,10 @@ class Base:
 @frozen
 class Resolution:
     """
-    Commits, versions and hashes that a release will hold. ``overridden`` is ``{library: {"by", "base", "got"}}``;
-    ``promoted`` is ``{"env", "release"}`` where it is what another environment had live.
+    Commits, versions and hashes that a release will hold. ``overridden`` is ``{library: {"by", "base", "got"}}``,
+    ``lock`` the text of the lock file (see ``sources.pylock``) of what is installed beside base and extensions, ''
+    for a release of an earlier version, ``notes`` what was noticed, a sentence each; ``promoted`` is
+    ``{"env", "release"}`` where it is what another environment had live.
     """
 
     base: Base
@@ -60,6 +66,8 @@ class Resolution:
     patches: tuple[Patch, ...] = ()
     packages: Mapping[str, str] = field(factory=dict)
     overridden: Mapping[str, Mapping[str, str]] = field(factory=dict)
+    lock: str = ""
+    notes: tuple[str, ...] = ()
     promoted: Mapping[str, str] = field(factory=dict)
 
     @classmethod
@@ -82,6 +90,8 @@ class Resolution:
                 tuple(map(Patch.of, given.get("patches") or ())),
                 {_package(name): _version(version) for name, version in (given.get("packages") or {}).items()},
                 {_package(name): _texts(how) for name, how in (given.get("overridden") or {}).items()},
+                _lock(given.get("lock") or ""),
+                tuple(map(_text, given.get("notes") or ())),
                 _source(given.get("promoted") or {}),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as exc:
@@ -95,6 +105,8 @@ class Resolution:
             "patches": [patch.to_json() for patch in self.patches],
             "packages": dict(self.packages),
             "overridden": {name: dict(how) for name, how in self.overridden.items()},
+            **({"lock": self.lock} if self.lock else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             **({"promoted": dict(self.promoted)} if self.promoted else {}),
         }
 
@@ -102,6 +114,22 @@ class Resolution:
     def origin(self) -> str:
         """Where it was promoted from, such as ``20261125021500Z of staging``; '' for nowhere."""
         return f"{self.promoted['release']} of {self.promoted['env']}" if self.promoted else ""
+
+    def key(self) -> str:
+        """
+        Return a hash of all that is installed beside the base and the extensions from git. Two resolutions with the
+        same one, on the same base, install the same files.
+        """
+        pins: dict[str, Pin] = {canonicalize_name(name): pin for name, pin in self.extensions.items()}
+        archives = sorted([name, pin.archive, pin.hash] for name, pin in pins.items() if pin.kind == "archive")
+        # What a host installs where its base is another one, and all that one of an earlier version says.
+        packages = {name: version for name, version in self.packages.items() if not pins.get(name, _NO_PIN).commit}
+        about = json.dumps([self.lock, archives, packages], sort_keys=True)
+        return hashlib.sha256(about.encode("utf-8")).hexdigest()
+
+    def pins(self) -> list[Pin]:
+        """Return the pins of the extensions, and of the libraries that come from git."""
+        return [*self.extensions.values(), *(item.pin() for item in pylock.loads(self.lock) if item.commit)]
 
     def to_build(self) -> Resolution:
         """Return the same as another host would build it: checkouts by their commits, whatever version they say."""
@@ -232,6 +260,11 @@ def _version(version: Any) -> str:
     if not _VERSION.fullmatch(_text(version)):
         raise ValueError(version)
     return str(version)
+
+
+def _lock(text: Any) -> str:
+    pylock.loads(_text(text))
+    return str(text)
 
 
 def _text(value: Any) -> str:

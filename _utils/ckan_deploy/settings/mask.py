@@ -18,6 +18,8 @@ from ckan_deploy.system import processes
 MASK = "**********"
 # Addresses that may hold a password.
 ADDRESSES = ("redis_url", "solr_url", "installer:index_url", "installer:find_links")
+# Lists of such.
+LISTS = ("installer:index_urls",)
 # A password of three letters would be found everywhere.
 SHORTEST = 4
 _SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
@@ -44,10 +46,11 @@ def secret_values(settings: Settings) -> list[str]:
             values += map(str, value.values()) if rule.kind == "options" else [value]
     for extension in settings.extensions.values():
         values += [getattr(extension, leaf) for leaf, rule in rules(Extension).items() if rule.secret]
-    for name in ADDRESSES:
-        login = _at(settings, name).partition("://")[2].rpartition("@")[0]
+    addresses = [_at(settings, name) for name in ADDRESSES]
+    for url in [*addresses, *(url for name in LISTS for url in _at(settings, name))]:
+        login = url.partition("://")[2].rpartition("@")[0]
         values.append(unquote(login.partition(":")[2]))
-        values += map(unquote, processes.secret_parameters(_at(settings, name)))
+        values += map(unquote, processes.secret_parameters(url))
     return [value for value in values if value]
 
 
@@ -69,6 +72,9 @@ def shown(settings: Settings) -> dict[str, Any]:
         group, _, leaf = name.rpartition(":")
         place = found[group] if group else found
         place[leaf] = address(place[leaf])
+    for name in LISTS:
+        group, _, leaf = name.rpartition(":")
+        found[group][leaf] = [address(url) for url in found[group][leaf]]
     return found
 
 

@@ -72,6 +72,12 @@ class Installer:
     )
     uv: str = setting("{shared}/tools/bin/uv", "The program uv; by default the highstate installs it.")
     index_url: str = setting("", "Package index, may hold a password; empty for the default.")
+    index_urls: tuple[str, ...] = setting(
+        (),
+        "Further package indexes, asked before `index_url` and in this order (uv only); the first that has a package "
+        "is taken for it. May hold passwords.",
+        kind="lines",
+    )
     find_links: str = setting("", "Directory or page with wheels.")
     offline: bool = setting(False, "Install without any network.")
 
@@ -296,6 +302,14 @@ class Settings:
         "", "Group that the host is in where a deploy goes by groups, such as `canary`.", pattern=r"([a-z][a-z0-9_-]*)?"
     )
     extensions: Mapping[str, Extension] = setting({}, "Extensions by name; see below.")
+    packages: tuple[str, ...] = setting(
+        (),
+        "Further requirements of a release, such as `sentry-sdk>=2`; resolved with those of the extensions.",
+        kind="lines",
+    )
+    override: tuple[str, ...] = setting(
+        (), "Requirements that are installed and win over all others, CKAN's own included.", kind="lines"
+    )
     patches: tuple[str, ...] = setting((), "Diffs to CKAN itself, in order.", pattern=r"salt://\S+")
     git: Git = field(factory=Git)
     plugins: tuple[str, ...] = setting((), "`ckan.plugins`, in order.")

@@ -6,6 +6,7 @@ import base64
 import copy
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,6 +111,29 @@ def has_secret(requirement: str) -> bool:
     return bool(login or secret_parameters(requirement))
 
 
+def requirement_problems(key: str, lines: Iterable[str]) -> list[str]:
+    """
+    Say what is wrong with requirements that stand in the settings.
+
+    key
+        What they stand under.
+    lines
+        The requirements.
+
+    Returns a sentence for each.
+    """
+    problems = []
+    for line in lines:
+        try:
+            Requirement(line)
+        except InvalidRequirement:
+            shown = without_logins(line)
+            problems.append(f"{key} has the item {shown!r}, which is no requirement such as 'name==1.0'")
+        if has_secret(line):
+            problems.append(f"{key} has an item with a password or a token in its address; take it out")
+    return problems
+
+
 def _extension(key: str, content: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     given = {leaf: content.get(leaf) for leaf in rules(Extension)}
     if isinstance(given["deploy_key"], str):
@@ -191,14 +215,7 @@ def _check_addresses(key: str, extension: dict[str, Any], problems: list[str]) -
 def _check_requirements(key: str, extension: dict[str, Any], problems: list[str]) -> None:
     if extension["version"] and not is_specifier(extension["version"]):
         problems.append(f"{key}:version ({extension['version']!r}) is neither a version nor specifiers; correct it")
-    for line in extension["override"]:
-        try:
-            Requirement(line)
-        except InvalidRequirement:
-            shown = without_logins(line)
-            problems.append(f"{key}:override has the item {shown!r}, which is no requirement such as 'name==1.0'")
-        if has_secret(line):
-            problems.append(f"{key}:override has an item with a password or a token in its address; take it out")
+    problems += requirement_problems(f"{key}:override", extension["override"])
     for line in extension["init"]:
         try:
             shlex.split(line)

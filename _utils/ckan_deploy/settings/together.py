@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ckan_deploy.settings import places
-from ckan_deploy.settings.origins import has_secret
+from ckan_deploy.settings.origins import has_secret, requirement_problems
 
 # What a unix socket's path may have at most, in bytes.
 SOCKET_LIMIT = 107
@@ -66,8 +66,20 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
         problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
     if any(map(has_secret, settings["base"]["packages"])):
         problems.append("ckan:base:packages has an item with a password or a token in its address; take it out")
+    for name in ("packages", "override"):
+        problems += requirement_problems(f"ckan:{name}", settings[name])
+    _check_indexes(settings["installer"], problems)
     _check_names(settings, problems)
     _check_web(settings, problems)
+
+
+def _check_indexes(installer: dict[str, Any], problems: list[str]) -> None:
+    if any(not re.match(r"https?://", url) or re.search(r"\s", url) for url in installer["index_urls"]):
+        problems.append("ckan:installer:index_urls has an item that is no address with https:// or http://; correct it")
+    if installer["index_urls"] and installer["kind"] == "pip":
+        problems.append(
+            "ckan:installer:index_urls is for uv: pip has no order among several indexes; use uv, or index_url alone"
+        )
 
 
 def _check_datastore(settings: dict[str, Any], problems: list[str]) -> None:

@@ -14,7 +14,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
@@ -78,41 +78,48 @@ def fetch(host: Host, name: str, source: str, source_hash: str, directory: str) 
     return _fetch(host, f"ckan:extensions:{name}", source, source_hash, directory)
 
 
-def fetch_sdist(host: Host, name: str, source: str, sha256: str, directory: str, index_url: str = "") -> str:
+def fetch_locked(
+    host: Host, name: str, source: str, source_hash: str, directory: str, index_urls: Iterable[str] = ()
+) -> str:
     """
-    Bring the sdist of a package here, unless it is here already.
+    Bring a file of a package here, unless it is here already.
 
-    host
-        The host, which fetches it.
+    host, source_hash, directory
+        As for ``fetch``; without a hash what is there now is taken.
     name
         The package.
     source
-        Its address, as the package index says it: ``https://...``, ``http://...`` or ``file://...``.
-    sha256
-        The hash that goes with it.
-    directory
-        As for ``fetch``.
-    index_url
-        The address of the index: its user and password are for files on the same server, too.
+        Its address: ``https://...``, ``http://...`` or ``file://...``; such a file is taken where it is.
+    index_urls
+        The addresses of package indexes: their users and passwords are for files on the same server, too.
 
-    Returns the path of the sdist. Raises ``FormulaError`` as ``fetch`` does.
+    Returns the path of the file. Raises ``FormulaError`` as ``fetch`` does.
     """
     if source.startswith("file://"):
         path = unquote(urlsplit(source).path)
-        _expect(path, "sha256", sha256, f"the index of {name}", os.path.basename(path))
+        if not os.path.isfile(path):
+            raise FormulaError(f"there is no file {path} on this host; put it there, or use an index.")
+        if source_hash:
+            _expect(path, *_hash(name, source_hash), name, os.path.basename(path))
         return path
-    parts, index = urlsplit(source), urlsplit(index_url)
-    if index.username and "@" not in parts.netloc and parts.hostname == index.hostname:
-        source = parts._replace(netloc=f"{index.netloc.rpartition('@')[0]}@{parts.netloc}").geturl()
-    return _fetch(host, f"the index of {name}", source.partition("#")[0], f"sha256={sha256}", directory)
+    parts = urlsplit(source)
+    for index in map(urlsplit, index_urls):
+        if (
+            index.username
+            and "@" not in parts.netloc
+            and (parts.scheme, parts.hostname) == (index.scheme, index.hostname)
+        ):
+            source = parts._replace(netloc=f"{index.netloc.rpartition('@')[0]}@{parts.netloc}").geturl()
+            break
+    return _fetch(host, f"the lock file of {name}", source.partition("#")[0], source_hash, directory)
 
 
 def _fetch(host: Host, key: str, source: str, source_hash: str, directory: str) -> str:
     shown = _shown(source)
-    kind, wanted = _hash(key, source_hash)
+    kind, wanted = _hash(key, source_hash) if source_hash else ("sha256", "")
     file = _file_name(key, source, shown)
     target = os.path.join(directory, wanted[:16], file)
-    if os.path.isfile(target) and _digest(target, kind) == wanted:
+    if wanted and os.path.isfile(target) and digest(target, kind) == wanted:
         return target
     try:
         _make(directory)
@@ -120,7 +127,10 @@ def _fetch(host: Host, key: str, source: str, source_hash: str, directory: str) 
         # A directory for each run: two deploys at once do not write to one file.
         with files.scratch(directory, DRAFT) as draft:
             got = _download(host, source, os.path.join(draft, file), f"{shown} of {key}:archive")
-            _expect(got, kind, wanted, key, shown)
+            if wanted:
+                _expect(got, kind, wanted, key, shown)
+            else:
+                target = os.path.join(directory, digest(got, kind)[:16], file)
             os.chmod(got, 0o644)
             _make(os.path.dirname(target))
             os.replace(got, target)
@@ -175,6 +185,22 @@ def check_members(path: str, limit: int = LIMIT) -> dict[str, Any]:
         raise FormulaError(f"the archive {shown} is empty; correct its address.")
     _refuse_paths_through_links(shown, found)
     return {"kind": "wheel" if suffix == ".whl" else "sdist", "members": len(found), "bytes": total}
+
+
+def digest(path: str, kind: str = "sha256") -> str:
+    """
+    Return the hash of a file.
+
+    path
+        The file.
+    kind
+        ``sha256`` or ``sha512``.
+    """
+    found = hashlib.new(kind)
+    with open(path, "rb") as handle:
+        while block := handle.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 class _TooLarge(Exception):
@@ -286,20 +312,12 @@ def _download(host: Host, source: str, target: str, what: str) -> str:
 
 
 def _expect(path: str, kind: str, wanted: str, key: str, shown: str) -> None:
-    found = _digest(path, kind)
+    found = digest(path, kind)
     if found != wanted:
         raise FormulaError(
             f"the archive {shown} has the {kind} {found}, and {key}:hash says {wanted}; "
             f"find out why before you change it."
         )
-
-
-def _digest(path: str, kind: str) -> str:
-    found = hashlib.new(kind)
-    with open(path, "rb") as handle:
-        while block := handle.read(2**20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _hash(key: str, text: str) -> tuple[str, str]:

@@ -121,6 +121,20 @@ def prepare(host: Host, name: str, extension: Extension, pin: Pin, shared: str) 
         raise FormulaError(f"{name}: {exc}") from exc
 
 
+def library(pin: Pin, shared: str) -> str:
+    """
+    Bring the checkout of a library that is required by an address of git onto this host, unless it is there.
+
+    pin
+        What it is pinned to.
+    shared
+        The directory ``paths:shared``.
+
+    Returns its directory. Raises ``FormulaError``.
+    """
+    return _checked_out(None, Origin(pin.url), pin, shared)
+
+
 def place(pin: Pin, shared: str) -> str:
     """
     Return the directory of the checkout that a pin of git names.
@@ -172,14 +186,7 @@ def forget(pins: Iterable[Pin], shared: str) -> list[str]:
 
 
 def _checkout(host: Host, name: str, extension: Extension, pin: Pin, shared: str) -> Prepared:
-    target = place(pin, shared)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with files.locked(os.path.join(os.path.dirname(target), ".lock")):
-        # One of another user is of an earlier version of the formula, which let build code write here.
-        theirs = os.path.isdir(target) and os.lstat(target).st_uid != os.geteuid()
-        if theirs or not os.path.isfile(os.path.join(target, NOTES)):
-            shutil.rmtree(target, ignore_errors=True)  # the notes are written last
-            _make(host, target, extension, pin, shared)
+    target = _checked_out(host, Origin.of(extension).at(pin.url, pin.submodules), pin, shared)
     package = os.path.join(target, extension.subdirectory) if extension.subdirectory else target
     if not any(os.path.isfile(os.path.join(package, file)) for file in PROJECT_FILES):
         raise FormulaError(_no_package(target, extension, pin))
@@ -195,6 +202,18 @@ def _checkout(host: Host, name: str, extension: Extension, pin: Pin, shared: str
     )
 
 
+def _checked_out(host: Host | None, origin: Origin, pin: Pin, shared: str) -> str:
+    target = place(pin, shared)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with files.locked(os.path.join(os.path.dirname(target), ".lock")):
+        # One of another user is of an earlier version of the formula, which let build code write here.
+        theirs = os.path.isdir(target) and os.lstat(target).st_uid != os.geteuid()
+        if theirs or not os.path.isfile(os.path.join(target, NOTES)):
+            shutil.rmtree(target, ignore_errors=True)  # the notes are written last
+            _make(host, target, origin, pin, shared)
+    return target
+
+
 def _no_package(target: str, extension: Extension, pin: Pin) -> str:
     """Say that a checkout has no Python package where the settings say, and where there is one."""
     where = extension.subdirectory or "its top directory"
@@ -208,21 +227,16 @@ def _no_package(target: str, extension: Extension, pin: Pin) -> str:
     )
 
 
-def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str) -> None:
+def _make(host: Host | None, target: str, origin: Origin, pin: Pin, shared: str) -> None:
     """Make a checkout beside its place, patch it, and move it there: what is in the place is always whole."""
     draft = f"{target}.draft"
     shutil.rmtree(draft, ignore_errors=True)  # what a killed run left
     try:
-        origin = Origin.of(extension).at(pin.url, pin.submodules)
         mirrors = os.path.join(shared, "mirrors")
         if pin.tags:
             tags.follow(origin, pin.commit, pin.tags, mirrors)
         got = repositories.checkout(origin, pin.commit, draft, mirrors)
-        read = patches.read(host, [patch.patch for patch in pin.patches])
-        for patch, planned in zip(read, pin.patches, strict=True):
-            if patch.sha256 != planned.sha256:
-                raise FormulaError(f"{patch.patch} was changed since the plan was made; deploy again.")
-        patched = patches.apply(host, draft, read)
+        patched = _patched(host, draft, pin) if host else []
         with open(f"{draft}/{NOTES}", "x", encoding="utf-8") as handle:
             json.dump({"subject": got.subject, "patches": [patch.to_json() for patch in patched]}, handle)
         files.sync_tree(draft)
@@ -231,6 +245,14 @@ def _make(host: Host, target: str, extension: Extension, pin: Pin, shared: str) 
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _patched(host: Host, draft: str, pin: Pin) -> list[Patch]:
+    read = patches.read(host, [patch.patch for patch in pin.patches])
+    for patch, planned in zip(read, pin.patches, strict=True):
+        if patch.sha256 != planned.sha256:
+            raise FormulaError(f"{patch.patch} was changed since the plan was made; deploy again.")
+    return list(patches.apply(host, draft, read))
 
 
 def _requirement_files(name: str, wanted: str, package: str, checkout: str) -> tuple[str, ...]:
