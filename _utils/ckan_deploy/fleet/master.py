@@ -102,8 +102,8 @@ class SaltMaster:
         return list(salt.key.get_key(self._opts).list_keys()["minions"])
 
     def pillar(self, minion: str, must_decrypt: bool = True) -> Mapping[str, Any]:
-        # In an orchestration they hold the pillar of the master's own minion, and Salt would begin with that; and it sets
-        # the grains in what it is given.
+        # In an orchestration they hold the pillar of the master's own minion, and Salt would begin with that. It also
+        # sets the grains in what it is given.
         opts = {**self._opts, "pillar": {}, **({} if must_decrypt else {"gpg_decrypt_must_succeed": False})}
         _, grains, _ = salt.utils.minions.get_minion_data(minion, opts)
         with _blocks_shortened(), contextlib.nullcontext() if must_decrypt else _nothing_logged():
