@@ -2,7 +2,7 @@
 Migrations of a real extension on the real CKAN and PostgreSQL: run once, interrupted, undone; and a rollback over them.
 
 The database goes from revision to revision, as it does on a portal. A test says at which it begins (`Site.known`), and
-that costs a deploy only where those before it have left another. The tests of A19, which come first, follow one another.
+that costs a deploy only where those before it have left another. Those of A19 come first, and follow one another.
 """
 
 from __future__ import annotations
