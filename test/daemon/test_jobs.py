@@ -58,8 +58,8 @@ class WorkSite(Site):
         )  # fmt: skip
 
     def workers(self, host: str = "web1") -> list[dict]:
-        code, told = self.call(host, "ckan_jobs.status")
-        assert code == 0 and told["current"] == self.current(host), told
+        told = self.fleet.ask(host, "ckan_jobs.status")
+        assert told["current"] == self.current(host), told
         return told["workers"]
 
     def releases_of_workers(self) -> list[str]:

@@ -32,8 +32,7 @@ def lone(stub_base: Path) -> Iterator[Site]:
 
 def processes(site: Site) -> dict[str, list[int]]:
     """The processes of each release, as the host tells it."""
-    code, told = site.call("web1", "ckan_web.status")
-    assert code == 0 and isinstance(told, dict), told
+    told = site.fleet.ask("web1", "ckan_web.status")
     assert told["current"] == site.current("web1")
     assert all(row["memory_mb"] > 1 and row["age_seconds"] < 3600 for row in told["processes"])
     found: dict[str, list[int]] = {}

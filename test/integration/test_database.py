@@ -71,12 +71,10 @@ class Site(RealPortal):
         super().write_pillar({"stable_seconds": 0, **settings})
 
     def at(self) -> dict[str, list[str]]:
-        code, told = self.call("web1", "ckan_app.heads")
-        assert code == 0, told
-        return told
+        return self.fleet.ask("web1", "ckan_app.heads")
 
     def manifest(self, host: str = "web1") -> dict:
-        return self.call(host, "ckan_release.show")[1]
+        return self.fleet.ask(host, "ckan_release.show")
 
     def good_deploy(self, **more) -> str:
         done = self.deploy(**more)
