@@ -418,6 +418,7 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_
         assert site.call(host, "ckan_maintenance.off")[0] == 0
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r7"]
     # With the right to make databases nobody has to.
+    repos.commit_revisions(site.mycity, *FULL, {**waits, "upgrade": "pass"}, broken, text="Given back")
     done = site.deploy()
     assert done["code"] == 1 and "the database is as it was before the migration" in done["summary"]
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r7"]
