@@ -82,10 +82,7 @@ class Site(RealPortal):
         return self.current("web1")
 
     def known(self, *revisions: dict[str, str]) -> str:
-        """
-        See to a live release that has these migrations, a database at the last of them, and an origin that has no others;
-        returns the release.
-        """
+        """See to an origin and a live release with these migrations, and a database at the last; returns the release."""
         names = [told["revision"] for told in revisions]
         at = self.postgres.sql("ckan_default", "select version_num from mycity_alembic_version")
         source = self.root("web1") / "usr/lib/ckan/current/src/ckanext-mycity"
