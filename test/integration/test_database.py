@@ -82,7 +82,7 @@ class Site(RealPortal):
         return self.current("web1")
 
     def known(self, *revisions: dict[str, str]) -> str:
-        """See to an origin and a live release with these migrations, and a database at the last; returns the release."""
+        """See to an origin and a live release with these migrations, and a database at the last; returns the id."""
         names = [told["revision"] for told in revisions]
         at = self.postgres.sql("ckan_default", "select version_num from mycity_alembic_version")
         source = self.root("web1") / "usr/lib/ckan/current/src/ckanext-mycity"
