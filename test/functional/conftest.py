@@ -166,8 +166,8 @@ class Host:
 
     def tree(self) -> dict[str, Any]:
         """
-        All that stands on disk below the home: what a refusal must leave as it was. But for what was seen last of shared
-        files: the base has another number of links as soon as a test beside this one makes a release of it.
+        All that stands on disk below the home: what a refusal must leave as it was. But for what was seen last of
+        shared files: the base has another number of links as soon as a test beside this one makes a release of it.
         """
         found = {}
         for folder, folders, files in os.walk(self.home):
