@@ -39,6 +39,12 @@ PATCHES = {
         "ckanext/hierarchy/helpers.py": {
             "import request, is_flask_request": "import request",
             "is_flask_request()": "request",
+            "request.params": "request.args",
+        },
+        "ckanext/hierarchy/templates/organization/read.html": {"search_facetssearch_facets": "search_facets"},
+        "ckanext/hierarchy/templates/snippets/search_form.html": {
+            "c.group_dict.type": "(group_dict or {}).type",
+            'label="Include Sub-"+group_type': 'label="Include all below"',
         },
     },
     "fluent": {
@@ -47,6 +53,7 @@ PATCHES = {
             "from pylons": "from ckan.plugins.toolkit",
             "basestring": "str",
             ".iteritems()": ".items()",
+            "text.decode('utf-8')": "text",
         },
     },
 }
