@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-from bench.bench import disk_mb, log_seconds  # noqa: E402
+from bench import disk_mb, log_seconds  # noqa: E402
+
 from parts.nine import VERSIONS, NinePortal, commit_to  # noqa: E402
 from parts.portal import next_second  # noqa: E402
 from parts.process import sandbox  # noqa: E402
