@@ -65,7 +65,7 @@ def check(ini: str, result: dict) -> None:
         plugin = guilty_plugin(exc)
         where = f"plugin {plugin}" if plugin else "CKAN"
         result["plugin"] = plugin
-        result["errors"].append(f"{where} does not start: {one_line(exc)}")
+        result["errors"].append(f"{where} does not start: {one_line(exc)}{place_in_extension(exc)}")
         return
     result["plugins"] = str(config.get("ckan.plugins", "")).split()
     check_configuration(ini, result)
@@ -196,6 +196,15 @@ def guilty_plugin(exc: BaseException) -> str:
                 return value
             if isinstance(getattr(value, "name", None), str):
                 return value.name
+    return ""
+
+
+def place_in_extension(exc: BaseException) -> str:
+    """Where in an extension it failed: of a library that is missing one wants to know who asks for it."""
+    for frame, line in reversed(list(traceback.walk_tb(exc.__traceback__))):
+        _, inside, rest = frame.f_code.co_filename.rpartition("/ckanext/")
+        if inside:
+            return f" (ckanext/{rest}, line {line})"
     return ""
 
 

@@ -62,7 +62,7 @@ def test_what_an_operator_must_write_is_told_by_the_plan_and_the_check(site: Nin
     assert done["code"] == 1 and "failed at check: plugin fluent does not start" in done["summary"], done["text"][
         -3000:
     ]
-    assert "No module named 'pylons'" in done["summary"]
+    assert "No module named 'pylons' (ckanext/fluent/validators.py, line 5)" in done["summary"]
     assert site.current("web1") == before
 
 
