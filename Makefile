@@ -71,6 +71,7 @@ demo-stop: setup
 
 bench: setup-parts
 	@$(BIN)/python test/bench/bench.py
+	@$(BIN)/python test/bench/nine.py
 	@$(BIN)/python test/bench/switches.py
 
 # Deploys to 10, 20 and 50 minions on this machine: docs/scale.md. Twenty minutes.

@@ -123,7 +123,7 @@ def started(ini: str, left_out: tuple, result: dict):
         where = f"plugin {guilty[0]} does not start" if guilty else "CKAN does not start"
         if len(guilty) > 1:
             where = f"plugins {' and '.join(guilty)} do not go together"
-        result["errors"].append(f"{where}: {one_line(exc)}")
+        result["errors"].append(f"{where}: {one_line(exc)}{place_in_extension(exc)}")
         # Of two that do not go together the later one is left out.
         result["plugin"], result["blamed"] = "".join(guilty[-1:]), guilty[-1:]
         return None, listed
@@ -157,7 +157,7 @@ def not_importable(ini: str) -> dict:
             try:
                 points[name].load()
             except BaseException as exc:
-                found[name] = one_line(exc)
+                found[name] = one_line(exc) + place_in_extension(exc)
     return found
 
 
@@ -302,6 +302,15 @@ def the_other(frame, plugin) -> list:
     found += [module.get(f"_default_{kind}_plugin") for kind in ("package", "organization", "group")]
     names = [getattr(other, "name", "") for other in found if other is not plugin]
     return [name for name in names if isinstance(name, str) and name][:1]
+
+
+def place_in_extension(exc: BaseException) -> str:
+    """Where in an extension it failed: of a library that is missing one wants to know who asks for it."""
+    for frame, line in reversed(list(traceback.walk_tb(exc.__traceback__))):
+        _, inside, rest = frame.f_code.co_filename.rpartition("/ckanext/")
+        if inside:
+            return f" (ckanext/{rest}, line {line})"
+    return ""
 
 
 if __name__ == "__main__":
