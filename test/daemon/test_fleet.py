@@ -265,6 +265,7 @@ def test_two_deploys_at_once_exactly_one_runs(site):
 
 
 def test_a_dry_run_names_what_it_would_do_and_changes_nothing(site):
+    site.good_deploy("Hello live")
     commit = repos.commit_change(site.repo, "Hello dry")
     before = site.disk()
     done = site.deploy(dry_run=True)
