@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.build import base, ini
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
 from ckan_deploy.system import processes
@@ -54,10 +55,14 @@ def ask(site: Site) -> Backends:
         return Backends()
     options = {name: str(value) for name, value in ini.options(site).items() if name in SETTINGS or "solr" in name}
     script = "\n".join(site.host.text(name) for name in SCRIPTS) + f"\nreport(json.loads({json.dumps(options)!r}))\n"
-    done = processes.run(
-        [python, "-I", "-B", "-"], user=site.settings.user, stdin=script, cwd="/", timeout=TIMEOUT,
-        env={"PYTHONUTF8": "1", "HOME": site.home},
-    )  # fmt: skip
+    try:
+        done = processes.run(
+            [python, "-I", "-B", "-"], user=site.settings.user, stdin=script, cwd="/", timeout=TIMEOUT,
+            env={"PYTHONUTF8": "1", "HOME": site.home},
+        )  # fmt: skip
+    except FormulaError as exc:
+        # What else is in the way is to be said, too.
+        return Backends((f"database, Redis and Solr could not be asked: {sentence(exc)}",))
     line = next((row for row in reversed(done.stdout.splitlines()) if row.startswith(MARK)), "")
     try:
         told = json.loads(line.removeprefix(MARK))
