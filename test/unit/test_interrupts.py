@@ -24,6 +24,8 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("ckan_deploy.fleet.progress.last_word", lambda text: None)
     monkeypatch.setattr("ckan_deploy.fleet.revert.PATIENCE", 0)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    # A run of another test that had no end may hold it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -93,6 +95,15 @@ def test_what_is_live_on_all_hosts_goes_on_to_its_end(master: FakeMaster) -> Non
     signalled(master, "ckan_release.finish", signal.SIGINT)
     told = deploy(master)
     assert told["ok"] and " is live in production on web1, web2 " in told["comment"]
+
+
+def test_one_that_was_typed_in_a_run_before_is_forgotten() -> None:
+    interrupts.hold("production")
+    signal.raise_signal(signal.SIGINT)
+    interrupts.hold("staging")
+    assert not interrupts.asked()
+    interrupts.let_go()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_second_ctrl_c_does_what_it_would_do_else(master: FakeMaster) -> None:

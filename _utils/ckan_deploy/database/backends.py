@@ -50,7 +50,8 @@ def ask(site: Site) -> Backends:
     Returns what they said, with the setting that each sentence is about, and no secret. Nothing is asked where there is
     no CKAN yet whose libraries could be used, or no user: the stage ``check`` asks then.
     """
-    python = next(filter(os.path.exists, (os.path.join(place, "bin", "python") for place in _places(site))), "")
+    pythons = [os.path.join(place, "bin", "python") for place in _places(site)]
+    python = next((path for path in pythons if os.access(path, os.X_OK)), "")
     if not python or not _user_is_there(site):
         return Backends()
     options = {name: str(value) for name, value in ini.options(site).items() if name in SETTINGS or "solr" in name}

@@ -45,10 +45,13 @@ def hold(env: str) -> None:
         The name of the environment.
     """
     # Elsewhere, such as in salt-api, signals are somebody else's.
-    if threading.current_thread() is not threading.main_thread() or isinstance(_handler(), _Noted):
+    if threading.current_thread() is not threading.main_thread():
         return
+    handler = _handler()
+    # What was typed in a run before is no business of this one.
+    before = handler.before if isinstance(handler, _Noted) else handler
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, _Noted(env, _handler() or signal.SIG_DFL))
+    signal.signal(signal.SIGINT, _Noted(env, before or signal.SIG_DFL))
 
 
 def asked() -> bool:
