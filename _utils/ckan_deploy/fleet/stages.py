@@ -65,6 +65,7 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
         return {"ok": True, "comment": "nothing to do", "results": {}}
     names = _hosts_of(run, name, group)
     if said := _interrupted(run, f"before {name}", name):
+        run.save()
         return {"ok": False, "comment": said, "results": {}}
     verified = name == "verify" and group == run.groups[-1].name
     begun = time.time()
@@ -128,7 +129,6 @@ def _interrupted(run: Run, when: str, name: str) -> str:
     if name in WARN_ONLY or not interrupts.asked():
         return ""
     run.interrupted = run.interrupted or f"{run.by} interrupted it {when}"
-    run.save()
     return run.interrupted
 
 

@@ -82,8 +82,7 @@ def prepare(site: Site) -> dict[str, str]:
         with _told(f"{place} cannot be given to {site.settings.user}"):
             with safely.directory(place, make=True, owner=owner) as folder:
                 if owner[0] and os.fstat(folder).st_uid == 0:
-                    with contextlib.suppress(_Fixed), _fixed():
-                        os.fchown(folder, *owner)  # `own` tells of one that stays
+                    _hand_over(folder, owner)  # `own` tells of one that stays
     with _told(f"{_assets_root(site)} cannot be made"), safely.directory(data, make=True) as folder:
         if os.geteuid() == 0 and _is_others(folder, "webassets"):
             # Copies, which are made again.
@@ -279,18 +278,15 @@ def _told(what: str) -> Iterator[None]:
         ) from exc
 
 
-class _Fixed(Exception):
-    """The owner of something cannot be changed where it is; says why."""
-
-
-@contextlib.contextmanager
-def _fixed() -> Iterator[None]:
+def _hand_over(folder: int, owner: tuple[int, int]) -> str:
+    """Give a directory to its owner; returns why it stays root's, '' where it does not."""
     try:
-        yield
+        os.fchown(folder, *owner)
     except OSError as exc:
         if exc.errno not in FIXED:
             raise
-        raise _Fixed(FIXED[exc.errno]) from exc
+        return FIXED[exc.errno]
+    return ""
 
 
 def _give(place: str, top: int, owner: tuple[int, int], fixed: dict[str, str]) -> int:
@@ -299,25 +295,22 @@ def _give(place: str, top: int, owner: tuple[int, int], fixed: dict[str, str]) -
     if owner[0] == 0:
         return 0
     if os.fstat(top).st_uid == 0:
-        try:
-            with _fixed():
-                os.fchown(top, *owner)
+        if why := _hand_over(top, owner):
+            fixed[place] = why
+        else:
             given += 1
-        except _Fixed as exc:
-            fixed[place] = str(exc)
     for folder, descriptor, entries in safely.walk(top):
         for entry in entries:
             try:
                 if entry.stat(follow_symlinks=False).st_uid == 0:
-                    with _fixed():
-                        given += safely.give(descriptor, entry.name, *owner)
+                    given += safely.give(descriptor, entry.name, *owner)
             except FileNotFoundError:
                 continue  # the site that runs removes files, too
-            except _Fixed as exc:
-                fixed[os.path.join(place, folder, entry.name)] = str(exc)
             except OSError as exc:
                 exc.filename = os.path.join(place, folder, entry.name)
-                raise
+                if exc.errno not in FIXED:
+                    raise
+                fixed[exc.filename] = FIXED[exc.errno]
     return given
 
 
