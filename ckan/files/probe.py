@@ -125,7 +125,7 @@ def started(ini: str, left_out: tuple, result: dict):
             where = f"plugins {' and '.join(guilty)} do not go together"
         result["errors"].append(f"{where}: {one_line(exc)}{place_in_extension(exc)}")
         # Of two that do not go together the later one is left out.
-        result["plugin"], result["blamed"] = "".join(guilty[-1:]), guilty[-1:]
+        result["blamed"] = guilty[-1:]
         return None, listed
 
 
