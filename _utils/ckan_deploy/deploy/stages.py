@@ -11,12 +11,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckan_deploy.build import assembly, packages, resolution, sharing
+from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
 from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.shipping import Shipment
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
 from ckan_deploy.deploy import prune, switch
-from ckan_deploy.errors import FormulaError, sentence
+from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 ABORT_WAIT = 60
 
 
-def build(site: Site, release: str, planned: Resolution | None = None, by: str = "", job: str = "") -> Manifest:
+def build(
+    site: Site, release: str, planned: Resolution | None = None, by: str = "", job: str = "",
+    shipped: Shipment | None = None,
+) -> Manifest:  # fmt: skip
     """
     Build a release: clone the base, check out and install the extensions, render the ini, write the manifest.
 
@@ -44,9 +48,13 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
         What it will hold, as the plan decided here or on another host; decided here where it is missing.
     by, job
         Who asked, and the run of the master that this belongs to.
+    shipped
+        What another host has packed, which has built it; built here where it is missing.
 
     Returns the manifest, in state ``built``. Raises ``FormulaError``; the release is then ``failed``.
     """
+    if shipped and not planned:
+        raise InvalidArgument("shipped needs contents: what ckan_release.pack returned beside it.")
     origin = planned.origin if planned else ""
     with stage.running(site, "build", release, by, job, origin=origin):
         path = site.releases.directory(release)
@@ -55,7 +63,25 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
         # What it is to hold from the start: a prune spares the checkouts that it names.
         site.releases.create(release, resolution=planned, **about)
         with _marking_failed(site, release, by):
-            return site.releases.set_state(release, "built", by, **assembly.fill(site, path, planned))
+            filled = shipping.receive(site, path, planned, shipped) if shipped else assembly.fill(site, path, planned)
+            return site.releases.set_state(release, "built", by, **filled)
+
+
+def pack(site: Site, release: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Pack a release that was built here, for hosts that do not build, and hand it over.
+
+    site, release, by, job
+        As for ``build``; the release is ``built``.
+
+    Returns ``{"shipped": what their build takes, "contents": what it holds}``. Raises ``FormulaError``; the release is
+    then ``failed``.
+    """
+    with stage.running(site, "pack", release, by, job), _marking_failed(site, release, by):
+        made = shipping.pack(site, release)
+        holds = site.releases.read(release).resolution
+        assert holds
+        return {"shipped": made.to_json(), "contents": holds.to_json()}
 
 
 def check(
@@ -79,8 +105,9 @@ def check(
         path, manifest = candidate.directory, candidate.manifest
         candidate.expect("built", "checked")
         with _marking_failed(site, release, by):
-            overridden = manifest.resolution.overridden if manifest.resolution else {}
-            packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
+            if not manifest.built_on:  # where it was built they were asked for all
+                overridden = manifest.resolution.overridden if manifest.resolution else {}
+                packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             _refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
             result = probe.check(site, path)

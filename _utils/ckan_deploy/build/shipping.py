@@ -1,0 +1,331 @@
+"""
+Build once, ship to all: one host packs what it has built, the others make the same release of that. What they need
+besides is Python: no base, no git, no compiler, no index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from ckan_deploy.build import assembly, layers, packages, packing, relocate, sharing, unpacking, virtualenv
+from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.wheels import Builder
+from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.releases.manifest import Resolution
+from ckan_deploy.releases.site import Site
+from ckan_deploy.sources import archives
+from ckan_deploy.system import facts, files
+
+# Below what the master keeps of a minion's files.
+FOLDER = "ckan-ship"
+# How the names of directories begin in which archives are made, and arrive.
+DRAFT = ".ship-"
+_NAME = re.compile(r"[a-z0-9_.-]+\.(?P<what>[0-9a-f]{16}|[0-9]{14}Z)\.[0-9a-f]{16}\.tar\.gz")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@frozen
+class Archive:
+    """An archive by its name, with its size in bytes and its SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, given: Any) -> Archive:
+        """Read it from JSON. Raises ``ValueError`` and the like for what is none."""
+        made = cls(given["name"], given["size"], given["sha256"])
+        if not (_NAME.fullmatch(made.name) and type(made.size) is int and _SHA256.fullmatch(made.sha256)):
+            raise ValueError(given)
+        return made
+
+
+@frozen
+class Shipment:
+    """
+    What a host has packed: which ``host``, and what that is (``system.facts``); the ``key`` of the layer and its
+    archive, and that of the release; where the two stood there (``layer_path``, ``release_path``).
+    """
+
+    host: str
+    facts: Mapping[str, str]
+    key: str
+    layer: Archive
+    layer_path: str
+    release: Archive
+    release_path: str
+
+    @classmethod
+    def of(cls, given: Any) -> Shipment:
+        """
+        Read it from JSON: an argument of a job.
+
+        given
+            What ``to_json`` returned.
+
+        Raises ``InvalidArgument`` for what is none.
+        """
+        try:
+            host, key = given["host"], given["key"]
+            places = [given["layer_path"], given["release_path"]]
+            if not (host and "/" not in host and layers.KEY.fullmatch(key) and all(map(_is_place, places))):
+                raise ValueError(given)
+            about = {str(name): str(value) for name, value in given["facts"].items()}
+            layer, release = Archive.of(given["layer"]), Archive.of(given["release"])
+            return cls(host, about, key, layer, places[0], release, places[1])
+        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise InvalidArgument("shipped is not what ckan_release.pack returned; deploy again.") from exc
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as arguments of jobs have it. Nothing in it is secret."""
+        return attrs.asdict(self)
+
+
+def about_host(site: Site) -> dict[str, str]:
+    """
+    Say what this host is, for whoever compares it with the one that builds.
+
+    site
+        The site.
+    """
+    return facts.of(site.settings.base.python)
+
+
+def problem(site: Site, builds: bool) -> str:
+    """
+    Say what keeps archives from being handed over here, '' for nothing.
+
+    site
+        The site.
+    builds
+        Whether this host builds.
+    """
+    about = site.settings.build
+    folder, name = (_outbox(site), "publish" if about.publish else "store") if builds else (about.store, "store")
+    if not about.ship or "://" in folder or not folder or os.path.isdir(folder):
+        return ""
+    return f"there is no directory {folder} (ckan:build:{name}); mount it, or make it"
+
+
+def pack(site: Site, release: str) -> Shipment:
+    """
+    Pack a release that was built here, and its layer, and hand both over to where the other hosts find them.
+
+    site
+        The site.
+    release
+        Its id.
+
+    Raises ``FormulaError``.
+    """
+    path, manifest = site.releases.directory(release), site.releases.read(release)
+    if manifest.state != "built" or not manifest.resolution or not manifest.layer or manifest.built_on:
+        raise FormulaError(f"release {release} was not just built here (it is {manifest.state}); deploy again.")
+    if site.settings.build.only:
+        # Nobody else looks: the others do not ask an installer.
+        packages.check(path, Builder.of(site, path), tolerate=sorted(manifest.resolution.overridden))
+    about = {**about_host(site), "Python": manifest.resolution.base.python}
+    shared = site.paths.shared
+    files.sweep(shared, DRAFT)
+    with files.scratch(shared, DRAFT) as work, layers.known(shared, manifest.layer, _missing) as layer:
+        with _told(f"release {release} cannot be packed"):
+            layer_file, packed_layer = _layer_archive(layer)
+            packed = packing.release(path, layer.path, f"{work}/release")
+        made = Shipment(
+            site.host.id, about, layer.key, _archive(site, layer.key, packed_layer), layer.path,
+            _archive(site, release, packed), path,
+        )  # fmt: skip
+        _forget_old(site, made)
+        _hand_over(site, layer_file, made.layer)
+        _hand_over(site, f"{work}/release", made.release)
+    return made
+
+
+def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -> dict[str, Any]:
+    """
+    Fill the directory of a new release with what another host has built.
+
+    site
+        The site.
+    path
+        The directory of the release; holds its manifest and nothing else.
+    resolution
+        What it holds, as the other host has built it.
+    shipment
+        What that host has packed.
+
+    Returns the fields of the manifest. Raises ``FormulaError``.
+    """
+    _refuse_another(site, resolution, shipment)
+    shared, seconds = site.paths.shared, dict[str, float]()
+    files.sweep(shared, DRAFT)
+    with files.scratch(shared, DRAFT) as work:
+        with contextlib.ExitStack() as stack:
+            with assembly.timed(seconds, "layer"):
+                layer = stack.enter_context(
+                    layers.known(shared, shipment.key, lambda place: _unpacked_layer(site, place, shipment, work))
+                )
+            with assembly.timed(seconds, "clone"):
+                cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+        with assembly.timed(seconds, "unpack"), _told(f"{shipment.release.name} cannot be unpacked"):
+            unpacking.release(_fetched(site, shipment, shipment.release, work), path, shipment.release_path)
+    _refuse_unsound(path, shipment)
+    assembly.put_lock(path, resolution)
+    broken = assembly.broken_plugins(site, path, Sandbox.of(site.settings))
+    return {
+        **assembly.fields(site, path, layer, cloned, seconds),
+        "resolution": resolution,
+        "broken_plugins": broken,
+        "built_on": shipment.host,
+    }
+
+
+def _refuse_another(site: Site, resolution: Resolution, shipment: Shipment) -> None:
+    differences = facts.differences(about_host(site), shipment.facts)
+    if differences:
+        raise FormulaError(
+            f"this host differs from {shipment.host}, which has built: {', '.join(differences)}; make them alike."
+        )
+    if set(resolution.extensions) != set(site.settings.extensions):
+        raise FormulaError(
+            f"the pillar of this host has other extensions than that of {shipment.host}; make them alike."
+        )
+
+
+def _refuse_unsound(path: str, shipment: Shipment) -> None:
+    forbidden = {shipment.layer_path, shipment.release_path} - {path}
+    # A layer that stood where the one here does is named by nobody any more.
+    found = relocate.problems(path, forbidden)
+    if found:
+        raise FormulaError(f"what {shipment.host} has sent is no sound release: {found[0]}; look into that host.")
+
+
+def _unpacked_layer(site: Site, place: str, shipment: Shipment, work: str) -> dict[str, str]:
+    """Make a layer of its archive; returns its packages."""
+    archive = _fetched(site, shipment, shipment.layer, work)
+    with _told(f"{shipment.layer.name} cannot be unpacked"):
+        unpacking.layer(archive, place, shipment.layer_path)
+        os.unlink(archive)
+        virtualenv.home_python(place)
+        found = relocate.problems(place, {shipment.layer_path})
+        if found:
+            raise FormulaError(f"what {shipment.host} has sent is no sound layer: {found[0]}; look into that host.")
+        sharing.note(site.paths.shared, place)
+    return packages.freeze(place)
+
+
+def _fetched(site: Site, shipment: Shipment, archive: Archive, work: str) -> str:
+    """An archive, here, whole and with the right hash; nothing of it was looked at before."""
+    source = f"{_source(site, shipment)}/{archive.name}"
+    target = os.path.join(work, archive.name)
+    with _told(f"{source} cannot be had"):
+        if source.startswith("/"):
+            shutil.copyfile(source, target)
+        elif not site.host.download(source, target) or not os.path.isfile(target):
+            raise FormulaError(f"{source} cannot be had: it is not there; look whether {shipment.host} put it there.")
+        size = os.path.getsize(target)
+        if size != archive.size:
+            raise FormulaError(f"{source} has {size} bytes instead of {archive.size}: it was cut short; deploy again.")
+        if archives.digest(target) != archive.sha256:
+            raise FormulaError(f"{source} is another file than {shipment.host} has packed (its hash differs).")
+    return target
+
+
+def _source(site: Site, shipment: Shipment) -> str:
+    return site.settings.build.store or f"salt://{shipment.host}/{_pushed(site)}"
+
+
+def _pushed(site: Site) -> str:
+    return f"{FOLDER}/{site.settings.env}/{site.settings.site}"
+
+
+def _outbox(site: Site) -> str:
+    """The directory that archives are put into, '' where Salt takes them."""
+    return site.settings.build.publish or site.settings.build.store
+
+
+def _missing(place: str) -> dict[str, str]:
+    raise FormulaError(f"the layer {place} is gone; deploy again.")
+
+
+def _archive(site: Site, what: str, packed: packing.Packed) -> Archive:
+    name = f"{site.settings.env}.{site.settings.site}.{what}.{packed.sha256[:16]}.tar.gz"
+    return Archive(name, packed.size, packed.sha256)
+
+
+def _layer_archive(layer: layers.Layer) -> tuple[str, packing.Packed]:
+    """The archive of a layer, made once: it is renamed when it is whole, and what is known of it is written last."""
+    archive, note = f"{layer.path}.tar.gz", f"{layer.path}.json"
+    with contextlib.suppress(ValueError, TypeError, OSError):
+        known = packing.Packed(**json.loads(files.read(note)))
+        if os.path.getsize(archive) == known.size:
+            return archive, known
+    packed = packing.layer(layer.path, f"{archive}.part")
+    os.rename(f"{archive}.part", archive)
+    files.write(note, json.dumps(attrs.asdict(packed)), durable=True)
+    return archive, packed
+
+
+def _hand_over(site: Site, path: str, archive: Archive) -> None:
+    """Put an archive where the other hosts find it."""
+    folder = _outbox(site)
+    if not folder:
+        if not site.host.push(path, f"{_pushed(site)}/{archive.name}"):
+            raise FormulaError(
+                f"the master does not take {archive.name} ({-(-archive.size // 2**20)} MB); its configuration needs "
+                f"file_recv: True and a file_recv_max_size of as many MB, or set ckan:build:store."
+            )
+        return
+    target = os.path.join(folder, archive.name)
+    if os.path.isfile(target) and os.path.getsize(target) == archive.size:
+        return
+    with _told(f"{target} cannot be written"):
+        files.try_unlink(f"{target}.part")
+        with open(path, "rb") as source, open(f"{target}.part", "xb") as copy:
+            shutil.copyfileobj(source, copy, 2**20)
+            copy.flush()
+            os.fchmod(copy.fileno(), 0o644)
+            os.fsync(copy.fileno())
+        os.rename(f"{target}.part", target)
+
+
+def _forget_old(site: Site, made: Shipment) -> None:
+    """Remove from a store what nobody will ask for any more: archives of releases, and of layers that are gone."""
+    folder, prefix = _outbox(site), f"{site.settings.env}.{site.settings.site}."
+    if not folder:
+        return
+    kept = {*layers.keys(site.paths.shared)} - {made.key}
+    with _told(f"{folder} cannot be read"):
+        for name in os.listdir(folder):
+            known = _NAME.fullmatch(name.removesuffix(".part"))
+            if not known or not name.startswith(prefix) or name in (made.layer.name, made.release.name):
+                continue
+            if known["what"] not in kept or name.endswith(".part"):
+                files.try_unlink(os.path.join(folder, name))
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f": {exc.filename}" if exc.filename else ""
+        raise FormulaError(
+            f"{what} ({exc.strerror}{where}); {'make room' if full else 'correct that'} and deploy again."
+        ) from exc
+
+
+def _is_place(path: Any) -> bool:
+    return os.path.isabs(path) and os.path.normpath(path) == path
