@@ -116,7 +116,7 @@ def build(
         return stages.build(_site(extensions), release, planned, by, job, packed).to_json()
 
 
-def pack(release: str, by: str = "", job: str = "") -> dict[str, Any]:
+def pack(release: str, by: str = "", job: str = "", layer: bool = True) -> dict[str, Any]:
     """
     Pack a release that was built here, for hosts that do not build, and hand it over as ``ckan:build:store`` says.
 
@@ -124,6 +124,8 @@ def pack(release: str, by: str = "", job: str = "") -> dict[str, Any]:
         The id of a release in state ``built``.
     by, job
         Who asked, and the run of the master that this belongs to.
+    layer
+        Hand over its layer, too; False where all the others have it.
 
     Returns ``{"shipped", "contents"}``, which ``build`` takes on the other hosts. Raises ``CommandExecutionError``; the
     release is then ``failed``.
@@ -135,7 +137,7 @@ def pack(release: str, by: str = "", job: str = "") -> dict[str, Any]:
         salt web1 ckan_release.pack 20261125021500Z
     """
     with salt_errors():
-        return stages.pack(_site(), release, by, job)
+        return stages.pack(_site(), release, by, job, layer)
 
 
 def check(

@@ -35,8 +35,9 @@ def live(name: str) -> dict[str, Any]:
     """
     Make sure that the release of the environment is live: the one that ``orch.deploy`` has brought to all hosts. A host
     that missed it builds that very one. Where the master knows of none, the first release is made, and one that is live
-    stays, whatever the pillar says since: a highstate never deploys behind the back of ``orch.deploy``. An app server
-    that is down is started. What a deploy left undone that died before its end is done.
+    stays, whatever the pillar says since: a highstate never deploys behind the back of ``orch.deploy``. A host that
+    another one builds for waits for the first release. An app server that is down is started. What a deploy left undone
+    that died before its end is done.
 
     name
         Any name for the state; the environment's is a good one.
@@ -60,6 +61,9 @@ def live(name: str) -> dict[str, Any]:
         undone = current.get("unfinished", "") if serves and not missed and not site.environment.lock else ""
         if serves and not missed and not undone:
             ret["comment"] = f"release {current['current']} is live"
+            return ret
+        if site.builder and not current["current"] and not missed:
+            ret["comment"] = f"the first release comes from {site.builder}, by orch.deploy (ckan:build:ship)"
             return ret
         ret["changes"], would, did = _what(current["current"], missed, undone)
         if site.host.test:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
+import http.server
 import json
 import os
 import shutil
 import stat
+import tarfile
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-from functional.conftest import Host
+from functional.conftest import SECRETS, Host
 from functional.steps import extension, later_id
 from stub import repos
 from stub.wheels import make_wheel
@@ -26,6 +32,19 @@ def store(tmp_path: Path) -> Path:
     path = tmp_path / "store"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A web server: the directory that it publishes, and its port."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, server.server_port
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -141,3 +160,154 @@ def test_a_layer_that_is_there_is_not_fetched_again(builder, other, store, monke
     layer.unlink()
     received(other, release, packed, monkeypatch)
     assert other.releases()[-1] == release
+
+
+def refused(other: Host, release: str, packed: dict, monkeypatch) -> str:
+    with pytest.raises(CommandExecutionError) as told:
+        received(other, release, packed, monkeypatch)
+    assert other.show(release)["state"] == "failed"
+    other.abort(release)
+    assert release not in other.releases()
+    left = [name for name in os.listdir(other.home / "shared") if name.startswith(".ship-")]
+    assert left == []
+    return str(told.value)
+
+
+def test_what_arrives_damaged_or_not_at_all_is_a_sentence_and_never_used(builder, other, store, monkeypatch):
+    release, packed = shipped(builder)
+    for what in ("layer", "release"):
+        name = packed["shipped"][what]["name"]
+        file = store / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:1000])
+        assert refused(other, release, packed, monkeypatch) == (
+            f"{file} has 1000 bytes instead of {len(whole)}: it was cut short; deploy again."
+        )
+        file.write_bytes(whole[:-9] + b"x" + whole[-8:])
+        assert refused(other, release, packed, monkeypatch) == (
+            f"{file} is another file than web1 has packed (its hash differs)."
+        )
+        file.unlink()
+        assert f"{file} cannot be had (No such file or directory" in refused(other, release, packed, monkeypatch)
+        layers = os.listdir(other.home / "shared/layers")
+        assert (packed["shipped"]["key"] in layers) == (what == "release")
+        file.write_bytes(whole)
+        if what == "layer":
+            with monkeypatch.context() as patch:
+                patch.setattr("os.utime", killed)
+                with pytest.raises(KeyboardInterrupt):
+                    received(other, release, packed, monkeypatch)
+            other.abort(release)
+    # After all that the same archives do.
+    received(other, release, packed, monkeypatch)
+    assert other.show(release)["state"] == "built"
+
+
+def killed(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_disk_that_runs_full_while_an_archive_is_unpacked_is_a_sentence(builder, other, mount, monkeypatch):
+    release, packed = shipped(builder)
+    size = packed["shipped"]["layer"]["size"]
+    shared = other.home / "shared"
+    # Room for the archive, and for no more than a part of what is in it.
+    mount(shared, f"{size // 1024 + 100}k")
+    other.pillar["disk_free_mb"] = 0
+    text = refused(other, release, packed, monkeypatch)
+    assert text.startswith(f"{packed['shipped']['layer']['name']} cannot be unpacked (No space left on device")
+    assert text.endswith("; make room and deploy again.")
+    assert not (shared / "layers" / packed["shipped"]["key"]).exists()
+
+
+def test_a_host_that_differs_from_the_one_that_built_is_refused(builder, other, monkeypatch):
+    release, packed = shipped(builder)
+    packed["shipped"]["facts"]["libc"] = "glibc 9.9"
+    assert "this host differs from web1, which has built: libc glibc" in refused(other, release, packed, monkeypatch)
+    with pytest.raises(SaltInvocationError, match="shipped is not what ckan_release.pack returned"):
+        other.build(release, contents=packed["contents"], shipped={**packed["shipped"], "key": "../x"})
+    with pytest.raises(SaltInvocationError, match="shipped needs contents"):
+        other.build(release, shipped=packed["shipped"])
+
+
+def test_no_secret_is_in_an_archive_and_nothing_of_the_host(builder, store, shelf, web):
+    folder, port = web
+    (folder / "simple").mkdir()
+    shutil.copytree(shelf, folder / "simple/shared-lib")
+    builder.pillar["installer"] = {
+        "uv": builder.pillar["installer"]["uv"],
+        "index_url": f"http://reader:index-password@127.0.0.1:{port}/simple",
+    }
+    builder.pillar["config"] = {"ckan.site_title": "The title of this site"}
+    _, packed = shipped(builder)
+    secrets = [b"index-password", b"The title of this site", b"database-password",
+               *(value.encode() for value in SECRETS.values())]  # fmt: skip
+    for what in ("layer", "release"):
+        with tarfile.open(store / packed["shipped"][what]["name"]) as tar:
+            names = tar.getnames()
+            for member in tar:
+                if member.isfile():
+                    data = tar.extractfile(member).read()
+                    assert [secret for secret in secrets if secret in data] == [], member.name
+        assert not [name for name in names if name.endswith(".ini") or name in ("release.json", "run", "pylock.toml")]
+    assert "src/ckanext-mycity/.git/config" in names
+
+
+def test_archives_come_from_an_address_that_all_hosts_reach(builder, other, web, monkeypatch):
+    folder, port = web
+    for host in (builder, other):
+        host.pillar["build"] = {"ship": True, "store": f"http://127.0.0.1:{port}", "publish": str(folder)}
+    release, packed = shipped(builder)
+    there = received(other, release, packed, monkeypatch)
+    assert other.python(release, "import ckanext.mycity.plugin as p; print(p.TEXT)") == "two" and there.is_dir()
+    (folder / packed["shipped"]["release"]["name"]).unlink()
+    other.abort(release)
+    assert "cannot be had" in refused(other, release, packed, monkeypatch)
+
+
+def test_a_store_that_is_not_there_is_told_at_plan(builder, other, store):
+    for host in (builder, other):
+        host.pillar["build"] = {"ship": True, "store": f"{store}/nowhere"}
+    said = rf"there is no directory {store}/nowhere \(ckan:build:store\); mount it, or make it"
+    with pytest.raises(CommandExecutionError, match=said):
+        builder.plan()
+    with pytest.raises(CommandExecutionError, match=said):
+        other.plan(resolve=False)
+
+
+def test_a_store_keeps_what_is_asked_for_and_nothing_else(builder, store):
+    (store / "notes.txt").write_text("of somebody else")
+    (store / "staging.default.20260101000001Z.0123456789abcdef.tar.gz").write_text("of another environment")
+    first = shipped(builder)[1]["shipped"]
+    second = shipped(builder)[1]["shipped"]
+    assert first["layer"] == second["layer"] and first["release"]["name"] != second["release"]["name"]
+    assert sorted(path.name for path in store.iterdir()) == sorted(
+        ["notes.txt", "staging.default.20260101000001Z.0123456789abcdef.tar.gz", second["layer"]["name"],
+         second["release"]["name"]]
+    )  # fmt: skip
+
+
+def test_a_host_that_builds_for_others_serves_nothing_and_keeps_its_last_build(builder, other):
+    builder.pillar["build"].update(host="web1", only=True)
+    release, _ = shipped(builder)
+    for call in (lambda: builder.check(release), lambda: builder.activate(release), builder.deploy):
+        with pytest.raises(CommandExecutionError, match=r"builds for others and serves nothing \(ckan:build:only\)"):
+            call()
+    second, _ = shipped(builder)
+    assert builder.prune() == [release]
+    assert builder.releases() == [second]
+    assert len([name for name in os.listdir(builder.home / "shared/layers") if len(name) == 16]) == 1
+
+
+def test_a_host_that_another_one_builds_for_waits_for_it_and_says_so(builder, other):
+    other.pillar["build"]["host"] = "web9"
+    states = other.loaders().states
+    assert states.ckan_base.present(name="base").comment == (
+        "releases come from web9 (ckan:build:ship), so none is needed"
+    )
+    live = states.ckan_release.live(name="production")
+    assert (live.result, live.comment) == (
+        True, "the first release comes from web9, by orch.deploy (ckan:build:ship)"
+    )  # fmt: skip
+    with pytest.raises(CommandExecutionError, match=r"no virtualenv in .*; web9 builds for this host .*orch\.deploy"):
+        other.deploy()

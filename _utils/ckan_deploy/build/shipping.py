@@ -20,7 +20,7 @@ from attrs import frozen
 from ckan_deploy.build import assembly, layers, packages, packing, relocate, sharing, unpacking, virtualenv
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
-from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.sources import archives
@@ -118,7 +118,7 @@ def problem(site: Site, builds: bool) -> str:
     return f"there is no directory {folder} (ckan:build:{name}); mount it, or make it"
 
 
-def pack(site: Site, release: str) -> Shipment:
+def pack(site: Site, release: str, with_layer: bool = True) -> Shipment:
     """
     Pack a release that was built here, and its layer, and hand both over to where the other hosts find them.
 
@@ -126,6 +126,8 @@ def pack(site: Site, release: str) -> Shipment:
         The site.
     release
         Its id.
+    with_layer
+        Hand over the layer, too; False where all the others have it.
 
     Raises ``FormulaError``.
     """
@@ -147,7 +149,8 @@ def pack(site: Site, release: str) -> Shipment:
             _archive(site, release, packed), path,
         )  # fmt: skip
         _forget_old(site, made)
-        _hand_over(site, layer_file, made.layer)
+        if with_layer:
+            _hand_over(site, layer_file, made.layer)
         _hand_over(site, f"{work}/release", made.release)
     return made
 
@@ -232,14 +235,23 @@ def _fetched(site: Site, shipment: Shipment, archive: Archive, work: str) -> str
     with _told(f"{source} cannot be had"):
         if source.startswith("/"):
             shutil.copyfile(source, target)
-        elif not site.host.download(source, target) or not os.path.isfile(target):
-            raise FormulaError(f"{source} cannot be had: it is not there; look whether {shipment.host} put it there.")
+        else:
+            _download(site, source, target, shipment.host)
         size = os.path.getsize(target)
         if size != archive.size:
             raise FormulaError(f"{source} has {size} bytes instead of {archive.size}: it was cut short; deploy again.")
         if archives.digest(target) != archive.sha256:
             raise FormulaError(f"{source} is another file than {shipment.host} has packed (its hash differs).")
     return target
+
+
+def _download(site: Site, source: str, target: str, host: str) -> None:
+    try:
+        done, why = site.host.download(source, target), "it is not there"
+    except FormulaError as exc:
+        done, why = "", sentence(exc).rstrip(".")
+    if not done or not os.path.isfile(target):
+        raise FormulaError(f"{source} cannot be had: {why}; look whether {host} has put it there, and deploy again.")
 
 
 def _source(site: Site, shipment: Shipment) -> str:

@@ -43,7 +43,10 @@ def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = Tr
 def _build_problems(site: Site, builds: bool) -> list[str]:
     problems = list(filter(None, [shipping.problem(site, builds)]))
     if builds and not site.settings.base.version and not os.path.exists(os.path.join(site.paths.base, "bin", "python")):
-        problems.append(f"there is no virtualenv in {site.paths.base}; run state.apply ckan first")
+        again = "run state.apply ckan first"
+        if site.builder:
+            again = f"{site.builder} builds for this host (ckan:build:ship), so deploy by orch.deploy"
+        problems.append(f"there is no virtualenv in {site.paths.base}; {again}")
     if os.geteuid() == 0:
         user = site.settings.build_user
         try:

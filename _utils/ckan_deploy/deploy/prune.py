@@ -61,13 +61,14 @@ def old(site: Site, keep: int | None = None) -> Pruned:
     site, keep
         As for ``prune``.
     """
-    current = site.releases.current()
-    if not current:
+    current, only = site.releases.current(), site.settings.build.only
+    if not current and not only:
         return Pruned([], [], [])
     found = site.releases.manifests()
     wanted = site.environment.wanted
     spare = [wanted.release] if wanted else []
-    going = choice.prunable(found, current, site.settings.keep if keep is None else keep, spare)
+    keep = site.settings.keep if keep is None else keep
+    going = choice.all_but_newest(found) if only else choice.prunable(found, current, keep, spare)
     used = in_use.releases(site) if going else {}
     spared = [f"release {release} was kept, since {used[release]} runs from it" for release in going if release in used]
     problems: list[str] = []

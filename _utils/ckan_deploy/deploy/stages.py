@@ -67,18 +67,20 @@ def build(
             return site.releases.set_state(release, "built", by, **filled)
 
 
-def pack(site: Site, release: str, by: str = "", job: str = "") -> dict[str, Any]:
+def pack(site: Site, release: str, by: str = "", job: str = "", layer: bool = True) -> dict[str, Any]:
     """
     Pack a release that was built here, for hosts that do not build, and hand it over.
 
     site, release, by, job
         As for ``build``; the release is ``built``.
+    layer
+        Hand over its layer, too; False where all the others have it.
 
     Returns ``{"shipped": what their build takes, "contents": what it holds}``. Raises ``FormulaError``; the release is
     then ``failed``.
     """
     with stage.running(site, "pack", release, by, job), _marking_failed(site, release, by):
-        made = shipping.pack(site, release)
+        made = shipping.pack(site, release, layer)
         holds = site.releases.read(release).resolution
         assert holds
         return {"shipped": made.to_json(), "contents": holds.to_json()}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, maintenance, progress
+from ckan_deploy.fleet import hosts, maintenance, progress, shipping
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.run import Failure, Run, Span, join
 
@@ -99,7 +99,7 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
     """
     about: dict[str, Any] = {"release": run.release, "by": run.by, "job": job}
     if function == "ckan_release.build":
-        return {**about, "contents": run.contents, "extensions": run.extensions}
+        return {**about, "extensions": run.extensions, "contents": run.contents, **run.shipped}
     if function == "ckan_release.check" and run.maintenance:
         return {**about, "closes": True}
     if function == "ckan_release.rollback":
@@ -136,10 +136,15 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
     """Close the portal where that is due, and call the functions of a stage one after the other until one fails."""
     if name == "migrate":
         run.migrates = names[0]
+    if name == "build" and run.ships:
+        return _build_once(run, group, names, begun)
     told = Answers()
     if name in ("migrate", "downgrade") and run.maintenance:
         told = Answers({}, maintenance.close(run))
     functions = STAGES[run.kind][name]
+    if name == "finish" and run.kind == "deploy":
+        failed = _prune_builder(run)
+        run.warnings += [f"{host}: old releases were not pruned: {cause}" for host, cause in failed.items()]
     for function in [] if told.failures else functions:
         asked = names
         if function == "ckan_release.rollback":
@@ -150,6 +155,34 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
             break
     _note_answers(run, name, told)
     return told
+
+
+def _build_once(run: Run, group: str, names: list[str], begun: float) -> Answers:
+    """One host builds, in the first group, and packs; then all others take that."""
+    told = Answers()
+    if not run.built:
+        told = _ask_aloud(run, "build", group, [run.builder], "ckan_release.build", begun, quiet=False)
+        run.built = not told.failures
+        takers = [host for host in run.hosts if host != run.builder]
+        if run.built and takers:
+            key = told.results[run.builder]["layer"]
+            lacked = any(key not in run.layers[host] for host in takers)
+            about = {**arguments("ckan_release.pack", run, run.job), "layer": lacked}
+            packed = hosts.ask(run.master, [run.builder], "ckan_release.pack", about)
+            run.shipped = {} if packed.failures else packed.results[run.builder]
+            told.failures.update(packed.failures)
+        run.save()
+    others = [host for host in names if host != run.builder]
+    if not told.failures and others:
+        taken = _ask_aloud(run, "build", group, others, "ckan_release.build", begun, quiet=False)
+        told = Answers({**told.results, **taken.results}, taken.failures)
+    return told
+
+
+def _prune_builder(run: Run) -> dict[str, str]:
+    """On a builder of its own what nobody needs any more goes; returns failures."""
+    apart = [host for host in shipping.everyone(run) if host not in run.hosts]
+    return hosts.ask(run.master, apart, "ckan_release.prune", {}).failures
 
 
 def _note_answers(run: Run, name: str, told: Answers) -> None:
