@@ -16,7 +16,7 @@ from stub import repos
 
 pytestmark = pytest.mark.daemon
 
-WEB, BUILDER = ("web1", "web2"), "build1"
+WEB, BUILDER = ("web1", "web2"), "web-build"
 TRANSFER = {"file_recv": True, "fileserver_backend": ["roots", "minionfs"]}
 
 

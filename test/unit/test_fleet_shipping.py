@@ -95,6 +95,8 @@ def test_a_builder_of_its_own_builds_and_serves_nothing(apart: FakeMaster) -> No
     told = {function.split(".")[1] for function, host, _ in apart.asked if host == "build1"}
     assert told == {"ready", "plan", "build", "pack", "prune"}
     assert [host for host, _ in apart.told("ckan_release.build")] == ["build1", *HOSTS]
+    # The deploy lock is no obstacle for it.
+    assert apart.told("ckan_release.prune") == [("build1", {"job": JOB})]
     begin.plan(apart, "production", "rollback", to=FIRST, job=JOB)
     assert [function for function, host, _ in apart.asked if host == "build1"][-1] == "ckan_release.prune"
 

@@ -182,7 +182,7 @@ def _build_once(run: Run, group: str, names: list[str], begun: float) -> Answers
 def _prune_builder(run: Run) -> dict[str, str]:
     """On a builder of its own what nobody needs any more goes; returns failures."""
     apart = [host for host in shipping.everyone(run) if host not in run.hosts]
-    return hosts.ask(run.master, apart, "ckan_release.prune", {}).failures
+    return hosts.ask(run.master, apart, "ckan_release.prune", {"job": run.job}).failures
 
 
 def _note_answers(run: Run, name: str, told: Answers) -> None:
