@@ -105,7 +105,7 @@ class Build:
     host: str = setting(
         "",
         "Minion id of the host that builds; by default the first of those that a deploy goes to.",
-        pattern=r"[^\s/]*",
+        pattern=r"[0-9A-Za-z_.@:-]*",
     )
     only: bool = setting(False, "This host builds for the others and serves nothing; it is then `build:host`.")
     store: str = setting(
