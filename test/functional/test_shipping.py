@@ -168,8 +168,7 @@ def refused(other: Host, release: str, packed: dict, monkeypatch) -> str:
     assert other.show(release)["state"] == "failed"
     other.abort(release)
     assert release not in other.releases()
-    left = [name for name in os.listdir(other.home / "shared") if name.startswith(".ship-")]
-    assert left == []
+    assert list((other.home / "shared/work").glob("*")) == []
     return str(told.value)
 
 
@@ -191,6 +190,10 @@ def test_what_arrives_damaged_or_not_at_all_is_a_sentence_and_never_used(builder
         assert f"{file} cannot be had (No such file or directory" in refused(other, release, packed, monkeypatch)
         layers = os.listdir(other.home / "shared/layers")
         assert (packed["shipped"]["key"] in layers) == (what == "release")
+        for make in (lambda file=file: file.symlink_to("/dev/zero"), lambda file=file: os.mkfifo(file)):
+            make()
+            assert f"{file} cannot be had (" in refused(other, release, packed, monkeypatch)
+            file.unlink()
         file.write_bytes(whole)
         if what == "layer":
             with monkeypatch.context() as patch:

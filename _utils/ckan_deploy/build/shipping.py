@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,12 +25,10 @@ from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.sources import archives
-from ckan_deploy.system import facts, files
+from ckan_deploy.system import facts, files, places
 
 # Below what the master keeps of a minion's files.
 FOLDER = "ckan-ship"
-# How the names of directories begin in which archives are made, and arrive.
-DRAFT = ".ship-"
 _NAME = re.compile(r"[a-z0-9_.-]+\.(?P<what>[0-9a-f]{16}|[0-9]{14}Z)\.[0-9a-f]{16}\.tar\.gz")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -139,8 +138,7 @@ def pack(site: Site, release: str, with_layer: bool = True) -> Shipment:
         packages.check(path, Builder.of(site, path), tolerate=sorted(manifest.resolution.overridden))
     about = {**about_host(site), "Python": manifest.resolution.base.python}
     shared = site.paths.shared
-    files.sweep(shared, DRAFT)
-    with files.scratch(shared, DRAFT) as work, layers.known(shared, manifest.layer, _missing) as layer:
+    with places.temporary(shared, "ship") as work, layers.known(shared, manifest.layer, _missing) as layer:
         with _told(f"release {release} cannot be packed"):
             layer_file, packed_layer = _layer_archive(layer)
             packed = packing.release(path, layer.path, f"{work}/release")
@@ -172,8 +170,7 @@ def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -
     """
     _refuse_another(site, resolution, shipment)
     shared, seconds = site.paths.shared, dict[str, float]()
-    files.sweep(shared, DRAFT)
-    with files.scratch(shared, DRAFT) as work:
+    with places.temporary(shared, "ship") as work:
         with contextlib.ExitStack() as stack:
             with assembly.timed(seconds, "layer"):
                 layer = stack.enter_context(
@@ -234,7 +231,7 @@ def _fetched(site: Site, shipment: Shipment, archive: Archive, work: str) -> str
     target = os.path.join(work, archive.name)
     with _told(f"{source} cannot be had"):
         if source.startswith("/"):
-            shutil.copyfile(source, target)
+            _copy(source, target)
         else:
             _download(site, source, target, shipment.host)
         size = os.path.getsize(target)
@@ -243,6 +240,15 @@ def _fetched(site: Site, shipment: Shipment, archive: Archive, work: str) -> str
         if archives.digest(target) != archive.sha256:
             raise FormulaError(f"{source} is another file than {shipment.host} has packed (its hash differs).")
     return target
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file out of a directory that others may write to."""
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(fd, "rb") as content, open(target, "xb") as copy:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", source)
+        shutil.copyfileobj(content, copy, 2**20)
 
 
 def _download(site: Site, source: str, target: str, host: str) -> None:
