@@ -314,3 +314,28 @@ def test_a_host_that_another_one_builds_for_waits_for_it_and_says_so(builder, ot
     )  # fmt: skip
     with pytest.raises(CommandExecutionError, match=r"no virtualenv in .*; web9 builds for this host .*orch\.deploy"):
         other.deploy()
+
+
+def installed(host: Host) -> tuple[set[str], set[str]]:
+    """The states of a highstate, and the Debian packages that it installs."""
+    states = host.loaders().modules["state.show_sls"]("ckan")
+    assert isinstance(states, dict), states
+    packages = next(item for item in states["ckan-packages"]["pkg"] if isinstance(item, dict) and "pkgs" in item)
+    return set(states), set(packages["pkgs"])
+
+
+def test_a_highstate_installs_what_a_host_needs_and_no_more(builder, other):
+    for host in (builder, other):
+        host.pillar["manage"] = {"packages": True, "services": True, "user": False}
+        host.pillar["web"] = {"server": "nginx"}
+        host.pillar["build"].update(host="web1")
+    states, packages = installed(builder)
+    assert {"ckan-release", "ckan-front", "ckan-jobs"} <= states and {"git", "nginx", "supervisor"} <= packages
+    builder.pillar["build"]["only"] = True
+    states, packages = installed(builder)
+    assert {"ckan-base", "ckan-directories"} <= states and "git" in packages
+    assert not {"ckan-release", "ckan-front", "ckan-jobs"} & states and not {"nginx", "supervisor"} & packages
+    other.pillar["build"]["host"] = "web9"
+    states, packages = installed(other)
+    assert {"ckan-release", "ckan-front"} <= states and {"nginx", "bubblewrap"} <= packages
+    assert not {"git", "build-essential"} & packages

@@ -160,6 +160,17 @@ def test_settings_that_name_no_one_builder_are_refused(master: FakeMaster, build
     assert sentence in orchestrate(master)
 
 
+def test_archives_stay_while_a_run_is_at_it_and_go_with_one_that_died(master: FakeMaster) -> None:
+    begin.plan(master, "production", job=JOB)
+    stages.stage(run_of(master), "build")
+    assert master.pushed
+    # Nobody keeps a dry run out.
+    assert begin.plan(master, "production", job="20260101130000000000", dry_run=True)["ok"]
+    assert master.pushed
+    assert revert.recover_run(run_of(master), JOB)["ok"]
+    assert not master.pushed
+
+
 def test_a_builder_that_is_down_is_named(master: FakeMaster) -> None:
     master.ship(host="web2")
     master.down = {"web2"}

@@ -104,6 +104,7 @@ def recover_run(run: Run, job: str) -> dict[str, Any]:
     if done["ok"]:
         run.ended, run.result = ids.now(), "failed"
         run.save()
+        shipping.forget(run)
     return done
 
 

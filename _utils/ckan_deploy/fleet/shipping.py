@@ -65,7 +65,8 @@ def choose(run: Run, found: Targets) -> None:
             f"the archives of ckan:build:ship go over the master, whose configuration lacks: {lacks}; write that into "
             "/etc/salt/master.d/ckan.conf and restart salt-master, or set ckan:build:store"
         )
-    forget(run)
+    if not run.dry_run:  # which has no deploy lock: another run may be at it
+        forget(run)
 
 
 def refuse_differences(run: Run, about: Mapping[str, Mapping[str, Any]], main: Mapping[str, Any]) -> None:
