@@ -11,7 +11,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.build.shipping import Shipment
+    from ckan_deploy.build.shipment import Shipment, check_key
     from ckan_deploy.database import search_index
     from ckan_deploy.deploy import plan as planning
     from ckan_deploy.deploy import stages
@@ -114,6 +114,32 @@ def build(
         planned = Resolution.of(contents) if contents else None
         packed = Shipment.of(shipped) if shipped else None
         return stages.build(_site(extensions), release, planned, by, job, packed).to_json()
+
+
+def clone(release: str, contents: dict[str, Any], layer: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Begin a release that another host is building: the clone of its layer, which is here already. ``build`` goes on
+    with it, and does it all where this was not called or failed.
+
+    release
+        The id of the release to make.
+    contents
+        What ``plan`` decided on the other host.
+    layer
+        The name of the layer, as that plan says it.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"cloned": layer}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web2 ckan_release.clone 20261125021500Z "$contents" layer=0123456789abcdef
+    """
+    with salt_errors():
+        return stages.clone(_site(), release, Resolution.of(contents), check_key(layer), by, job)
 
 
 def pack(release: str, by: str = "", job: str = "", layer: bool = True) -> dict[str, Any]:

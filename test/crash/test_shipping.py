@@ -16,7 +16,7 @@ import pytest
 from attrs import frozen
 
 from ckan_deploy.build import layers, resolution
-from ckan_deploy.build.shipping import Shipment
+from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.deploy import stages
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site

@@ -162,6 +162,35 @@ def test_a_layer_that_is_there_is_not_fetched_again(builder, other, store, monke
     assert other.releases()[-1] == release
 
 
+def test_a_host_clones_the_layer_while_the_other_one_builds(builder, other, monkeypatch):
+    release, packed = shipped(builder)
+    received(other, release, packed, monkeypatch)
+    monkeypatch.setenv("PATH", other.tools)
+    whole = look(other.home / "releases" / release, str(other.home / "releases" / release))
+    other.abort(release)
+    key = packed["shipped"]["key"]
+    with pytest.raises(SaltInvocationError, match="which is no name of a layer"):
+        other.clone(release, packed["contents"], "../x")
+    with pytest.raises(CommandExecutionError, match="0123456789abcdef is gone; deploy again"):
+        other.clone(release, packed["contents"], "0123456789abcdef")
+    # What fails leaves nothing, so that the build does it all.
+    assert other.releases() == []
+    assert other.clone(release, packed["contents"], key) == {"cloned": key}
+    assert other.show(release)["state"] == "building"
+    other.build(release, **packed)
+    found = look(other.home / "releases" / release, str(other.home / "releases" / release))
+    assert {name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name)} <= {"release.json"}
+    assert other.show(release)["layer"] == key and other.check(release)["plugins"]
+
+
+def test_the_plan_of_the_builder_names_the_layer_that_will_be(builder):
+    release = later_id(builder)
+    planned = builder.plan(release=release)
+    builder.build(release, contents=planned["contents"])
+    assert planned["host"]["layer"] == builder.show(release)["layer"]
+    assert builder.plan()["host"]["layers"] == [planned["host"]["layer"]]
+
+
 def refused(other: Host, release: str, packed: dict, monkeypatch) -> str:
     with pytest.raises(CommandExecutionError) as told:
         received(other, release, packed, monkeypatch)

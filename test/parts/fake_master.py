@@ -119,6 +119,7 @@ class FakeMaster:
         ships = self.pillars[host]["ckan"].get("build", {}).get("ship")
         if ships:
             place |= {"facts": {**FACTS, **self.facts.get(host, {})}, "layers": self.layers.get(host, [])}
+            place["layer"] = LAYER
         told = {
             "release": release,
             "current": self.current.get(host, ""),
@@ -147,6 +148,9 @@ class FakeMaster:
     def _ckan_release_pack(self, host: str, release: str, layer: bool, **about: Any) -> dict[str, Any]:
         self.pushed.add((host, "ckan-ship/production"))
         return {"shipped": {"host": host}, "contents": {"packed": release}}
+
+    def _ckan_release_clone(self, host: str, **about: Any) -> dict[str, Any]:
+        return {"cloned": LAYER}
 
     def _ckan_release_prune(self, host: str, **about: Any) -> list[str]:
         return []

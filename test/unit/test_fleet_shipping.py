@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,26 @@ def test_a_layer_that_all_have_is_not_handed_over(master: FakeMaster) -> None:
     master.layers["web3"] = [LAYER]
     orchestrate(master)
     assert [about["layer"] for _, about in master.told("ckan_release.pack")] == [True, False]
+
+
+def test_hosts_that_have_the_layer_clone_it_while_the_builder_builds(master: FakeMaster) -> None:
+    master.layers = {"web1": [LAYER], "web2": [LAYER], "web3": []}
+    begun = threading.Event()
+
+    def clone(host: str, layer: str, contents: dict[str, Any], **about: Any) -> Any:
+        begun.set()
+        assert (host, layer) == ("web2", LAYER) and contents["extensions"]
+        # Whatever becomes of it, the build does the rest.
+        raise FormulaError("no room")
+
+    def build(host: str, **about: Any) -> dict[str, str]:
+        assert begun.wait(10)
+        return {"layer": LAYER}
+
+    master.answers = {"ckan_release.clone": clone, "ckan_release.build": build}
+    assert " is live in production on web1, web2, web3 " in orchestrate(master)
+    assert [host for host, _ in master.told("ckan_release.clone")] == ["web2"]
+    assert [host for host, _ in master.told("ckan_release.build")] == ["web1", "web2", "web3"]
 
 
 def test_a_builder_of_its_own_builds_and_serves_nothing(apart: FakeMaster) -> None:

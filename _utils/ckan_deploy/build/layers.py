@@ -96,6 +96,20 @@ def known(shared: str, key: str, make: Callable[[str], Mapping[str, str]]) -> It
         yield Layer(key, place, json.loads(files.read(os.path.join(place, DONE))))
 
 
+def name(site: Site, resolution: Resolution) -> str:
+    """
+    Return the name of the layer of a resolution, also of one that is not there.
+
+    site
+        The site, with its base.
+    resolution
+        What a release will hold.
+
+    Raises ``FormulaError`` where there is no base.
+    """
+    return _key(site, bases.ensure(site), resolution)
+
+
 def keys(shared: str) -> list[str]:
     """
     Return the names of the layers that are there.

@@ -9,86 +9,27 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-from attrs import frozen
 
 from ckan_deploy.build import assembly, layers, packages, packing, relocate, sharing, unpacking, virtualenv
 from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.shipment import NAME, Archive, Shipment
 from ckan_deploy.build.wheels import Builder
-from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.sources import archives
 from ckan_deploy.system import facts, files, places
 
+# In a release: the clone of its layer is there, and nothing else yet.
+CLONED = ".ckan-cloned.json"
 # Below what the master keeps of a minion's files.
 FOLDER = "ckan-ship"
-_NAME = re.compile(r"[a-z0-9_.-]+\.(?P<what>[0-9a-f]{16}|[0-9]{14}Z)\.[0-9a-f]{16}\.tar\.gz")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@frozen
-class Archive:
-    """An archive by its name, with its size in bytes and its SHA-256."""
-
-    name: str
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, given: Any) -> Archive:
-        """Read it from JSON. Raises ``ValueError`` and the like for what is none."""
-        made = cls(given["name"], given["size"], given["sha256"])
-        if not (_NAME.fullmatch(made.name) and type(made.size) is int and _SHA256.fullmatch(made.sha256)):
-            raise ValueError(given)
-        return made
-
-
-@frozen
-class Shipment:
-    """
-    What a host has packed: which ``host``, and what that is (``system.facts``); the ``key`` of the layer and its
-    archive, and that of the release; where the two stood there (``layer_path``, ``release_path``).
-    """
-
-    host: str
-    facts: Mapping[str, str]
-    key: str
-    layer: Archive
-    layer_path: str
-    release: Archive
-    release_path: str
-
-    @classmethod
-    def of(cls, given: Any) -> Shipment:
-        """
-        Read it from JSON: an argument of a job.
-
-        given
-            What ``to_json`` returned.
-
-        Raises ``InvalidArgument`` for what is none.
-        """
-        try:
-            host, key = given["host"], given["key"]
-            places = [given["layer_path"], given["release_path"]]
-            if not (host and "/" not in host and layers.KEY.fullmatch(key) and all(map(_is_place, places))):
-                raise ValueError(given)
-            about = {str(name): str(value) for name, value in given["facts"].items()}
-            layer, release = Archive.of(given["layer"]), Archive.of(given["release"])
-            return cls(host, about, key, layer, places[0], release, places[1])
-        except (KeyError, TypeError, AttributeError, ValueError) as exc:
-            raise InvalidArgument("shipped is not what ckan_release.pack returned; deploy again.") from exc
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as arguments of jobs have it. Nothing in it is secret."""
-        return attrs.asdict(self)
 
 
 def about_host(site: Site) -> dict[str, str]:
@@ -153,6 +94,35 @@ def pack(site: Site, release: str, with_layer: bool = True) -> Shipment:
     return made
 
 
+def clone(site: Site, path: str, key: str) -> None:
+    """
+    Begin to fill the directory of a new release with the clone of a layer that is here, while another host builds.
+
+    site
+        The site.
+    path
+        The directory of the release; holds its manifest and nothing else.
+    key
+        The name of the layer.
+
+    Raises ``FormulaError``.
+    """
+    with layers.known(site.paths.shared, key, _missing) as layer:
+        cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+    # Last: without it the clone was not finished.
+    files.write(os.path.join(path, CLONED), json.dumps({"layer": key, "cloned": cloned}))
+
+
+def begun(path: str) -> bool:
+    """
+    Say whether ``clone`` came to its end in the directory of a release.
+
+    path
+        The directory.
+    """
+    return os.path.isfile(os.path.join(path, CLONED))
+
+
 def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -> dict[str, Any]:
     """
     Fill the directory of a new release with what another host has built.
@@ -160,7 +130,7 @@ def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -
     site
         The site.
     path
-        The directory of the release; holds its manifest and nothing else.
+        The directory of the release; holds its manifest and nothing else, or what ``clone`` has begun.
     resolution
         What it holds, as the other host has built it.
     shipment
@@ -177,7 +147,7 @@ def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -
                     layers.known(shared, shipment.key, lambda place: _unpacked_layer(site, place, shipment, work))
                 )
             with assembly.timed(seconds, "clone"):
-                cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+                cloned = _cloned(site, path, layer)
         with assembly.timed(seconds, "unpack"), _told(f"{shipment.release.name} cannot be unpacked"):
             unpacking.release(_fetched(site, shipment, shipment.release, work), path, shipment.release_path)
     _refuse_unsound(path, shipment)
@@ -189,6 +159,20 @@ def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -
         "broken_plugins": broken,
         "built_on": shipment.host,
     }
+
+
+def _cloned(site: Site, path: str, layer: layers.Layer) -> Mapping[str, float]:
+    """What the clone of a layer came to, made here if need be."""
+    mark = os.path.join(path, CLONED)
+    told = json.loads(files.read(mark, "{}"))
+    if told:
+        os.unlink(mark)
+        if told["layer"] == layer.key:
+            return dict(told["cloned"])
+        raise FormulaError(
+            f"the release was begun with the layer {told['layer']}, and is of {layer.key}; deploy again."
+        )
+    return virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
 
 
 def _refuse_another(site: Site, resolution: Resolution, shipment: Shipment) -> None:
@@ -326,7 +310,7 @@ def _forget_old(site: Site, made: Shipment) -> None:
     kept = {*layers.keys(site.paths.shared)} - {made.key}
     with _told(f"{folder} cannot be read"):
         for name in os.listdir(folder):
-            known = _NAME.fullmatch(name.removesuffix(".part"))
+            known = NAME.fullmatch(name.removesuffix(".part"))
             if not known or not name.startswith(prefix) or name in (made.layer.name, made.release.name):
                 continue
             if known["what"] not in kept or name.endswith(".part"):
@@ -343,7 +327,3 @@ def _told(what: str) -> Iterator[None]:
         raise FormulaError(
             f"{what} ({exc.strerror}{where}); {'make room' if full else 'correct that'} and deploy again."
         ) from exc
-
-
-def _is_place(path: Any) -> bool:
-    return os.path.isabs(path) and os.path.normpath(path) == path

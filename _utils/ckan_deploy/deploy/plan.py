@@ -104,6 +104,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
         migrations.append("visitors get the maintenance page while the database is migrated")
     changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
     differs = promotion.other_origins(site, given) if given else []
+    if site.settings.build.ship:
+        about["layer"] = layers.name(site, new)
     return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new))
 
 

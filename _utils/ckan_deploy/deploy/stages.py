@@ -13,7 +13,7 @@ from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
 from ckan_deploy.build.sandbox import Sandbox
-from ckan_deploy.build.shipping import Shipment
+from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
 from ckan_deploy.deploy import prune, switch
@@ -59,12 +59,33 @@ def build(
     with stage.running(site, "build", release, by, job, origin=origin):
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
-        about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
-        # What it is to hold from the start: a prune spares the checkouts that it names.
-        site.releases.create(release, resolution=planned, **about)
+        if not (shipped and shipping.begun(path)):
+            _create(site, release, planned, by, job)
         with _marking_failed(site, release, by):
             filled = shipping.receive(site, path, planned, shipped) if shipped else assembly.fill(site, path, planned)
             return site.releases.set_state(release, "built", by, **filled)
+
+
+def clone(site: Site, release: str, planned: Resolution, layer: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Begin a release that another host is building: the clone of its layer, which is here already. Where that fails
+    nothing is left, and ``build`` does it all.
+
+    site, release, planned, by, job
+        As for ``build``.
+    layer
+        The name of the layer.
+
+    Returns ``{"cloned": layer}``. Raises ``FormulaError``.
+    """
+    with stage.running(site, "clone", release, by, job):
+        _create(site, release, planned, by, job)
+        try:
+            shipping.clone(site, site.releases.directory(release), layer)
+        except BaseException:
+            site.releases.remove(release)
+            raise
+        return {"cloned": layer}
 
 
 def pack(site: Site, release: str, by: str = "", job: str = "", layer: bool = True) -> dict[str, Any]:
@@ -342,6 +363,12 @@ def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
     lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
     if lost:
         raise FormulaError("; ".join(lost) + ".")
+
+
+def _create(site: Site, release: str, planned: Resolution, by: str, job: str) -> None:
+    about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
+    # What it is to hold from the start: a prune spares the checkouts that it names.
+    site.releases.create(release, resolution=planned, **about)
 
 
 @contextlib.contextmanager

@@ -47,12 +47,12 @@ class Run:
 
     First what was asked for; ``source`` is the environment that the release is promoted from, ``source_release`` the
     one there. With ``build:ship`` (``ships``) the ``builder`` builds for all, and the archives go ``by_master`` where
-    there is no store; ``layers`` are those that each host has, and ``shipped`` is what was packed once it has
-    ``built``. Then the plan: the release and its resolution (``contents``), how a promoted one ``differs`` from the
-    pillar here, the hosts in their groups and those that are ``down``, what each host was on ``before`` a deploy, or a
-    rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages told: which host
-    ``migrates``, what it told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it
-    has turned none), and what does not stay up (``unsteady``).
+    there is no store; ``layer`` is the one to be, ``layers`` are those that each host has, and ``shipped`` is what was
+    packed once it has ``built``. Then the plan: the release and its resolution (``contents``), how a promoted one
+    ``differs`` from the pillar here, the hosts in their groups and those that are ``down``, what each host was on
+    ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages
+    told: which host ``migrates``, what it told of that, the ``closed`` hosts that this run has turned to maintenance
+    (None as long as it has turned none), and what does not stay up (``unsteady``).
     """
 
     master: Master
@@ -80,6 +80,7 @@ class Run:
     by_master: bool = False
     built: bool = False
     shipped: dict[str, Any] = Factory(dict)
+    layer: str = ""
     layers: dict[str, list[str]] = Factory(dict)
 
     hosts: list[str] = Factory(list)

@@ -71,7 +71,7 @@ def choose(run: Run, found: Targets) -> None:
 
 def refuse_differences(run: Run, about: Mapping[str, Mapping[str, Any]], main: Mapping[str, Any]) -> None:
     """
-    Refuse hosts on which what the builder has built would not run; the run gets ``layers``.
+    Refuse hosts on which what the builder has built would not run; the run gets ``layer`` and ``layers``.
 
     run
         The run.
@@ -84,6 +84,7 @@ def refuse_differences(run: Run, about: Mapping[str, Mapping[str, Any]], main: M
     """
     if not run.ships:
         return
+    run.layer = str(about[run.builder].get("layer", ""))
     run.layers = {host: list(told["layers"]) for host, told in about.items()}
     # Its virtualenv may be made with another Python than new ones are.
     one = {**about[run.builder]["facts"], "Python": main["contents"]["base"]["python"]}

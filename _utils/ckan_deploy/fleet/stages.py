@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
@@ -161,7 +162,8 @@ def _build_once(run: Run, group: str, names: list[str], begun: float) -> Answers
     """One host builds, in the first group, and packs; then all others take that."""
     told = Answers()
     if not run.built:
-        told = _ask_aloud(run, "build", group, [run.builder], "ckan_release.build", begun, quiet=False)
+        with _cloned_meanwhile(run, [host for host in names if host != run.builder]):
+            told = _ask_aloud(run, "build", group, [run.builder], "ckan_release.build", begun, quiet=False)
         run.built = not told.failures
         takers = [host for host in run.hosts if host != run.builder]
         if run.built and takers:
@@ -177,6 +179,29 @@ def _build_once(run: Run, group: str, names: list[str], begun: float) -> Answers
         taken = _ask_aloud(run, "build", group, others, "ckan_release.build", begun, quiet=False)
         told = Answers({**told.results, **taken.results}, taken.failures)
     return told
+
+
+@contextlib.contextmanager
+def _cloned_meanwhile(run: Run, names: list[str]) -> Iterator[None]:
+    """While the builder builds, hosts that have the layer clone it: what takes them longest is done then."""
+    ahead = [host for host in names if run.layer and run.layer in run.layers[host]]
+    about = {**arguments("ckan_release.clone", run, run.job), "contents": run.contents, "layer": run.layer}
+    # Where it fails their build does it, or says why not.
+    ask = functools.partial(hosts.ask, run.master, ahead, "ckan_release.clone", about)
+    with _beside(ask) if ahead else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _beside(function: Callable[[], object]) -> Iterator[None]:
+    """Run a function in a thread, and wait for its end."""
+    # What Salt loads finds its context only in the calling thread, or in a copy of what that has.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(function,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _prune_builder(run: Run) -> dict[str, str]:
@@ -242,14 +267,11 @@ def _index_watched(run: Run, names: list[str], begun: float) -> Iterator[None]:
                 if not over.is_set():
                     progress.tell(run, "index", "progress", host, time.time() - begun, answer["rebuild"])
 
-    # What Salt loads finds its context only in the calling thread, or in a copy of what that has.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with _beside(look):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def _remarks(name: str, results: Mapping[str, Any]) -> str:
