@@ -74,6 +74,12 @@ def test_one_host_builds_and_the_others_serve_what_it_has_built(site: Site) -> N
 def test_the_next_one_takes_the_same_layer_and_nothing_to_deploy_is_seen(site: Site) -> None:
     deployed(site, "Hello again")
     assert all("Hello again" in site.get("/", host)[1] for host in WEB)
+    # They cloned the layer meanwhile.
+    logs = [(site.root(host) / "usr/lib/ckan/shared/deploy.log").read_text().splitlines() for host in WEB]
+    ran = [
+        [entry["stage"] for entry in map(json.loads, log) if entry["release"] == site.current("web1")] for log in logs
+    ]
+    assert [stages[:2] for stages in ran] == [["clone", "build"]] * 2
     # The builder keeps its last one alone.
     assert site.releases(BUILDER) == [site.current("web1")]
     next_second()
