@@ -26,11 +26,16 @@ setup-parts: setup
 	@$(BIN)/python -m parts.system
 
 # Two files at a time, more would keep two cores from answering in time. The longest first: none is left over at the end.
+LONGEST := $(patsubst %,test/%.py, integration/test_database integration/test_portal daemon/test_environments \
+	daemon/test_jobs daemon/test_web daemon/test_front daemon/test_lock daemon/test_fleet daemon/test_groups)
+OTHERS := $(filter-out $(LONGEST), $(wildcard test/daemon/test_*.py test/integration/test_*.py)) test/crash test/functional test/unit
+
 test: setup-parts
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m "not long" \
-		test/integration test/daemon test/functional test/crash test/unit
+		$(LONGEST) $(OTHERS)
 
-# What waits for minutes by nature: hosts that are down, an upgrade of CKAN with its data, cron.
+# What waits for minutes by nature (hosts that are down, an upgrade of CKAN with its data, cron), and what shows once more
+# on real daemons what cheaper tests show as well.
 test-long: setup-parts
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=0 -m long test/integration test/daemon
 
@@ -66,6 +71,7 @@ demo-stop: setup
 
 bench: setup-parts
 	@$(BIN)/python test/bench/bench.py
+	@$(BIN)/python test/bench/nine.py
 	@$(BIN)/python test/bench/switches.py
 
 # Deploys to 10, 20 and 50 minions on this machine: docs/scale.md. Twenty minutes.

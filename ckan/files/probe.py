@@ -2,7 +2,7 @@
 Runs inside a release, by the release's own interpreter, as the user that runs CKAN. ``schema.py`` and ``search.py``
 come before it:
 
-    python - check INI                  one boot of CKAN that answers all questions of the stage `check`
+    python - check INI                  a boot of CKAN that answers all questions of the stage `check`
     python - read INI                   where the database stands, seen from this release; no boot
     python - between INI TARGETS        the revisions of the database that whoever knows TARGETS does not know; no boot
     python - migrate INI SETTINGS       bring the database to the heads of this release
@@ -18,6 +18,7 @@ Standard library only, besides what the release itself brings.
 
 import configparser
 import difflib
+import importlib.metadata
 import json
 import os
 import sys
@@ -47,6 +48,60 @@ def main(mode: str, ini: str, told: dict) -> dict:
 
 
 def check(ini: str, result: dict) -> None:
+    """
+    Boot CKAN. Where plugins keep it from starting, look at all of them, and boot it again without those that fail, each
+    time in a process that has booted nothing yet, until all that fail are known.
+    """
+    told = in_a_process_of_its_own(lambda: boot(ini, ()))
+    errors, left_out = told.pop("errors"), told.pop("blamed")
+    result["warnings"] += told.pop("warnings")
+    result.update(told)
+    if left_out:
+        broken = in_a_process_of_its_own(lambda: not_importable(ini))
+        errors += [f"plugin {name} does not start: {why}" for name, why in broken.items() if name not in left_out]
+        left_out += [name for name in broken if name not in left_out]
+    blamed = left_out
+    while blamed:
+        more = in_a_process_of_its_own(lambda without=tuple(left_out): boot(ini, without))
+        blamed = [name for name in more["blamed"] if name not in left_out]
+        errors += [f"{text} (seen without {', '.join(left_out)})" for text in more["errors"] if blamed]
+        left_out = [*left_out, *blamed]
+    result["errors"] += errors
+
+
+def in_a_process_of_its_own(work) -> dict:
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reads)
+        told = work()
+        sys.stdout.flush()
+        with open(writes, "w", encoding="utf-8") as pipe:
+            json.dump(told, pipe)
+        # Threads that a plugin started must not keep us.
+        os._exit(0)
+    os.close(writes)
+    with open(reads, encoding="utf-8") as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    if not text:
+        raise Sentence("CKAN ended the process while it started, as a plugin may")
+    return json.loads(text)
+
+
+def boot(ini: str, left_out: tuple) -> dict:
+    """Boot CKAN without some plugins, and ask it everything; ``blamed`` is who keeps it from starting."""
+    result = {"errors": [], "warnings": [], "blamed": []}
+    try:
+        app, result["plugins"] = started(ini, left_out, result)
+        if app and not left_out:
+            ask_everything(ini, app, result)
+    except Exception as exc:
+        result["errors"].append(one_line(exc))
+    return result
+
+
+def started(ini: str, left_out: tuple, result: dict):
     from ckan.cli import CKANConfigLoader
     from ckan.config.middleware import make_app
 
@@ -55,19 +110,26 @@ def check(ini: str, result: dict) -> None:
     exec(ALEMBIC, {})
     result["ckan_version"] = ckan.__version__
     config = CKANConfigLoader(ini).get_config()
+    listed = [name for name in str(config.get("ckan.plugins", "")).split() if name not in left_out]
+    config["ckan.plugins"] = " ".join(listed)
     try:
-        app = make_app(config)
+        return make_app(config), listed
     except BaseException as exc:  # a plugin may call sys.exit
         if "SOLR schema" in str(exc):
             # CKAN looks at that while it loads plugins, and none of them is to blame.
             result["errors"].append(solr_schema_sentence(exc))
-            return
-        plugin = guilty_plugin(exc)
-        where = f"plugin {plugin}" if plugin else "CKAN"
-        result["plugin"] = plugin
-        result["errors"].append(f"{where} does not start: {one_line(exc)}")
-        return
-    result["plugins"] = str(config.get("ckan.plugins", "")).split()
+            return None, listed
+        guilty = guilty_plugins(exc)
+        where = f"plugin {guilty[0]} does not start" if guilty else "CKAN does not start"
+        if len(guilty) > 1:
+            where = f"plugins {' and '.join(guilty)} do not go together"
+        result["errors"].append(f"{where}: {one_line(exc)}{place_in_extension(exc)}")
+        # Of two that do not go together the later one is left out.
+        result["blamed"] = guilty[-1:]
+        return None, listed
+
+
+def ask_everything(ini: str, app, result: dict) -> None:
     check_configuration(ini, result)
     build_assets(result)
     check_migrations(ini, result)
@@ -75,6 +137,28 @@ def check(ini: str, result: dict) -> None:
     result["index"] = index_made_of()
     check_search(app, result)
     result["datastore"] = datastore_lacks(ini)
+
+
+def not_importable(ini: str) -> dict:
+    """The plugins that cannot be imported, each with its own reason."""
+    from ckan.cli import CKANConfigLoader
+    from ckan.common import config
+
+    # What is imported may read options.
+    config.update(CKANConfigLoader(ini).get_config())
+    points = {}
+    for distribution in importlib.metadata.distributions():
+        for point in distribution.entry_points:
+            if point.group in ("ckan.plugins", "ckan.system_plugins", "ckan.test_plugins"):
+                points.setdefault(point.name, point)
+    found = {}
+    for name in str(config.get("ckan.plugins", "")).split():
+        if name in points:  # else CKAN says that there is none
+            try:
+                points[name].load()
+            except BaseException as exc:
+                found[name] = one_line(exc) + place_in_extension(exc)
+    return found
 
 
 def check_configuration(ini: str, result: dict) -> None:
@@ -181,21 +265,51 @@ def check_search(app, result: dict) -> None:
         result["warnings" if result["pending"] else "errors"].append(text)
 
 
-def guilty_plugin(exc: BaseException) -> str:
-    """The plugin that CKAN was busy with when it failed, read from the frames of the traceback."""
+def guilty_plugins(exc: BaseException) -> list:
+    """
+    The plugin in whose code CKAN failed, or that it was making, read from the frames of the traceback; two where CKAN
+    says that one has the place of another. A variable of a loop that is over blames nobody.
+    """
+    from ckan.plugins import SingletonPlugin
+
     frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
     for frame, inner in reversed(list(zip(frames, [*frames[1:], None], strict=True))):
-        module = frame.f_globals.get("__name__", "")
-        # Core calls a plugin, or loads one. A loop's variable lives on after the loop: then core called core.
-        calls_plugin = inner is not None and not inner.f_globals.get("__name__", "").startswith("ckan.")
-        if not module.startswith("ckan.") or not (calls_plugin or module.startswith("ckan.plugins")):
+        module, known = frame.f_globals.get("__name__", ""), frame.f_locals
+        if module in ("ckan.plugins.core", "ckan.plugins") and isinstance(known.get("plugin_name"), str):
+            return [known["plugin_name"]]
+        if isinstance(known.get("self"), SingletonPlugin):
+            return [known["self"].name]
+        plugin = known.get("plugin")
+        if not isinstance(plugin, SingletonPlugin):
             continue
-        for name in ("plugin_name", "plugin"):
-            value = frame.f_locals.get(name)
-            if isinstance(value, str):
-                return value
-            if isinstance(getattr(value, "name", None), str):
-                return value.name
+        if module == "ckan.lib.plugins" and inner is None:
+            return [*the_other(frame, plugin), plugin.name]
+        calls = inner is not None and (
+            inner.f_globals.get("__name__") == type(plugin).__module__
+            or inner.f_code.co_name == "register_extension_blueprint"
+        )
+        if calls:
+            return [plugin.name]
+    return []
+
+
+def the_other(frame, plugin) -> list:
+    """The plugin that has the place which another one asks for: a type of datasets or groups, or that of a fallback."""
+    known, module = frame.f_locals, frame.f_globals
+    kinds = [known.get("package_type"), known.get("group_type")]
+    found = [table.get(kind) for table in (module.get("_package_plugins"), module.get("_group_plugins"))
+             if isinstance(table, dict) for kind in kinds]  # fmt: skip
+    found += [module.get(f"_default_{kind}_plugin") for kind in ("package", "organization", "group")]
+    names = [getattr(other, "name", "") for other in found if other is not plugin]
+    return [name for name in names if isinstance(name, str) and name][:1]
+
+
+def place_in_extension(exc: BaseException) -> str:
+    """Where in an extension it failed: of a library that is missing one wants to know who asks for it."""
+    for frame, line in reversed(list(traceback.walk_tb(exc.__traceback__))):
+        _, inside, rest = frame.f_code.co_filename.rpartition("/ckanext/")
+        if inside:
+            return f" (ckanext/{rest}, line {line})"
     return ""
 
 

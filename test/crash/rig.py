@@ -227,8 +227,20 @@ class Rig:
         return found
 
     def used(self) -> int:
-        """The disk that all of it takes, in KB."""
-        return sum({(status.st_dev, status.st_ino): status.st_blocks for _, status in self._walk()}.values()) // 2
+        """
+        The disk that all of it takes, in KB, but for the releases and the checkouts of their commits: after a kill they
+        are other ones, and ``tree`` has the names in them.
+        """
+        known = self.site().releases.manifests()
+        commits = {pin.commit for m in known if m.resolution for pin in m.resolution.pins() if pin.commit}
+        theirs = re.compile("|".join(["/releases/ID/", *(f"/sources/[0-9a-f]+/{commit}" for commit in commits)]))
+        kept = {m.id for m in known}
+        blocks = {
+            (status.st_dev, status.st_ino): status.st_blocks
+            for name, status in self._walk()
+            if not theirs.search(ID_PATTERN.sub(lambda match: "ID" if match[0] in kept else match[0], name))
+        }
+        return sum(blocks.values()) // 2
 
     def secrets(self) -> set[str]:
         """Where a secret stands, as ``tree`` names files."""

@@ -112,6 +112,11 @@ class Site(Portal):
         return self.current("web1")
 
 
+def later(*values: Any) -> Any:
+    """Values of a parametrized test that are tried by `make test-long` only: others of the same test are enough."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def eventually(say: Callable[[], Any], wanted: Any, seconds: float = 15) -> None:
     """Ask again and again until the answer is the one that is wanted."""
     deadline = time.monotonic() + seconds

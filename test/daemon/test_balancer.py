@@ -22,6 +22,7 @@ def hook(stage: str, when: str, command: str, **more) -> dict:
     return {"stage": stage, "when": when, "function": "cmd.shell", "args": [command], **more}
 
 
+@pytest.mark.long
 def test_a_hook_that_fails_before_a_stage_on_one_host_takes_all_hosts_back(site):
     before = site.linked()
     site.write_host("web2", hooks=[hook("activate", "before", "echo the balancer says no; exit 1")])
@@ -34,6 +35,7 @@ def test_a_hook_that_fails_before_a_stage_on_one_host_takes_all_hosts_back(site)
     assert site.linked() == before
 
 
+@pytest.mark.long
 def test_a_hook_that_fails_after_a_stage_is_a_warning_in_the_answer(site):
     site.write_pillar({**site.settings, "hooks": [hook("verify", "after", "echo nobody listens; exit 7")]})
     release = site.good_deploy("Hello warned")

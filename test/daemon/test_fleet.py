@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from daemon.conftest import PASSWORD, SESSION
+from daemon.conftest import PASSWORD, SESSION, later
 from parts.portal import next_second
 from parts.visitors import Visitors
 from stub import repos
@@ -47,6 +47,7 @@ def test_a_deploy_is_one_release_on_all_hosts_and_no_visitor_notices(site):
     assert f"{site.current('web1')} is live in production on web1, web2" in done["text"]
 
 
+@pytest.mark.long
 def test_a_branch_for_one_deploy(site):
     next_second()
     repos.branch(site.repo, "fix-42")
@@ -57,6 +58,7 @@ def test_a_branch_for_one_deploy(site):
     assert site.served() == ["Hello fix", "Hello fix"]
 
 
+@pytest.mark.long
 def test_rollback_of_the_fleet_can_be_repeated_until_nothing_is_left(site):
     first, second = site.good_deploy("Hello r1"), site.good_deploy("Hello r2")
     with Visitors(site.front_port) as visitors:
@@ -77,6 +79,7 @@ def test_rollback_of_the_fleet_can_be_repeated_until_nothing_is_left(site):
     assert site.linked() == [second, second]
 
 
+@pytest.mark.long
 def test_one_host_rolled_back_is_seen_and_can_be_brought_together_again(site):
     first, second = site.good_deploy("Hello h1"), site.good_deploy("Hello h2")
     code, _ = site.call("web1", "ckan_release.rollback", "reason=only here")
@@ -98,9 +101,9 @@ def test_one_host_rolled_back_is_seen_and_can_be_brought_together_again(site):
 @pytest.mark.parametrize(
     ("stage", "host", "changes", "cause"),
     [
-        ("build", "web2", {"installer": {"kind": "uv", "uv": "/no/such/uv"}}, "uv is not installed"),
-        ("check", "web2", {"config": {"stub.boot_error": "no route to solr"}}, "no route to solr"),
-        ("activate", "web2", {"web": {"health_status": 418}}, "instead of 418"),
+        later("build", "web2", {"installer": {"kind": "uv", "uv": "/no/such/uv"}}, "uv is not installed"),
+        later("check", "web2", {"config": {"stub.boot_error": "no route to solr"}}, "no route to solr"),
+        later("activate", "web2", {"web": {"health_status": 418}}, "instead of 418"),
         ("verify", "web2", {"web": {"health_url": "http://127.0.0.1:1"}}, "does not answer"),
     ],
 )
@@ -125,6 +128,7 @@ def test_a_failure_on_one_host_at_any_stage_takes_all_hosts_back(site, stage, ho
     site.good_deploy(f"Hello after {stage}")
 
 
+@pytest.mark.long
 def test_a_migration_that_fails_takes_all_hosts_back_and_says_what_holds(site):
     site.good_deploy("Hello before migrate")
     linked, releases = site.linked(), [site.releases(h) for h in site.hosts]
@@ -144,6 +148,7 @@ def test_a_migration_that_fails_takes_all_hosts_back_and_says_what_holds(site):
     assert [site.releases(h) for h in site.hosts] == releases
 
 
+@pytest.mark.long
 def test_a_rollback_that_fails_on_one_host_leaves_all_where_they_were(site):
     site.good_deploy("Hello b1")
     second = site.good_deploy("Hello b2")
@@ -157,7 +162,7 @@ def test_a_rollback_that_fails_on_one_host_leaves_all_where_they_were(site):
     assert shown["state"] == "live"
 
 
-@pytest.mark.parametrize("kind", ["deploy", "rollback"])
+@pytest.mark.parametrize("kind", ["deploy", later("rollback")])
 @pytest.mark.parametrize(
     ("pillar", "sentence"),
     [
@@ -225,6 +230,7 @@ def test_a_minion_that_is_down_is_refused_at_plan(site):
         site.fleet.wait_for_minions()
 
 
+@pytest.mark.long
 def test_a_lock_keeps_others_out_and_says_who_and_why(site):
     before = site.disk()
     locked = site.fleet.run("salt-run", "ckan.lock", "production", "reason=election night")
@@ -239,6 +245,7 @@ def test_a_lock_keeps_others_out_and_says_who_and_why(site):
     assert "is not locked" in site.fleet.run("salt-run", "ckan.lock_status", "production").stdout
 
 
+@pytest.mark.long
 def test_two_deploys_at_once_exactly_one_runs(site):
     next_second()
     repos.commit_change(site.repo, "Hello race")
@@ -258,6 +265,7 @@ def test_two_deploys_at_once_exactly_one_runs(site):
 
 
 def test_a_dry_run_names_what_it_would_do_and_changes_nothing(site):
+    site.good_deploy("Hello live")
     commit = repos.commit_change(site.repo, "Hello dry")
     before = site.disk()
     done = site.deploy(dry_run=True)

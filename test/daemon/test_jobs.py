@@ -58,8 +58,8 @@ class WorkSite(Site):
         )  # fmt: skip
 
     def workers(self, host: str = "web1") -> list[dict]:
-        code, told = self.call(host, "ckan_jobs.status")
-        assert code == 0 and told["current"] == self.current(host), told
+        told = self.fleet.ask(host, "ckan_jobs.status")
+        assert told["current"] == self.current(host), told
         return told["workers"]
 
     def releases_of_workers(self) -> list[str]:
@@ -143,7 +143,7 @@ def test_a_worker_that_does_not_finish_within_its_time_is_stopped_and_said(work)
     assert mine - set(pids(work)) == set() and work.done("endless") == ""
 
 
-def test_a_failed_deploy_leaves_the_workers_alone_but_one_that_was_started_after_the_switch(work):
+def test_a_failed_deploy_leaves_the_workers_alone(work):
     before, linked = pids(work), work.linked()
     assert all(before)
     next_second()
@@ -155,7 +155,12 @@ def test_a_failed_deploy_leaves_the_workers_alone_but_one_that_was_started_after
     assert pids(work) == before
     assert [row["pid"] for row in work.workers() if row["worker"] == "more"] == [0]
     work.write_pillar(work.settings)
-    # One that dies between the rename and the failure comes back of the wrong release.
+
+
+@pytest.mark.long
+def test_a_failed_deploy_takes_back_a_worker_that_was_started_after_the_switch(work):
+    """One that dies between the rename and the failure comes back of the wrong release."""
+    before, linked = pids(work), work.linked()
     next_second()
     repos.commit_change(work.repo, "mended")
     # Those of this sandbox: another test may be at work beside this one.
@@ -174,6 +179,7 @@ def test_a_failed_deploy_leaves_the_workers_alone_but_one_that_was_started_after
     assert work.releases_of_workers() == linked and not set(before) & set(pids(work))
 
 
+@pytest.mark.long
 def test_a_rollback_of_the_fleet_and_of_a_host_take_the_workers_back(work):
     before = work.current("web1")
     release = work.good_deploy("Hello to go back from")
@@ -186,6 +192,7 @@ def test_a_rollback_of_the_fleet_and_of_a_host_take_the_workers_back(work):
     assert work.releases_of_workers() == [release, release]
 
 
+@pytest.mark.long
 def test_workers_follow_the_pillar_at_the_next_deploy(work):
     site = work
     site.write_pillar({**site.settings, "workers": {"default": {"remove": True}, "more": {"processes": 2}}})
@@ -205,6 +212,7 @@ def test_workers_follow_the_pillar_at_the_next_deploy(work):
     assert site.releases_of_workers() == site.linked()
 
 
+@pytest.mark.long
 def test_h01_a_worker_that_ends_after_its_first_second_is_told_and_the_exit_codes_are_1(work):
     # It is watched for longer than its boot takes on a busy machine.
     work.write_pillar({**work.settings, "stable_seconds": 20})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.conftest import PASSWORD, eventually
+from daemon.conftest import PASSWORD, eventually, later
 from daemon.test_fleet import refused
 from parts.portal import next_second
 from stub import repos
@@ -61,6 +61,7 @@ def test_a17_on_one_host_two_deploys_at_once_are_one(site):
     assert site.releases("web2")[-1] == site.current("web2")
 
 
+@pytest.mark.long
 def test_a_deploy_of_the_fleet_is_respected_by_highstate_and_by_hand(site):
     release = site.good_deploy("Hello before")
     next_second()
@@ -104,7 +105,7 @@ def test_a_lock_by_hand_keeps_deploys_of_fleet_and_host_out(site):
     site.good_deploy("Hello unlocked")
 
 
-@pytest.mark.parametrize("how", ["steal", "unlock"])
+@pytest.mark.parametrize("how", ["steal", later("unlock")])
 def test_a_run_that_died_is_shown_as_stale_and_what_it_left_is_taken_back(site, how):
     release = site.good_deploy(f"Hello before {how}")
     next_second()
@@ -132,6 +133,7 @@ def test_a_run_that_died_is_shown_as_stale_and_what_it_left_is_taken_back(site, 
     assert [candidate in site.releases(host) for host in site.hosts] == [False, False]
 
 
+@pytest.mark.long
 def test_nothing_to_deploy_is_said_and_force_deploys_all_the_same(site):
     release = site.good_deploy("Hello something")
     before = site.disk()
@@ -152,6 +154,7 @@ def test_nothing_to_deploy_is_said_and_force_deploys_all_the_same(site):
     assert told["changes"] == ["web2: configuration: ckan.site_title changed"]
 
 
+@pytest.mark.long
 def test_a_plan_names_all_that_a_deploy_would_do(site):
     site.good_deploy("Hello planned")
     repos.commit_migration(site.repo, "0007_trees")
@@ -171,6 +174,7 @@ def test_a_plan_names_all_that_a_deploy_would_do(site):
     assert site.disk() == before
 
 
+@pytest.mark.long
 def test_old_modules_are_seen_and_it_is_said_what_to_type(site):
     before = site.disk()
     for name in ("modules/ckan_release.py", "utils/ckan_deploy/releases/store.py"):
@@ -191,6 +195,7 @@ def test_two_hosts_in_one_directory_are_refused(site):
     refused(site, before, site.deploy(), "web1 and web2 have one directory of releases")
 
 
+@pytest.mark.long
 def test_a_clock_that_is_off_is_refused(site):
     before = site.disk()
     site.fleet.stop_minion("web2")
@@ -222,6 +227,7 @@ class _Page(HTMLParser):
         self.texts.append(data.strip())
 
 
+@pytest.mark.long
 def test_a_report_is_a_page_that_says_what_changed_on_which_hosts_and_who_did_it(site):
     next_second()
     repos.commit_change(site.repo, "Hello report", subject="<script>alert(1)</script> & more")
@@ -267,6 +273,7 @@ def test_a_watch_that_sees_no_end_says_so(site):
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.long
 def test_the_lock_of_a_run_at_work_is_not_freed(site):
     next_second()
     repos.commit_change(site.repo, "Hello kept")
@@ -292,6 +299,7 @@ def test_what_is_in_the_way_is_an_exit_code_of_pending(site):
     assert done.returncode == 1 and "web2 failed at plan: ckan:keeep is not a setting" in done.stdout
 
 
+@pytest.mark.long
 def test_a_history_without_a_host_says_so(site):
     site.fleet.stop_minion("web2")
     try:

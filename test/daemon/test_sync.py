@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.conftest import eventually
+from daemon.conftest import eventually, later
 from parts.fleet import Fleet, salt_program
 from parts.ports import answers, free_port
 from parts.process import Service, kill_all, sandbox
@@ -153,7 +153,7 @@ def synced() -> Iterator[Synced]:
 
 
 @pytest.mark.parametrize(
-    ("mark", "extra"), [("one", "new"), ("two", "")], ids=["changed and added", "changed and removed"]
+    ("mark", "extra"), [("one", "new"), later("two", "")], ids=["changed and added", "changed and removed"]
 )
 def test_every_process_runs_the_code_that_was_synced(synced, mark: str, extra: str):
     # Each has the code of before in its memory.

@@ -199,6 +199,21 @@ def test_h15_a_plugin_that_nobody_enables_need_not_import_and_is_noted(host, ori
         host.deploy()
 
 
+def test_h15_a_release_that_holds_the_same_is_not_asked_again_which_plugins_import(host, origins):
+    repo = optional(origins, "a_module_that_is_missing")
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
+    host.pillar["plugins"] = ["alpha"]
+    first = host.show(deployed(host))
+    assert "imports" in first["build_seconds"] and first["broken_plugins"]
+    host.pillar["config"] = {"ckan.site_title": "Nothing new but the ini"}
+    second = host.show(deployed(host))
+    assert "imports" not in second["build_seconds"] and second["broken_plugins"] == first["broken_plugins"]
+    (repo / "ckanext/alpha/extra/__init__.py").write_text("")
+    repos.git(repo, "commit", "-qam", "a plugin that imports")
+    third = host.show(deployed(host))
+    assert "imports" in third["build_seconds"] and "alpha_extra" not in third["broken_plugins"]
+
+
 @pytest.mark.parametrize("where", ["package", "module"])
 def test_h15_an_enabled_plugin_that_lacks_pkg_resources_is_told_what_brings_it(host, origins, shelf, where):
     for version in ("79.0", "90.0"):

@@ -84,7 +84,10 @@ def test_a_plugin_that_raises_is_named_and_nothing_live_is_touched(host, mycity,
     repos.commit_broken(mycity, "no such table: mycity", where)
     with pytest.raises(CommandExecutionError) as failure:
         deployed(host)
-    assert "at check: plugin mycity does not start: RuntimeError: no such table: mycity" in str(failure.value)
+    told = (
+        "at check: plugin mycity does not start: RuntimeError: no such table: mycity (ckanext/mycity/plugin.py, line "
+    )
+    assert told in str(failure.value)
     assert "Traceback" not in str(failure.value)
     assert host.current() == first
     assert host.releases() == [first]

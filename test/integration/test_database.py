@@ -1,7 +1,8 @@
 """
 Migrations of a real extension on the real CKAN and PostgreSQL: run once, interrupted, undone; and a rollback over them.
 
-The tests build on one another: the database goes from revision to revision, as it does on a portal.
+The database goes from revision to revision, as it does on a portal. A test says at which it begins (`Site.known`), and
+that costs a deploy only where those before it have left another. Those of A19 come first, and follow one another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import stat
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 import pytest
@@ -45,6 +48,12 @@ R3_ONE_WAY = {**R3, "downgrade": "raise NotImplementedError()"}
 # As it is from the middle of this file on.
 CHAIN = [R1, R2, R3_ONE_WAY, {"revision": "r4", "upgrade": "pass"}]
 R7 = {"revision": "r7", "upgrade": "op.execute('alter table trees add column age int')"}
+FULL = [*CHAIN, R7]
+# Two more that can be undone.
+MORE = [
+    {"revision": name, "upgrade": "op.execute('select 1')", "downgrade": "op.execute('select 1')"}
+    for name in ("s8", "s9")
+]
 # Until somebody takes that right away, for two minutes at most.
 WAITS = """do $$ begin for turn in 1..1200 loop
     exit when not (select rolcreatedb from pg_roles where rolname = 'ckan_default');
@@ -62,17 +71,36 @@ class Site(RealPortal):
         super().write_pillar({"stable_seconds": 0, **settings})
 
     def at(self) -> dict[str, list[str]]:
-        code, told = self.call("web1", "ckan_app.heads")
-        assert code == 0, told
-        return told
+        return self.fleet.ask("web1", "ckan_app.heads")
 
     def manifest(self, host: str = "web1") -> dict:
-        return self.call(host, "ckan_release.show")[1]
+        return self.fleet.ask(host, "ckan_release.show")
 
     def good_deploy(self, **more) -> str:
         done = self.deploy(**more)
         assert done["code"] == 0, done["text"][-3000:]
         return self.current("web1")
+
+    def known(self, *revisions: dict[str, str]) -> str:
+        """See to an origin and a live release with these migrations, and a database at the last; returns the id."""
+        names = [told["revision"] for told in revisions]
+        at = self.postgres.sql("ckan_default", "select version_num from mycity_alembic_version")
+        source = self.root("web1") / "usr/lib/ckan/current/src/ckanext-mycity"
+        there = sorted(path.stem for path in (source / "ckanext/mycity/migration/mycity/versions").glob("*.py"))
+        repos.commit_revisions(self.mycity, *revisions, text=f"Up to {names[-1]}")
+        return self.current("web1") if (there, at) == (names, names[-1]) else self.good_deploy()
+
+    def sample(self) -> None:
+        """See to datasets, and to a token of the administrator."""
+        if not self.token:
+            self.add_sample_data()
+
+    def set_at(self, revision: str) -> None:
+        """Say that the database is at a revision; for those that change nothing."""
+        self.postgres.sql("ckan_default", f"update mycity_alembic_version set version_num = '{revision}'")
+
+    def may_make_databases(self, may: bool = True) -> None:
+        self.postgres.sql("postgres", f"alter role ckan_default {'createdb' if may else 'nocreatedb'}")
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +142,10 @@ def test_a19_a_a_migration_that_fails_half_way_switches_nothing_and_a_rerun_goes
     # This time on a copy first, where it takes longer.
     sleeps = "; op.execute(\"select pg_sleep(6) where current_database() like '%rehearsal%'\")"
     repos.commit_revisions(site.mycity, R1, R2, {**R3, "upgrade": R3["upgrade"] + sleeps}, text="Higher trees")
-    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    site.may_make_databases()
     site.write_pillar({**site.settings, "migration": {"rehearse": True}})
     release = site.good_deploy()
-    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    site.may_make_databases(False)
     site.write_pillar(site.settings)
     told = site.manifest()["migration"]
     assert told["rehearsal"]["seconds"] > told["seconds"] + 1, told
@@ -143,45 +171,14 @@ def test_a19_b_a_rollback_over_a_migration_is_refused_with_what_is_possible(site
     assert code == 1 and "mycity is at r3" in told and site.current("web2") == before, told
 
 
-def test_a19_b_accepted_it_goes_back_without_a_migration_is_remembered_and_the_next_deploy_works(site: Site):
+def test_a19_b_accepted_it_goes_back_without_a_migration_and_the_next_deploy_works(site: Site):
     newer = site.current("web1")
     done = site.deploy("rollback", accept_schema=True, reason="the trees fall")
     assert done["code"] == 0, done["text"][-3000:]
     assert "accepted: the database has r3 of mycity" in done["text"]
-    older = site.current("web1")
-    assert older < newer and site.at()["mycity"] == ["r3"]
-    # There and back again: not asked a second time.
-    assert site.deploy("rollback", to=newer, force=True)["code"] == 0
-    assert site.deploy("rollback", to=older, force=True)["code"] == 0
-    # A correction of the older code, on the newer database.
-    repos.commit_revisions(site.mycity, R1, text="Trees, corrected")
-    corrected = site.good_deploy()
-    assert corrected > newer and site.at()["mycity"] == ["r3"]
-    repos.commit_revisions(site.mycity, R1, R2, R3, text="Higher trees again")
-    site.good_deploy()
-    assert site.at()["mycity"] == ["r3"]
-
-
-def test_a_rollback_with_downgrade_undoes_what_the_release_does_not_know(site: Site):
-    newer = site.current("web1")
-    (site.root("web1") / "usr/lib/ckan/shared/accepted_schema.json").unlink()
-    done = site.deploy("rollback", downgrade=True)
-    assert done["code"] == 0, done["text"][-3000:]
-    assert "undone in the database: r3, r2 of mycity" in done["text"]
-    assert site.at()["mycity"] == ["r1"] and site.current("web1") < newer
-    # What is newer than the database is refused, too: a deploy migrates.
-    code, told = site.call("web1", "ckan_release.rollback", f"to={newer}", "force=True")
-    assert code == 1 and "mycity is at r1, before r2, r3 of that release" in told and "a deploy, which migrates" in told
-    site.good_deploy(force=True)
-    assert site.at()["mycity"] == ["r3"]
-
-
-def test_a_migration_that_cannot_be_undone_is_named(site: Site):
-    repos.commit_revisions(site.mycity, R1, R2, R3_ONE_WAY, {"revision": "r4", "upgrade": "pass"}, text="One way")
-    site.good_deploy()
-    done = site.deploy("rollback", downgrade=True)
-    assert done["code"] == 1
-    assert "no downgrade, since r4 of mycity cannot be undone" in done["summary"]
+    assert site.current("web1") < newer and site.at()["mycity"] == ["r3"]
+    repos.commit_revisions(site.mycity, *CHAIN, text="Higher trees again")
+    assert site.good_deploy() > newer
     assert site.at()["mycity"] == ["r4"]
 
 
@@ -198,8 +195,9 @@ def test_two_heads_are_refused_by_the_check(site: Site):
 
 
 def test_a_lock_that_is_not_to_be_had_stops_the_migration_and_not_the_portal(site: Site):
+    site.known(*CHAIN)
     before = site.current("web1")
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Older trees")
+    repos.commit_revisions(site.mycity, *FULL, text="Older trees")
     site.write_pillar({**site.settings, "migration": {"lock_timeout": 1, "attempts": 2}})
     holder = site.postgres.hold("ckan_default", "lock table trees in access share mode")
     try:
@@ -235,33 +233,19 @@ def test_a_database_in_trouble_is_said_in_one_sentence(site: Site, sql: str, bac
 
 
 def test_a_table_made_by_hand_is_said(site: Site):
+    site.known(*FULL)
     before = site.current("web1")
     site.postgres.sql("ckan_default", "set role ckan_default; create table shrubs (id int)")
     again = {"revision": "r8", "upgrade": "op.execute('create table shrubs ()')"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, again)
+    repos.commit_revisions(site.mycity, *FULL, again)
     done = site.deploy()
     assert done["code"] == 1 and "shrubs" in done["summary"] and "it was made by hand or by" in done["summary"]
     assert site.current("web1") == before and site.at()["mycity"] == ["r7"]
     site.postgres.sql("ckan_default", "drop table shrubs")
 
 
-def test_a_revision_that_nobody_knows_is_refused_by_deploy_and_rollback(site: Site):
-    before = site.current("web1")
-    site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'zz'")
-    try:
-        repos.commit_revisions(site.mycity, *CHAIN, R7, text="Unknown")
-        done = site.deploy()
-        assert done["code"] == 1 and "failed at check: the database is newer: mycity is at zz" in done["summary"]
-        assert "ckan_schema.accept mycity r7 zz" in done["summary"]
-        done = site.deploy("rollback", downgrade=True)
-        assert done["code"] == 1 and "mycity is at zz" in done["summary"] and "downgrade, which" not in done["summary"]
-    finally:
-        site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r7'")
-    assert site.current("web1") == before
-
-
 def test_two_hosts_told_to_migrate_at_once_do_it_once(site: Site):
-    site.good_deploy()
+    site.known(*FULL)
     site.postgres.sql("ckan_default", "alter table trees drop column age")
     site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r4'")
     release = site.current("web1")
@@ -273,10 +257,80 @@ def test_two_hosts_told_to_migrate_at_once_do_it_once(site: Site):
 
 
 @pytest.mark.long
+def test_a19_b_what_was_accepted_is_remembered_and_the_older_code_can_be_corrected(site: Site):
+    site.known(*FULL)
+    repos.commit_revisions(site.mycity, *FULL, *MORE, text="Higher trees")
+    newer = site.good_deploy()
+    done = site.deploy("rollback", accept_schema=True, reason="the trees fall")
+    assert done["code"] == 0, done["text"][-3000:]
+    older = site.current("web1")
+    assert older < newer and site.at()["mycity"] == ["s9"]
+    # There and back again: not asked a second time.
+    assert site.deploy("rollback", to=newer, force=True)["code"] == 0
+    assert site.deploy("rollback", to=older, force=True)["code"] == 0
+    # A correction of the older code, on the newer database.
+    repos.commit_revisions(site.mycity, *FULL, text="Trees, corrected")
+    corrected = site.good_deploy()
+    assert corrected > newer and site.at()["mycity"] == ["s9"]
+    repos.commit_revisions(site.mycity, *FULL, *MORE, text="Higher trees again")
+    site.good_deploy()
+    assert site.at()["mycity"] == ["s9"]
+    site.set_at("r7")
+
+
+@pytest.mark.long
+def test_a_rollback_with_downgrade_undoes_what_the_release_does_not_know(site: Site):
+    site.known(*FULL)
+    repos.commit_revisions(site.mycity, *FULL, *MORE, text="To be undone")
+    newer = site.good_deploy()
+    (site.root("web1") / "usr/lib/ckan/shared/accepted_schema.json").unlink(missing_ok=True)
+    done = site.deploy("rollback", downgrade=True)
+    assert done["code"] == 0, done["text"][-3000:]
+    assert "undone in the database: s9, s8 of mycity" in done["text"]
+    assert site.at()["mycity"] == ["r7"] and site.current("web1") < newer
+    # What is newer than the database is refused, too: a deploy migrates.
+    code, told = site.call("web1", "ckan_release.rollback", f"to={newer}", "force=True")
+    assert code == 1 and "mycity is at r7, before s8, s9 of that release" in told and "a deploy, which migrates" in told
+    site.good_deploy(force=True)
+    assert site.at()["mycity"] == ["s9"]
+    site.set_at("r7")
+
+
+@pytest.mark.long
+def test_a_migration_that_cannot_be_undone_is_named(site: Site):
+    site.known(*FULL)
+    repos.commit_revisions(site.mycity, *FULL, {"revision": "r8", "upgrade": "pass"}, text="One way")
+    site.good_deploy()
+    done = site.deploy("rollback", downgrade=True)
+    assert done["code"] == 1
+    assert "no downgrade, since r8 of mycity cannot be undone" in done["summary"]
+    assert site.at()["mycity"] == ["r8"]
+    site.set_at("r7")
+
+
+@pytest.mark.long
+def test_a_revision_that_nobody_knows_is_refused_by_deploy_and_rollback(site: Site):
+    site.known(*FULL)
+    before = site.current("web1")
+    site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'zz'")
+    try:
+        repos.commit_revisions(site.mycity, *FULL, text="Unknown")
+        done = site.deploy()
+        assert done["code"] == 1 and "failed at check: the database is newer: mycity is at zz" in done["summary"]
+        assert "ckan_schema.accept mycity r7 zz" in done["summary"]
+        done = site.deploy("rollback", downgrade=True)
+        assert done["code"] == 1 and "mycity is at zz" in done["summary"] and "downgrade, which" not in done["summary"]
+    finally:
+        site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r7'")
+    assert site.current("web1") == before
+
+
+@pytest.mark.long
 def test_a_migration_that_is_killed_leaves_the_database_as_it_was_and_the_next_run_says_where_it_is(site: Site):
+    site.known(*FULL)
     before = site.current("web1")
     sleeps = {"revision": "r8", "upgrade": "op.execute('drop table trees; select pg_sleep(8)')"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, text="Killed")
+    repos.commit_revisions(site.mycity, *FULL, sleeps, text="Killed")
     run = site.begin()
     eventually(lambda: "pg_sleep" in site.postgres.sql("ckan_default", "select string_agg(query, ' ') from "
                "pg_stat_activity where pid <> pg_backend_pid()"), True, 120)  # fmt: skip
@@ -291,56 +345,69 @@ def test_a_migration_that_is_killed_leaves_the_database_as_it_was_and_the_next_r
     # What the dead client had begun is undone by PostgreSQL, when its statement has ended.
     eventually(lambda: site.postgres.sql("ckan_default", "select to_regclass('trees') is not null"), "t", 30)
     assert site.at()["mycity"] == ["r7"]
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Not killed")
+    repos.commit_revisions(site.mycity, *FULL, text="Not killed")
     site.good_deploy()
 
 
+PAUSES = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(2)')", "downgrade": "op.execute('select 1')"}
+
+
 def test_under_maintenance_visitors_get_the_page_for_as_long_as_the_migration_takes(site: Site):
+    site.known(*FULL)
     site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Nothing pending")
-    with Visitors(site.front_port, threads=2) as visitors:
-        site.good_deploy()
-    assert visitors.failed == []
-    sleeps = {"revision": "r8", "upgrade": "op.execute('select pg_sleep(2)')", "downgrade": "op.execute('select 1')"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, sleeps, text="In maintenance")
-    # Not where the database could not be given back.
-    with Visitors(site.front_port, threads=2) as visitors:
-        done = site.deploy()
-    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
-    assert "ckan_default may not make databases" in done["summary"] and visitors.failed == []
-    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    repos.commit_revisions(site.mycity, *FULL, PAUSES, text="In maintenance")
+    site.may_make_databases()
     with Visitors(site.front_port, threads=2) as visitors:
         done = site.deploy()
     assert done["code"] == 0 and "a restore would not give back" not in done["text"], done["text"][-3000:]
     assert site.postgres.sql("postgres", "select count(*) from pg_database where datname ~ '_trial'") == "0"
-    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    site.may_make_databases(False)
     assert visitors.failed and {answer for answer in visitors.failed if "503" not in str(answer)} == set()
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r8"]
     site.write_pillar(site.settings)
     assert site.deploy("rollback", downgrade=True)["code"] == 0
     assert site.at()["mycity"] == ["r7"]
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="After maintenance")
+    repos.commit_revisions(site.mycity, *FULL, text="After maintenance")
 
 
+@pytest.mark.long
+def test_visitors_stay_in_where_nothing_is_pending_or_the_database_could_not_be_given_back(site: Site):
+    site.known(*FULL)
+    site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
+    repos.commit_revisions(site.mycity, *FULL, text="Nothing pending")
+    with Visitors(site.front_port, threads=2) as visitors:
+        site.good_deploy()
+    assert visitors.failed == []
+    repos.commit_revisions(site.mycity, *FULL, PAUSES, text="In maintenance")
+    site.may_make_databases(False)
+    with Visitors(site.front_port, threads=2) as visitors:
+        done = site.deploy()
+    site.write_pillar(site.settings)
+    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
+    assert "ckan_default may not make databases" in done["summary"] and visitors.failed == []
+
+
+@pytest.mark.long
 def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_said_what_to_type(site: Site):
+    site.known(*FULL)
     before = site.current("web1")
     site.write_pillar({**site.settings, "migration": {"when": "maintenance"}})
     broken = {"revision": "r9", "upgrade": "op.execute('nonsense')"}
     waits = {"revision": "r8", "upgrade": f"op.execute({WAITS!r})"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, waits, broken, text="Stays closed")
+    repos.commit_revisions(site.mycity, *FULL, waits, broken, text="Stays closed")
     # Somebody takes a right away when the check has seen it.
-    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    site.may_make_databases()
     run = site.begin()
     waiting = "select count(*) from pg_stat_activity where query like '%rolcreatedb%' and pid <> pg_backend_pid()"
     eventually(lambda: run.poll() is not None or site.postgres.sql("ckan_default", waiting) == "1", True, 240)
-    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    site.may_make_databases(False)
     done = site.end(run)
     assert done["code"] == 1 and "mycity: it came to r8, r9 is next" in done["summary"], done["text"][-3000:]
     assert "ckan_default may not make databases" in done["summary"] and "the portal stays closed" in done["summary"]
     release, confirm = re.search(r"salt web1 ckan_backup.restore (\w+) (confirm=\w+)", done["summary"]).groups()
     assert site.get("/")[0] == 503 and {site.current(host) for host in site.hosts} == {before}
     # What is said is what helps.
-    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    site.may_make_databases()
     code, told = site.call("web1", "ckan_schema.mismatch", before)
     assert code == 0 and told == f"mycity is at r8 in the database, and {before} knows it up to r7"
     code, told = site.call("web1", "ckan_backup.restore", release, confirm)
@@ -349,27 +416,31 @@ def test_a_database_that_cannot_be_given_back_keeps_the_portal_closed_and_it_is_
         assert site.call(host, "ckan_maintenance.off")[0] == 0
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r7"]
     # With the right to make databases nobody has to.
+    repos.commit_revisions(site.mycity, *FULL, {**waits, "upgrade": "pass"}, broken, text="Given back")
     done = site.deploy()
     assert done["code"] == 1 and "the database is as it was before the migration" in done["summary"]
     assert site.get("/")[0] == 200 and site.at()["mycity"] == ["r7"]
-    site.postgres.sql("postgres", "alter role ckan_default nocreatedb")
+    site.may_make_databases(False)
     site.write_pillar(site.settings)
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Open again")
+    repos.commit_revisions(site.mycity, *FULL, text="Open again")
 
 
+@pytest.mark.long
 def test_a_deploy_that_fails_after_its_migration_says_in_what_the_database_differs(site: Site):
+    site.known(*FULL)
     before = site.current("web1")
-    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="Dies")
+    repos.commit_revisions(site.mycity, *FULL, {"revision": "r8", "upgrade": "pass"}, text="Dies")
     repos.commit_broken(site.mycity, "not like this", "switch")
     done = site.deploy()
     assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
     assert f"mycity is at r8 in the database, and {before} knows it up to r7" in done["summary"]
     assert {site.current(host) for host in site.hosts} == {before} and site.get("/")[0] == 200
     site.postgres.sql("ckan_default", "update mycity_alembic_version set version_num = 'r7'")
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Lives")
+    repos.commit_revisions(site.mycity, *FULL, text="Lives")
 
 
 def test_commands_that_set_an_extension_up_run_on_one_host_after_the_migrations(site: Site):
+    site.known(*FULL)
     extension = {**site.settings["extensions"]["ckanext-mycity"], "init": ["search-index list-orphans"]}
     site.write_pillar({**site.settings, "extensions": {"ckanext-mycity": extension}})
     site.good_deploy(force=True)
@@ -382,37 +453,16 @@ def test_commands_that_set_an_extension_up_run_on_one_host_after_the_migrations(
     site.write_pillar(site.settings)
 
 
-def test_the_datastore_gets_its_permissions_or_it_is_said_what_to_type(site: Site):
-    sql = site.postgres.sql
-    sql("postgres", "create role datastore_default login password 'read-only-word'")
-    site.postgres.create_database("datastore_default", "ckan_default", PASSWORD)
-    datastore = {"name": "datastore_default", "read_password": "read-only-word"}
-    settings = {**site.settings, "datastore": datastore, "plugins": ["datastore", "mycity"]}
-    site.write_pillar(settings)
-    done = site.deploy()
-    assert done["code"] == 1 or "the datastore lacks the view _table_metadata" in done["text"], done["text"][-2000:]
-    sql("postgres", "create role boss superuser login password 'of-the-boss'")
-    admin = {"admin_user": "boss", "admin_password": "of-the-boss"}
-    site.write_pillar({**settings, "database": {**site.settings["database"], **admin}})
-    done = site.deploy(force=True)
-    assert done["code"] == 0 and "of-the-boss" not in done["text"], done["text"][-3000:]
-    assert sql("datastore_default", "select to_regclass('_table_metadata') is not null") == "t"
-    assert site.manifest()["check"]["datastore"]
-    done = site.deploy(force=True)
-    assert done["code"] == 0 and site.manifest()["check"]["datastore"] == ""
-    site.write_pillar(site.settings)
-    site.good_deploy()
-
-
 @pytest.mark.long
 def test_a_disk_that_fills_up_while_dumping_stops_the_deploy_and_leaves_nothing_of_the_dump(site: Site):
+    site.known(*FULL)
     before, folder = site.current("web1"), site.root("web1") / "var/backups/ckan/default"
     much = "select gen_random_uuid()::text || gen_random_uuid() as t from generate_series(1, 400000)"
     site.postgres.sql("ckan_default", f"set role ckan_default; create table ballast as {much}")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m,mode=0700", "tmpfs", folder], check=True)
     try:
         site.write_pillar({**site.settings, "disk_free_mb": 0})
-        repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="A full disk")
+        repos.commit_revisions(site.mycity, *FULL, {"revision": "r8", "upgrade": "pass"}, text="A full disk")
         run = site.begin()
         while run.poll() is None and not list(folder.glob("*.part")):
             time.sleep(0.002)
@@ -425,33 +475,35 @@ def test_a_disk_that_fills_up_while_dumping_stops_the_deploy_and_leaves_nothing_
         site.postgres.sql("ckan_default", "drop table ballast")
         site.write_pillar(site.settings)
     assert site.current("web1") == before and site.at()["mycity"] == ["r7"]
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Room again")
+    repos.commit_revisions(site.mycity, *FULL, text="Room again")
     site.good_deploy()
 
 
 def test_without_room_for_a_dump_the_check_says_so(site: Site):
-    repos.commit_revisions(site.mycity, *CHAIN, R7, {"revision": "r8", "upgrade": "pass"}, text="No room")
+    repos.commit_revisions(site.mycity, *FULL, {"revision": "r8", "upgrade": "pass"}, text="No room")
     site.write_pillar({**site.settings, "disk_free_mb": 10_000_000})
     try:
         code, told = site.call("web1", "ckan_backup.dump")
     finally:
         site.write_pillar(site.settings)
     assert code == 1 and "a dump of the database may take" in told and "make room" in told
-    repos.commit_revisions(site.mycity, *CHAIN, R7, text="Room again")
+    repos.commit_revisions(site.mycity, *FULL, text="Room again")
 
 
 def test_a_rollback_with_restore_puts_the_dump_in_the_place_of_the_database_and_loses_nothing(site: Site):
+    site.known(*FULL)
     older, at = site.current("web1"), site.at()["mycity"]
     site.postgres.sql("ckan_default", "insert into trees (id) values (1)")
     extra = {"revision": "r8", "upgrade": "op.execute('delete from trees')"}
-    repos.commit_revisions(site.mycity, *CHAIN, R7, extra, text="No trees")
+    repos.commit_revisions(site.mycity, *FULL, extra, text="No trees")
     newer = site.good_deploy()
     assert site.postgres.sql("ckan_default", "select count(*) from trees") == "0" and site.at()["mycity"] == ["r8"]
     # Who runs CKAN may not make databases.
+    site.may_make_databases(False)
     done = site.deploy("rollback", restore=newer)
     assert done["code"] == 1 and "ckan_default may not make databases" in done["summary"]
     assert {site.current(host) for host in site.hosts} == {newer} and site.at()["mycity"] == ["r8"]
-    site.postgres.sql("postgres", "alter role ckan_default createdb")
+    site.may_make_databases()
     done = site.deploy("rollback", restore="20200101000000Z")
     assert done["code"] == 1 and "no host has a dump 20200101000000Z" in done["summary"]
     # A host on which the older release does not start: the database of before takes its name again.
@@ -474,6 +526,7 @@ def test_a_rollback_with_restore_puts_the_dump_in_the_place_of_the_database_and_
     assert site.postgres.sql(kept, "select version_num from mycity_alembic_version") == "r8"
     code, told = site.call("web1", "ckan_backup.restore", newer)
     assert code == 1 and f"type the name again: confirm={newer}" in told
+    repos.commit_revisions(site.mycity, *FULL, text="Trees again")
 
 
 def found(site: Site, word: str) -> int:
@@ -481,9 +534,8 @@ def found(site: Site, word: str) -> int:
 
 
 def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_empty(site: Site):
-    site.add_sample_data()
-    # One that knows the database as it is: the tests before took it to and fro.
-    plain = site.good_deploy()
+    site.known(*FULL)
+    site.sample()
     assert found(site, "larch") == 0 and found(site, "trees") == 1
     repos.commit_indexing(site.mycity, "With larches", "larch", "import time; time.sleep(0.3)")
     run, least = site.begin(), 3
@@ -497,6 +549,17 @@ def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_e
         assert site.manifest(host)["index"] == site.manifest(host)["check"]["index"]
     status = site.call("web1", "ckan_app.index_status")[1]
     assert (status["datasets"], status["indexed"]) == (3, 3) and "Indexing dataset 3/3" in status["rebuild"], status
+
+
+@pytest.mark.long
+def test_the_index_stays_where_a_release_changes_other_things_and_a_rollback_rebuilds_it(site: Site):
+    site.known(*FULL)
+    site.sample()
+    repos.commit_revisions(site.mycity, *FULL, text="Without beeches")
+    plain = site.good_deploy()
+    repos.commit_indexing(site.mycity, "With beeches", "beech")
+    site.good_deploy()
+    assert found(site, "beech") == 3
     # Another text is no reason.
     file = site.mycity / "ckanext/mycity/other.py"
     file.write_text("OTHER = 1\n")
@@ -507,11 +570,13 @@ def test_the_index_is_rebuilt_where_a_release_indexes_in_another_way_and_never_e
     # And back.
     done = site.deploy("rollback", to=plain)
     assert done["code"] == 0, done["text"][-3000:]
-    assert found(site, "larch") == 0 and found(site, "trees") == 1
+    assert found(site, "beech") == 0 and found(site, "trees") == 1
 
 
 @pytest.mark.long
 def test_with_a_second_core_the_index_is_made_there_and_knows_what_was_changed_meanwhile(site: Site):
+    site.known(*FULL)
+    site.sample()
     # Only the rebuild in the second core waits.
     slow = "import os, time; time.sleep(4 if 'CKAN_SOLR_URL' in os.environ else 0)"
     repos.commit_indexing(site.mycity, "With oaks", "oak", slow)
@@ -546,6 +611,8 @@ def test_with_a_second_core_the_index_is_made_there_and_knows_what_was_changed_m
 
 @pytest.mark.long
 def test_a_rebuild_that_fails_is_a_warning_and_is_still_to_be_done_by_the_next_release(site: Site):
+    site.known(*FULL)
+    site.sample()
     repos.commit_indexing(site.mycity, "With firs", "fir", "raise RuntimeError('no firs today')")
     done = site.deploy()
     assert done["code"] == 0 and "no firs today" in done["summary"], done["text"][-3000:]
@@ -579,7 +646,19 @@ def test_a_solr_schema_that_ckan_refuses_stops_at_check_and_says_what_to_do(site
     assert "schema.xml into the core of Solr, reload it" in done["summary"] and site.current("web1") == before
 
 
+def fail_at_verify(site: Site, **database: str) -> None:
+    """Let the next deploy be an upgrade in maintenance that fails when its release has become the current one."""
+    site.may_make_databases()
+    settings = {**site.settings, "database": {**site.settings["database"], **database}}
+    site.write_pillar({**settings, "migration": {"when": "maintenance", "rehearse": True}})
+    passing = [{"revision": revision, "upgrade": "pass"} for revision in ("r8", "r9")]
+    repos.commit_revisions(site.mycity, *FULL, *passing, text="Dies")
+    repos.commit_broken(site.mycity, "not like this", "switch")
+
+
 def test_f03_after_a_failed_upgrade_the_database_is_what_it_was_and_the_portal_answers(site: Site):
+    site.known(*FULL)
+    site.sample()
     sql, before = site.postgres.sql, site.current("web1")
     site.api("package_create", {"name": "baeume", "title": "Straßenbäume – données", "owner_org": "city-hall"})
     sql("postgres", "create role metabase login")
@@ -590,11 +669,9 @@ def test_f03_after_a_failed_upgrade_the_database_is_what_it_was_and_the_portal_a
         sql("ckan_default", statement)
     seen = site.postgres.seen("ckan_default")
     assert any("UTF8 C C" in line for line in seen)
-    site.write_pillar({**site.settings, "migration": {"when": "maintenance", "rehearse": True}})
-    passing = [{"revision": revision, "upgrade": "pass"} for revision in ("r8", "r9")]
-    repos.commit_revisions(site.mycity, *CHAIN, R7, *passing, text="Dies")
-    repos.commit_broken(site.mycity, "not like this", "switch")
+    fail_at_verify(site)
     done = site.deploy()
+    site.write_pillar(site.settings)
     assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
     assert "the database is as it was before the migration" in done["summary"]
     assert "did not come back" not in done["summary"] and "would not give back" not in done["text"]
@@ -604,19 +681,74 @@ def test_f03_after_a_failed_upgrade_the_database_is_what_it_was_and_the_portal_a
     assert site.ask("package_show?id=baeume")["title"] == "Straßenbäume – données"
 
 
-def test_h10_an_extension_of_a_superuser_s_is_refused_at_check_or_given_back_by_the_administrator(site: Site):
-    before, sql = site.current("web1"), site.postgres.sql
+def test_h10_a_portal_with_an_extension_of_a_superuser_s_is_not_closed_for_an_upgrade(site: Site):
+    site.known(*FULL)
+    fail_at_verify(site)
+    site.postgres.sql("ckan_default", "create extension dblink")
+    with Visitors(site.front_port, threads=2) as visitors:
+        done = site.deploy()
+    site.postgres.sql("ckan_default", "drop extension dblink")
+    site.write_pillar(site.settings)
+    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
+    assert "dblink, which only a superuser" in done["summary"] and visitors.failed == []
+
+
+@pytest.mark.long
+def test_h10_an_extension_of_a_superuser_s_is_given_back_by_the_administrator(site: Site):
+    before, sql = site.known(*FULL), site.postgres.sql
     sql("ckan_default", "create extension dblink")
     sql("postgres", "create role chief superuser login password 'of-the-chief'")
     seen = site.postgres.seen("ckan_default")
-    with Visitors(site.front_port, threads=2) as visitors:
-        done = site.deploy()
-    assert done["code"] == 1 and "failed at check: visitors would get the maintenance page" in done["summary"]
-    assert "dblink, which only a superuser" in done["summary"] and visitors.failed == []
-    admin = {**site.settings["database"], "admin_user": "chief", "admin_password": "of-the-chief"}
-    site.write_pillar({**site.settings, "database": admin, "migration": {"when": "maintenance", "rehearse": True}})
+    fail_at_verify(site, admin_user="chief", admin_password="of-the-chief")
     done = site.deploy()
+    site.write_pillar(site.settings)
     assert done["code"] == 1 and " at verify: " in done["summary"], done["text"][-3000:]
     assert "the database is as it was before the migration" in done["summary"] and "of-the-chief" not in done["text"]
     assert site.postgres.seen("ckan_default") == seen and {site.current(host) for host in site.hosts} == {before}
-    assert site.get("/dataset/baeume")[0] == 200
+    assert site.get("/")[0] == 200
+    sql("ckan_default", "drop extension dblink")
+
+
+@pytest.fixture
+def datastore(site: Site) -> Iterator[dict[str, Any]]:
+    """A new database for the datastore, and the settings for it, without and with the administrator of PostgreSQL."""
+    sql = site.postgres.sql
+    site.known(*FULL)
+    sql("postgres", "drop database if exists datastore_default with (force)")
+    for role in ("datastore_default login password 'read-only-word'", "boss superuser login password 'of-the-boss'"):
+        known = "exception when duplicate_object then null"
+        sql("postgres", f"do $$ begin create role {role}; {known}; end $$")
+    site.postgres.create_database("datastore_default", "ckan_default", PASSWORD)
+    repos.commit_revisions(site.mycity, *FULL, text="With a datastore")
+    told = {"name": "datastore_default", "read_password": "read-only-word"}
+    admin = {**site.settings["database"], "admin_user": "boss", "admin_password": "of-the-boss"}
+    settings = {**site.settings, "datastore": told, "plugins": ["datastore", "mycity"]}
+    yield {"plain": settings, "with_admin": {**settings, "database": admin}}
+    site.write_pillar(site.settings)
+
+
+def readable(site: Site) -> bool:
+    return site.postgres.sql("datastore_default", "select to_regclass('_table_metadata') is not null") == "t"
+
+
+def test_the_datastore_gets_its_permissions_by_the_administrator(site: Site, datastore: dict):
+    site.write_pillar(datastore["with_admin"])
+    done = site.deploy(force=True)
+    assert done["code"] == 0 and "of-the-boss" not in done["text"], done["text"][-3000:]
+    assert readable(site) and site.manifest()["check"]["datastore"]
+
+
+@pytest.mark.long
+def test_without_an_administrator_it_is_said_what_the_datastore_lacks_and_with_one_nothing_is_done_twice(
+    site: Site, datastore: dict
+):
+    site.write_pillar(datastore["plain"])
+    done = site.deploy()
+    assert done["code"] == 1 or "the datastore lacks the view _table_metadata" in done["text"], done["text"][-2000:]
+    site.write_pillar(datastore["with_admin"])
+    for lacking in (True, False):
+        done = site.deploy(force=True)
+        assert done["code"] == 0 and readable(site), done["text"][-3000:]
+        assert bool(site.manifest()["check"]["datastore"]) == lacking
+    site.write_pillar(site.settings)
+    site.good_deploy()

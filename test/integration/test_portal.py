@@ -153,6 +153,7 @@ def busy(portal: RealPortal, job: str) -> list[psutil.Process]:
     return [child for child in children if os.getpgid(child.pid) == child.pid]
 
 
+@pytest.mark.long
 def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_after_its_time(walk: Walk) -> None:
     portal = walk.portal
     assert [row["release"] for row in workers(portal)] == [portal.current("web1")] * 2
@@ -321,6 +322,7 @@ def test_a_base_that_cannot_be_made_leaves_nothing(walk: Walk, bare_host) -> Non
     assert made(home) == []
 
 
+@pytest.mark.long
 def test_a_bare_host_gets_uv_and_a_base_from_a_version_and_then_nothing_more(walk: Walk, bare_host) -> None:
     home = bare_host()
     _, states = apply(walk, "test=True")

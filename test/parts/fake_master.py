@@ -134,7 +134,7 @@ class FakeMaster:
             what["contents"]["base"] = {"ckan": "2.12.0", "python": "3.11"}
         return {**told, **what, "changes": self.changes, "remarks": self.remarks}
 
-    def _ckan_release_show(self, host: str, release: str = "") -> dict[str, Any]:
+    def _ckan_release_show(self, host: str, release: str = "", lock: bool = False) -> dict[str, Any]:
         commit = {"kind": "git", "url": "https://git.example.org/mycity.git", "ref": "main", "commit": "a" * 40}
         return {
             "id": release or self.current[host], "state": "live", "env": "staging", "plugins": ["mycity"],

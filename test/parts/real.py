@@ -57,6 +57,8 @@ class RealPortal(Portal):
 
     # Of the cluster: see Postgres.
     locale = "C.UTF-8"
+    # Beside those of CKAN's own schema.
+    solr_fields = ""
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class RealPortal(Portal):
         self.postgres = postgres = Postgres(self.sandbox, locale=self.locale).start()
         postgres.create_database("ckan_default", "ckan_default", PASSWORD)
         redis = Redis(self.sandbox).start()
-        self.solr = Solr(self.sandbox, schema_of(self.base)).start(say=say)
+        self.solr = Solr(self.sandbox, schema_of(self.base), fields=self.solr_fields).start(say=say)
         self.settings = {
             "database": {"host": "127.0.0.1", "port": postgres.port},
             "redis_url": redis.url,

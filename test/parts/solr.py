@@ -62,13 +62,20 @@ class Solr(Service):
         Directory of Solr's jars, see install; None installs them where needed.
     name
         Name of the service in the sandbox.
+    fields
+        Further fields of the schema, as it has them.
     """
 
     def __init__(
-        self, sandbox: str | Path, schema: str | Path, jars: str | Path | None = None, name: str = "solr"
+        self,
+        sandbox: str | Path,
+        schema: str | Path,
+        jars: str | Path | None = None,
+        name: str = "solr",
+        fields: str = "",
     ) -> None:
         super().__init__(sandbox, name)
-        self.schema = Path(schema)
+        self.schema, self.fields = Path(schema), fields
         self.jars = jars
         self.port = 0
 
@@ -98,7 +105,8 @@ class Solr(Service):
             for name in ("synonyms.txt", "protwords.txt", "stopwords.txt"):
                 (configuration / name).touch()
             shutil.copy(SOURCE / "solrconfig.xml", configuration)
-            shutil.copy(self.schema, configuration / "schema.xml")
+            schema = self.schema.read_text(encoding="utf-8").replace("</fields>", f"{self.fields}</fields>", 1)
+            (configuration / "schema.xml").write_text(schema, encoding="utf-8")
         (home / "solr.xml").write_text("<solr/>\n")
         return home
 

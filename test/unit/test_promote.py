@@ -49,14 +49,14 @@ def refused(master: FakeMaster, **about: Any) -> str:
 def said(host: str, **changes: Any) -> Any:
     """What `ckan_release.show` says, with changes on one host."""
 
-    def show(self: FakeMaster, asked: str, release: str = "") -> dict[str, Any]:
-        return {**self._ckan_release_show(asked, release), **(changes if asked == host else {})}
+    def show(self: FakeMaster, asked: str, release: str = "", **about: Any) -> dict[str, Any]:
+        return {**self._ckan_release_show(asked, release, **about), **(changes if asked == host else {})}
 
     return show
 
 
 def change(master: FakeMaster, host: str, **changes: Any) -> None:
-    master.answers["ckan_release.show"] = lambda asked, release="": said(host, **changes)(master, asked, release)
+    master.answers["ckan_release.show"] = lambda asked, **about: said(host, **changes)(master, asked, **about)
 
 
 def test_what_staging_has_live_is_planned_on_all_hosts_and_no_ref_of_the_pillar(master: FakeMaster) -> None:
@@ -85,13 +85,21 @@ def test_settings_that_decide_what_is_built_of_a_commit_are_named_where_the_pill
     )
 
 
+def test_what_was_asked_for_besides_is_named_where_the_pillars_differ(master: FakeMaster) -> None:
+    master.pillars["stage1"]["ckan"].update(packages=["sentry-sdk>=2"], override=[])
+    assert promoted(master)["differs"][0] == (
+        "ckan:packages is another one in the pillar of staging, and what staging has is taken"
+    )
+    assert dict(master.told("ckan_release.show"))["stage1"]["lock"] is True
+
+
 def test_a_dry_run_says_the_same_and_leaves_nothing(master: FakeMaster) -> None:
     assert promoted(master, dry_run=True)["from"] == f"{SECOND} of staging"
     assert (Record(master, "production").lock(), Record(master, "production").run()) == (None, None)
 
 
 def test_an_older_release_is_taken_of_the_hosts_that_have_it(master: FakeMaster) -> None:
-    def show(host: str, release: str) -> Any:
+    def show(host: str, release: str, **about: Any) -> Any:
         if host == "stage1":
             raise FormulaError(f"there is no release {release} on this host")
         return master._ckan_release_show(host, release)

@@ -96,6 +96,20 @@ def test_h21_the_wanted_release_is_spared_and_fewer_than_two_are_refused(host):
             prune.prune(host.site(), keep=odd)  # type: ignore[arg-type]
 
 
+def test_f19_all_logs_of_a_release_go_with_it_also_those_that_were_rotated(host):
+    site, logs = host.site(), Path(host.site().paths.log)
+    logs.mkdir(parents=True, exist_ok=True)
+    gone, stays = "20260101000001Z", "20260101000002Z"
+    for release in (gone, stays):
+        for end in ("", ".1", ".2", ".10"):
+            (logs / f"{site.settings.site}-{release}.log{end}").touch()
+    (logs / f"{site.settings.site}-{gone}.log.gz").touch()
+    app_server.forget(site, f"{site.paths.releases}/{gone}")
+    names = [path.name for path in logs.iterdir()]
+    assert [name for name in names if gone in name] == [f"{site.settings.site}-{gone}.log.gz"]
+    assert len([name for name in names if stays in name]) == 4
+
+
 def test_the_wanted_release_is_the_one_of_now_and_not_of_when_the_job_began(host):
     releases = [host.deploy(), host.deploy()]
     host.pillar["keep"] = 5

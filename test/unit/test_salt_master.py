@@ -70,6 +70,17 @@ def test_what_a_master_needs_to_hand_files_over_is_said_in_lines_to_write(opts: 
     assert (mine.exists(), other.exists()) == (False, True)
 
 
+def test_the_pillar_of_a_minion_has_nothing_of_the_masters_own_in_an_orchestration(opts: dict, tmp_path: Path) -> None:
+    """One that belongs to no environment was taken for a host of the one that the master's own id matches."""
+    (tmp_path / "pki/minions/old1").write_text("")
+    own = {"env": "production", "ckan": {"env": "production"}}
+    orchestration = {**opts, "id": "web_master", "pillar": own, "grains": {"id": "web_master"}}
+    master = SaltMaster(orchestration)
+    assert (dict(master.pillar("old1")), dict(master.pillar("web1"))) == ({}, {"ckan": {"env": "production"}})
+    assert hosts.targets(master, "production").hosts == ["web1", "web2"]
+    assert (orchestration["pillar"], orchestration["grains"]) == (own, {"id": "web_master"})
+
+
 def test_the_directories_are_those_of_the_master(opts: dict) -> None:
     assert SaltMaster(opts).cachedir == opts["cachedir"]
     assert SaltMaster(opts).keyring == os.path.join(opts["config_dir"], "gpgkeys")

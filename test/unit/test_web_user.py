@@ -394,6 +394,21 @@ def test_f15_what_is_on_a_disk_that_cannot_be_written_to_is_a_warning(old_portal
     )
 
 
+@pytest.mark.parametrize("place", ["storage/uploads", "storage/uploads/old.csv"])
+def test_f15_where_root_may_change_no_owners_is_a_warning(old_portal, place):
+    """As on NFS that takes root for nobody."""
+    portal = old_portal
+    (portal.data / "storage/uploads/old.csv").write_text("x")
+    target = portal.data / place
+    os.chown(target, 0, 0)
+    subprocess.run(["chattr", "+i", target], check=True)
+    try:
+        done = shared_files.own(portal.site)
+    finally:
+        subprocess.run(["chattr", "-i", target], check=True)
+    assert done["warnings"] == [f"{target} is on a disk that lets root change no owners, and stays root's"]
+
+
 def test_a_tree_that_is_nested_without_end_stops_nothing(old_portal):
     portal = old_portal
     before = os.getcwd()

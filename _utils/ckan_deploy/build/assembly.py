@@ -65,12 +65,12 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     with timed(seconds, "packages"):
         own = _install(site, path, prepared, builder)
         put_lock(path, resolution)
-    broken = broken_plugins(site, path, builder.sandbox)
-    with timed(seconds, "bytecode"):
-        virtualenv.compile_(path, changed)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
     had = {**layers.without_checkouts(layer.packages, prepared), **own}
     built = evolve(resolution, base=found, extensions=pins, patches=patched, packages=dict(sorted(had.items())))
+    broken = broken_plugins(site, path, layer.key, built, builder.sandbox, seconds)
+    with timed(seconds, "bytecode"):
+        virtualenv.compile_(path, changed)
     return {
         **fields(site, path, layer, cloned, seconds),
         "resolution": built,
@@ -165,7 +165,9 @@ def _put(path: str, item: Prepared) -> str:
     return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
-def broken_plugins(site: Site, path: str, sandbox: Sandbox) -> dict[str, str]:
+def broken_plugins(
+    site: Site, path: str, layer: str, built: Resolution, sandbox: Sandbox, seconds: dict[str, float]
+) -> Mapping[str, str]:  # fmt: skip
     """
     Refuse plugins that are enabled and cannot be imported.
 
@@ -173,12 +175,46 @@ def broken_plugins(site: Site, path: str, sandbox: Sandbox) -> dict[str, str]:
         The site.
     path
         The directory of the release.
+    layer
+        The name of its layer.
+    built
+        What it holds.
     sandbox
         Where its interpreter is run.
+    seconds
+        Gets how long that took, as ``imports``, where it had to be looked.
 
     Returns the others that cannot, ``{plugin: reason}``: nobody asks for them. Raises ``FormulaError``.
     """
     enabled = plugins.enabled(ini.options(site))
+    broken = _known_broken(site, layer, built, enabled)
+    if broken is None:
+        with timed(seconds, "imports"):
+            broken = _broken_plugins(site, path, enabled, sandbox)
+    return broken
+
+
+def _known_broken(site: Site, layer: str, built: Resolution, enabled: tuple[str, ...]) -> Mapping[str, str] | None:
+    """
+    What ``_broken_plugins`` has found in a release that holds the same, and has booted with these plugins; None where
+    there is none. To look costs as much as all else: what stands above a plugin may import the whole of CKAN.
+    """
+    for manifest in reversed(site.releases.manifests()):
+        booted = manifest.check.get("plugins") or ()
+        if manifest.layer != layer or not manifest.resolution or not set(enabled) <= set(booted):
+            continue
+        if all(
+            getattr(manifest.resolution, part) == getattr(built, part) for part in ("extensions", "patches", "packages")
+        ):
+            return manifest.broken_plugins
+    return None
+
+
+def _broken_plugins(site: Site, path: str, enabled: tuple[str, ...], sandbox: Sandbox) -> dict[str, str]:
+    """
+    Refuse plugins that are enabled and cannot be imported. Returns the others that cannot, ``{plugin: reason}``: nobody
+    asks for them.
+    """
     found = namespace.missing(path, enabled, sandbox)
     refused = sorted({lost for lost in found if lost.plugin in enabled}, key=lambda lost: (lost.package, lost.plugin))
     if refused:

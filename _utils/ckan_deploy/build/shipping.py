@@ -152,7 +152,7 @@ def receive(site: Site, path: str, resolution: Resolution, shipment: Shipment) -
             unpacking.release(_fetched(site, shipment, shipment.release, work), path, shipment.release_path)
     _refuse_unsound(path, shipment)
     assembly.put_lock(path, resolution)
-    broken = assembly.broken_plugins(site, path, Sandbox.of(site.settings))
+    broken = assembly.broken_plugins(site, path, layer.key, resolution, Sandbox.of(site.settings), seconds)
     return {
         **assembly.fields(site, path, layer, cloned, seconds),
         "resolution": resolution,

@@ -246,10 +246,13 @@ def _probe(
         last = mask.text(rest[-1], site.settings) if rest else "no output"
         raise FormulaError(f"CKAN in {path} ended without an answer: {last}")
     answer = json.loads(line[len(MARK) :])
-    answer["errors"] = [
-        plugins.advised(text, path, str(answer.get("plugin", "")), site.settings) for text in answer["errors"]
-    ]
+    answer["errors"] = [plugins.advised(text, path, _plugin_of(text), site.settings) for text in answer["errors"]]
     return _answer(site, answer)
+
+
+def _plugin_of(error: str) -> str:
+    match = re.match(r"plugin (\S+) does not start: ", error)
+    return match[1] if match else ""
 
 
 def _answer(site: Site, result: dict[str, Any]) -> dict[str, Any]:

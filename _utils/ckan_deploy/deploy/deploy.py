@@ -152,6 +152,7 @@ class _Deploy:
         """From build to verify: what fails here is reverted."""
         self._timed("build", self._build)
         checked = self._timed("check", lambda: self._check(closed))
+        self.warned += checked["warnings"]
         self.stage = "migrate"
         if closed or checked.get("maintenance"):
             self._close()

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from ckan_deploy.build import ini, layers, promotion, resolution, shipping
-from ckan_deploy.database import compatibility
+from ckan_deploy.database import backends, compatibility
 from ckan_deploy.deploy import preflight
 from ckan_deploy.deploy.unfinished import unfinished
 from ckan_deploy.errors import FormulaError
@@ -79,9 +79,10 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
 
     Raises ``FormulaError`` with all that is in the way.
     """
+    behind = backends.ask(site)
     # With build:ship the one that resolves builds for all.
-    builds = resolve or not site.settings.build.ship
-    problems = list(filter(None, [lock.busy(site), *preflight.obstacles(site, release, builds=builds)]))
+    obstacles = preflight.obstacles(site, release, builds=resolve or not site.settings.build.ship)
+    problems = list(filter(None, [lock.busy(site), *obstacles, *behind.problems]))
     if problems:
         raise FormulaError("; ".join(problems) + ".")
     current = site.releases.current()
@@ -90,9 +91,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     if given:
         promotion.refuse_differences(site, given)
     about = _about_host(site, release, before, job)
-    planned = Plan(
-        release, site.settings.env, current, _own_changes(site, before), about, own_remarks=_warnings(site)
-    )  # fmt: skip
+    remarks = [*_warnings(site), *behind.remarks]
+    planned = Plan(release, site.settings.env, current, _own_changes(site, before), about, own_remarks=remarks)
     if not resolve:
         return planned
     new = promotion.adopt(site, given) if given else resolution.resolve(site)

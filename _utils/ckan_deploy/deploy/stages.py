@@ -303,9 +303,10 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
         candidate = site.release(release)
         candidate.manifest.became("failed")  # one that served before and does no more is no candidate
         back_to = candidate.manifest.previous if candidate.is_current else ""
-        _note_failed(site, release, by, reason)
+        # First: what is current is never one that failed, whenever this dies.
         if candidate.is_current:
             warned += _leave(site, candidate.manifest)
+        _note_failed(site, release, by, reason)
         app_server.stop(site, candidate.directory)
         warned += _removed(site, candidate)
         warned += switch.serving(site, back_to, by, reason)

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import end, hosts, progress, promote, revert
+from ckan_deploy.fleet import end, hosts, interrupts, progress, promote, revert
 from ckan_deploy.fleet import plan as plans
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
@@ -89,6 +89,7 @@ def plan(
         if kind == "deploy":
             promote.check(run, given or [])
         if not run.dry_run:
+            interrupts.hold(run.env)
             _lock(run, steal is True, reverted)
     except FormulaError as exc:
         return end.refused(run, str(exc), reverted)

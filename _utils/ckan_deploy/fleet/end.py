@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckan_deploy.fleet import progress, report, shipping
+from ckan_deploy.fleet import interrupts, progress, report, shipping
 from ckan_deploy.fleet.run import Run
 from ckan_deploy.releases import ids
 
@@ -23,6 +23,7 @@ def end(run: Run, how: str, text: str) -> dict[str, Any]:
 
     Returns ``{"ok", "comment"}``.
     """
+    interrupts.let_go()
     ok = how == "done" and not run.unsteady
     progress.tell(run, how, "ok" if ok else "failed", comment=text)
     began = bool(run.spans) and not run.nothing

@@ -110,7 +110,9 @@ class SaltMaster:
         return list(salt.key.get_key(self._opts).list_keys()["minions"])
 
     def pillar(self, minion: str, must_decrypt: bool = True) -> Mapping[str, Any]:
-        opts = self._opts if must_decrypt else {**self._opts, "gpg_decrypt_must_succeed": False}
+        # In an orchestration they hold the pillar of the master's own minion, and Salt would begin with that. It also
+        # sets the grains in what it is given.
+        opts = {**self._opts, "pillar": {}, **({} if must_decrypt else {"gpg_decrypt_must_succeed": False})}
         _, grains, _ = salt.utils.minions.get_minion_data(minion, opts)
         with _blocks_shortened(), contextlib.nullcontext() if must_decrypt else _nothing_logged():
             found = salt.pillar.Pillar(opts, grains or {"fqdn": minion}, minion, "base").compile_pillar()

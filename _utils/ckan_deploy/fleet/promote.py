@@ -16,7 +16,9 @@ from ckan_deploy.releases.manifest import GOOD, Manifest, Resolution
 
 TIMEOUT = 30
 # Settings of an extension that decide what is built of its commit, and stand in no resolution.
-BUILT_WITH = ("subdirectory", "requirements", "override", "build")
+BUILT_WITH = ("subdirectory", "requirements", "override")
+# What was asked for besides. What came of it is in the lock file, which is taken as it is.
+ASKED = ("packages", "override")
 
 
 @frozen
@@ -68,7 +70,8 @@ def take(run: Run) -> Taken:
     lock = Record(run.master, run.source).lock()
     if lock and not lock.by_hand:
         raise FormulaError(f"what {run.source} has is not settled: {lock.sentence()}; {lock.way_out()}")
-    told = hosts.ask(run.master, run.source_hosts, "ckan_release.show", {"release": run.source_release}, TIMEOUT)
+    about = {"release": run.source_release, "lock": True}
+    told = hosts.ask(run.master, run.source_hosts, "ckan_release.show", about, TIMEOUT)
     if told.failures and not (run.source_release and told.good):
         what = f"release {run.source_release}" if run.source_release else "what is live, or add release: ID"
         raise FormulaError(f"{run.source} does not tell {what}: {join(told.failures, 'plan')}")
@@ -110,8 +113,13 @@ def differences(run: Run, taken: Taken, plan: Mapping[str, Any]) -> list[str]:
 
 def _other_settings(run: Run) -> list[str]:
     """What both pillars say of how an extension is built, where that is not the same now."""
-    there, here = (_extensions(run.master.pillar(host)) for host in (run.source_hosts[0], run.hosts[0]))
-    said = []
+    pillars = [run.master.pillar(host).get("ckan") or {} for host in (run.source_hosts[0], run.hosts[0])]
+    there, here = map(_extensions, pillars)
+    said = [
+        f"ckan:{key} is another one in the pillar of {run.source}, and what {run.source} has is taken"
+        for key in ASKED
+        if (pillars[0].get(key) or []) != (pillars[1].get(key) or [])
+    ]
     for name in sorted(there.keys() & here.keys()):
         other = [key for key in BUILT_WITH if there[name].get(key) != here[name].get(key)]
         if other:
@@ -120,7 +128,7 @@ def _other_settings(run: Run) -> list[str]:
 
 
 def _extensions(pillar: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found = (pillar.get("ckan") or {}).get("extensions") or {}
+    found = pillar.get("extensions") or {}
     return {name: about for name, about in found.items() if isinstance(about, dict)} if isinstance(found, dict) else {}
 
 

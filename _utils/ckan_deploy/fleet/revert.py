@@ -33,7 +33,8 @@ def revert(run: Run) -> dict[str, Any]:
 
     Returns ``{"ok": False, "comment"}``: the comment names host, stage and cause, and what each host serves now.
     """
-    reason = causes(run.failures) or "the run did not come to its end"
+    reasons = [causes(run.failures), run.interrupted]
+    reason = "; ".join(filter(None, reasons)) or "the run did not come to its end"
     done = undo(run, reason, run.job)
     end.over(run, "failed")
     return end.end(run, "revert", f"{run.kind} of {run.release} to {run.env} failed -- {reason} -- {done['comment']}")

@@ -52,7 +52,8 @@ class Run:
     ``differs`` from the pillar here, the hosts in their groups and those that are ``down``, what each host was on
     ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages
     told: which host ``migrates``, what it told of that, the ``closed`` hosts that this run has turned to maintenance
-    (None as long as it has turned none), and what does not stay up (``unsteady``).
+    (None as long as it has turned none), and what does not stay up (``unsteady``). ``interrupted`` says who wanted it
+    to end early.
     """
 
     master: Master
@@ -109,6 +110,7 @@ class Run:
     downgraded: bool = False
     kept_as: str = ""
     restored: bool = False
+    interrupted: str = ""
     ended: str = ""
     result: str = ""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, maintenance, progress, shipping
+from ckan_deploy.fleet import hosts, interrupts, maintenance, progress, shipping
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.run import Failure, Run, Span, join
 
@@ -65,6 +65,9 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
     if run.nothing or needless.get(name):
         return {"ok": True, "comment": "nothing to do", "results": {}}
     names = _hosts_of(run, name, group)
+    if said := _interrupted(run, f"before {name}", name):
+        run.save()
+        return {"ok": False, "comment": said, "results": {}}
     verified = name == "verify" and group == run.groups[-1].name
     begun = time.time()
     told = _do(run, name, group, names, begun)
@@ -77,11 +80,13 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
         run.save()
         return {"ok": True, "comment": f"warning: {join(failures, name)}", "results": results}
     run.failures += [Failure(host, name, cause) for host, cause in failures.items()]
-    if verified and not failures:
+    interrupted = _interrupted(run, f"in {name}", name)
+    if verified and not failures and not interrupted:
         run.want()
     run.save()
-    if failures:
-        return {"ok": False, "comment": join(failures, name), "results": results}
+    if failures or interrupted:
+        said = "; ".join(filter(None, [join(failures, name), interrupted]))
+        return {"ok": False, "comment": said, "results": results}
     took = round(time.time() - begun, 1)
     comment = f"{name}: {', '.join(names)} in {took} s{_remarks(name, results)}"
     return {"ok": True, "comment": comment, "results": results}
@@ -118,6 +123,14 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
         index = {"index": run.index} if run.index else {}
         return {**about, "prune": run.kind == "deploy", **index}
     return about
+
+
+def _interrupted(run: Run, when: str, name: str) -> str:
+    """Who wanted the run to end, '' for nobody. What is live on all hosts goes on to its end."""
+    if name in WARN_ONLY or not interrupts.asked():
+        return ""
+    run.interrupted = run.interrupted or f"{run.by} interrupted it {when}"
+    return run.interrupted
 
 
 def _hosts_of(run: Run, name: str, group: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import glob
 import http.client
 import os
 import re
@@ -258,7 +259,7 @@ def supervisor_problem(site: Site) -> str:
 
 def forget(site: Site, path: str) -> None:
     """
-    Remove what a release left outside its directory: its log.
+    Remove what a release left outside its directory: its log, and those that supervisor has rotated.
 
     site
         The site.
@@ -266,8 +267,9 @@ def forget(site: Site, path: str) -> None:
         The directory of the release.
     """
     log = uwsgi.log(site, os.path.basename(path))
-    if os.path.exists(log):
-        os.unlink(log)
+    for file in [log, *glob.glob(f"{glob.escape(log)}.[0-9]*")]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
 
 
 def _wait(site: Site, path: str, program: str, begun: float) -> None:

@@ -24,6 +24,9 @@ from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
 from ckan_deploy.system import ownership, safely
 
+# CKAN may live well with what it can only read, such as an archive, or NFS that takes root for nobody.
+FIXED = {errno.EROFS: "cannot be written to", errno.EPERM: "lets root change no owners"}
+
 
 def places(site: Site) -> list[str]:
     """
@@ -79,7 +82,7 @@ def prepare(site: Site) -> dict[str, str]:
         with _told(f"{place} cannot be given to {site.settings.user}"):
             with safely.directory(place, make=True, owner=owner) as folder:
                 if owner[0] and os.fstat(folder).st_uid == 0:
-                    os.fchown(folder, *owner)
+                    _hand_over(folder, owner)  # `own` tells of one that stays
     with _told(f"{_assets_root(site)} cannot be made"), safely.directory(data, make=True) as folder:
         if os.geteuid() == 0 and _is_others(folder, "webassets"):
             # Copies, which are made again.
@@ -102,19 +105,19 @@ def own(site: Site, path: str = "") -> dict[str, Any]:
         The directory of a release, to do the same for what CKAN writes there.
 
     Returns ``{"given": how many entries, "seconds", "warnings": [sentences]}``; what is on a disk that cannot be
-    written to is a warning. Raises ``FormulaError`` that names what cannot be given.
+    written to, or lets nobody change owners, is a warning. Raises ``FormulaError`` that names what cannot be given.
     """
     if os.geteuid() != 0:
         return {"given": 0, "seconds": 0.0, "warnings": []}
     begun, owner = time.monotonic(), _owner(site)
-    given, fixed = 0, list[str]()
+    given, fixed = 0, dict[str, str]()
     prepare(site)
     for place in [*places(site), *([os.path.join(path, "run")] if path else [])]:
         with _told(f"{place} cannot be given to {site.settings.user}"):
             # The directory itself may be a link, to another disk: that is the operator's. Nothing below it is followed.
             with safely.directory(place, make=True, owner=owner) as top:
                 given += _give(place, top, owner, fixed)
-    warnings = [f"{name} is on a disk that cannot be written to, and stays root's" for name in fixed[:3]]
+    warnings = [f"{name} is on a disk that {why}, and stays root's" for name, why in list(fixed.items())[:3]]
     return {"given": given, "seconds": round(time.monotonic() - begun, 2), "warnings": warnings}
 
 
@@ -275,14 +278,27 @@ def _told(what: str) -> Iterator[None]:
         ) from exc
 
 
-def _give(place: str, top: int, owner: tuple[int, int], fixed: list[str]) -> int:
-    """Give what is root's from a directory down to its owner; ``fixed`` gets the names of what cannot be changed."""
+def _hand_over(folder: int, owner: tuple[int, int]) -> str:
+    """Give a directory to its owner; returns why it stays root's, '' where it does not."""
+    try:
+        os.fchown(folder, *owner)
+    except OSError as exc:
+        if exc.errno not in FIXED:
+            raise
+        return FIXED[exc.errno]
+    return ""
+
+
+def _give(place: str, top: int, owner: tuple[int, int], fixed: dict[str, str]) -> int:
+    """Give what is root's from a directory down to its owner; ``fixed`` gets what cannot be changed, and why."""
     given = 0
     if owner[0] == 0:
         return 0
     if os.fstat(top).st_uid == 0:
-        os.fchown(top, *owner)
-        given += 1
+        if why := _hand_over(top, owner):
+            fixed[place] = why
+        else:
+            given += 1
     for folder, descriptor, entries in safely.walk(top):
         for entry in entries:
             try:
@@ -292,9 +308,9 @@ def _give(place: str, top: int, owner: tuple[int, int], fixed: list[str]) -> int
                 continue  # the site that runs removes files, too
             except OSError as exc:
                 exc.filename = os.path.join(place, folder, entry.name)
-                if exc.errno != errno.EROFS:
+                if exc.errno not in FIXED:
                     raise
-                fixed.append(exc.filename)
+                fixed[exc.filename] = FIXED[exc.errno]
     return given
 
 

@@ -75,7 +75,9 @@ def fetch(host: Host, name: str, source: str, source_hash: str, directory: str) 
     """
     if not isinstance(directory, str) or not os.path.isabs(directory):
         raise InvalidArgument(f"directory is {directory!r}; use an absolute path.")
-    return _fetch(host, f"ckan:extensions:{name}", source, source_hash, directory)
+    key = f"ckan:extensions:{name}"
+    _hash(key, source_hash)  # which a file of the lock file may have none of, for a moment
+    return _fetch(host, key, source, source_hash, directory)
 
 
 def fetch_locked(

@@ -83,6 +83,7 @@ def given(host: Any, origins: Path) -> dict[str, Any]:
         ("another kind", "ckanext-alpha comes from git in staging and from the package index here"),
         ("a patch here", "the patches of ckanext-alpha are none in staging and salt://promoted-alpha.patch here"),
         ("a patch of CKAN", "the patches of CKAN are salt://promoted-core.patch in staging and none here"),
+        ("a build here", "the build of ckanext-alpha is none in staging and make bundles here"),
         ("no submodules", "ckanext-alpha has submodules: true in staging only"),
         ("another Python", "it has CKAN 2.12.0 on Python 3.9, and the base here"),
         ("a version of CKAN", "staging has CKAN 2.12.0, and ckan:base:version is 2.11.0 here"),
@@ -104,6 +105,8 @@ def test_what_does_not_go_with_the_pillar_here_is_refused_at_plan_by_name(host, 
         alpha["patches"] = ["salt://promoted-alpha.patch"]
     elif change == "a patch of CKAN":
         given["patches"] = [{"patch": "salt://promoted-core.patch", "sha256": "0" * 64}]
+    elif change == "a build here":
+        alpha["build"] = ["make bundles"]
     elif change == "no submodules":
         alpha["submodules"] = False
     elif change == "another Python":

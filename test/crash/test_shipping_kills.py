@@ -22,7 +22,7 @@ from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
 from crash import kill
 from fakes import REPO, fake_site
-from functional.test_shipping import look
+from functional.test_shipping_hosts import look
 from parts.base import uv_path
 from stub import repos
 

@@ -1,0 +1,132 @@
+"""One check names all plugins that keep CKAN from starting, each with its own reason: a real CKAN and its services."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.conftest import PASSWORD, WRONG, Behind
+
+from ckan_deploy.build import ini
+from ckan_deploy.database import probe
+from ckan_deploy.errors import FormulaError
+from fakes import fake_site
+from parts.base import uv_path
+
+pytestmark = pytest.mark.integration
+
+PLUGIN = """\
+import ckan.plugins as p
+
+class {name}(p.SingletonPlugin):
+    p.implements(p.IConfigurer)
+
+    def update_config(self, config):
+        {does}
+"""
+# By the name of the plugin: what stands in its module.
+BROKEN = {
+    "no_module": "import a_module_that_nobody_has\n",
+    "no_name": "from ckan.plugins import something_that_ckan_does_not_have\n",
+    "no_syntax": "def f(:\n",
+    "raises": PLUGIN.format(name="raises", does="raise RuntimeError('no such table: trees')"),
+    "leaves": PLUGIN.format(name="leaves", does="raise SystemExit('no licence')"),
+    "ends": PLUGIN.format(name="ends", does="import os; os._exit(3)"),
+    # As that of ckanext-hierarchy, which does not know the newest CKAN.
+    "form": (
+        "import ckan.plugins as p\nfrom ckan.lib.plugins import DefaultOrganizationForm\n\n"
+        "class form(p.SingletonPlugin, DefaultOrganizationForm):\n    p.implements(p.IGroupForm, inherit=True)\n"
+        "    def group_types(self):\n        return ('organization',)\n"
+        "    def group_controller(self):\n        return 'organization'\n"
+    ),
+    "well": PLUGIN.format(name="well", does="pass"),
+}
+
+
+@pytest.fixture(scope="module")
+def check(behind: Behind) -> Callable[..., dict[str, Any]]:
+    """Check a virtualenv that has the packages of CKAN, a real extension and plugins that are broken."""
+    path = behind.place / "checked"
+    subprocess.run([uv_path(), "venv", "-q", "-p", behind.base / "bin/python", path], check=True)
+    (folder,) = path.glob("lib/python*/site-packages")
+    (theirs,) = behind.base.glob("lib/python*/site-packages")
+    (folder / "base.pth").write_text(f"{theirs}\n")
+    install = [uv_path(), "pip", "install", "-q", "-p", path / "bin/python"]
+    subprocess.run([*install, "--no-deps", "ckanext-scheming==3.1.0"], check=True)
+    subprocess.run([*install, "ckanapi"], check=True)
+    for name, text in BROKEN.items():
+        (folder / f"plugin_{name}.py").write_text(text)
+    about = folder / "plugins_of_the_test-1.0.dist-info"
+    about.mkdir()
+    points = "".join(f"{name} = plugin_{name}:{name}\n" for name in BROKEN)
+    (about / "entry_points.txt").write_text(f"[ckan.plugins]\n{points}")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: plugins-of-the-test\nVersion: 1.0\n")
+    (path / "run").mkdir()
+    subprocess.run(["chown", "www-data", path / "run", behind.place / "host"], check=True)
+
+    def run(*plugins: str, **changes: Any) -> dict[str, Any]:
+        site = fake_site(behind.place / "host", **{**behind.settings, "plugins": list(plugins), **changes})
+        Path(ini.path(site, str(path))).unlink(missing_ok=True)
+        ini.write(site, str(path))
+        return probe.check(site, str(path))
+
+    return run
+
+
+ORGANISATIONS = {"config": {"scheming.organization_schemas": "ckanext.scheming:org_with_dept_id.json"}}
+
+
+def refusal(check: Callable[..., dict[str, Any]], *plugins: str, **changes: Any) -> list[str]:
+    with pytest.raises(FormulaError) as told:
+        check(*plugins, **changes)
+    assert WRONG not in str(told.value) and PASSWORD not in str(told.value)
+    return str(told.value).split("; ")
+
+
+def test_plugins_that_start_are_told(check) -> None:
+    assert check("well", "scheming_datasets", "text_view")["plugins"] == ["well", "scheming_datasets", "text_view"]
+
+
+def test_h11_two_plugins_that_do_not_go_together_are_both_named(check) -> None:
+    (said,) = refusal(check, "scheming_organizations", "form", "well", "datatables_view", **ORGANISATIONS)
+    assert said.startswith("plugins scheming_organizations and form do not go together: ValueError: ")
+    assert "datatables_view" not in said
+
+
+def test_h12_all_plugins_that_cannot_be_imported_are_named_in_one_check(check) -> None:
+    said = refusal(check, "no_module", "well", "no_name", "text_view", "no_syntax")
+    assert [one.split(": ")[0] for one in said] == [
+        f"plugin {name} does not start" for name in ("no_module", "no_name", "no_syntax")
+    ]
+    assert "No module named 'a_module_that_nobody_has'" in said[0] and "SyntaxError" in said[2]
+
+
+def test_h12_plugins_that_fail_in_different_ways_are_named_in_one_check(check) -> None:
+    said = refusal(check, "well", "raises", "no_module", "leaves", "scheming_organizations", "form", **ORGANISATIONS)
+    assert [one.split(": ")[0] for one in sorted(said)] == [
+        "plugin leaves does not start",
+        "plugin no_module does not start",
+        "plugin raises does not start",
+        "plugins scheming_organizations and form do not go together",
+    ]
+    assert "plugin raises does not start: RuntimeError: no such table: trees" in " ".join(said)
+    assert not any(one.startswith("plugin well") for one in said)
+
+
+def test_a_plugin_that_ends_the_process_is_a_sentence(check) -> None:
+    (said,) = refusal(check, "well", "ends")
+    assert said == "CKAN ended the process while it started, as a plugin may"
+
+
+def test_a_wrong_option_is_never_blamed_on_a_plugin(check) -> None:
+    said = refusal(check, "well", "datatables_view", config={"config.mode": "strict", "ckan.max_image_size": "many"})
+    assert not any(one.startswith("plugin") for one in said), said
+    assert any("ckan.max_image_size" in one for one in said), said
+
+
+def test_h19_a_database_that_refuses_is_never_blamed_on_a_plugin(check, behind: Behind) -> None:
+    said = refusal(check, "activity", database={**behind.settings["database"], "password": WRONG})
+    assert not any("activity" in one for one in said), said
