@@ -66,6 +66,7 @@ def live(name: str) -> dict[str, Any]:
             ret["comment"] = f"the first release comes from {site.builder}, by orch.deploy (ckan:build:ship)"
             return ret
         ret["changes"], would, did = _what(current["current"], missed, undone)
+        before = {manifest.id for manifest in site.releases.manifests()}
         if site.host.test:
             return {**ret, "result": None, "comment": would}
         job = _job()
@@ -81,9 +82,12 @@ def live(name: str) -> dict[str, Any]:
             ret["changes"]["release"]["new"] = done["current"]
     except (FormulaError, OSError) as exc:
         return {**ret, "result": False, "changes": {}, "comment": sentence(exc)}
+    release = site.releases.current()
+    if site.settings.build.ship and release not in before:
+        did += "; it was built here, since archives are handed over by orch.deploy alone (ckan:build:ship)"
     return {
         **{name: value for name, value in ret.items() if value or name != "warnings"},
-        "comment": did.format(release=site.releases.current()),
+        "comment": did.format(release=release),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import http.server
@@ -20,6 +21,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from functional.conftest import SECRETS, Host
 from functional.steps import extension, later_id
+from parts.git_server import HttpGitServer
 from stub import repos
 from stub.wheels import make_wheel
 
@@ -213,7 +215,7 @@ def test_what_arrives_damaged_or_not_at_all_is_a_sentence_and_never_used(builder
         )
         file.write_bytes(whole[:-9] + b"x" + whole[-8:])
         assert refused(other, release, packed, monkeypatch) == (
-            f"{file} is another file than web1 has packed (its hash differs)."
+            f"{file} is another file than web1 has packed (its hash differs); deploy again."
         )
         file.unlink()
         assert f"{file} cannot be had (No such file or directory" in refused(other, release, packed, monkeypatch)
@@ -237,6 +239,10 @@ def test_what_arrives_damaged_or_not_at_all_is_a_sentence_and_never_used(builder
 
 def killed(*_, **__):
     raise KeyboardInterrupt
+
+
+def copied(*_, **__):
+    raise AssertionError("something is copied")
 
 
 def test_a_disk_that_runs_full_while_an_archive_is_unpacked_is_a_sentence(builder, other, mount, monkeypatch):
@@ -281,8 +287,33 @@ def test_no_secret_is_in_an_archive_and_nothing_of_the_host(builder, store, shel
                 if member.isfile():
                     data = tar.extractfile(member).read()
                     assert [secret for secret in secrets if secret in data] == [], member.name
+        # Not in what others are told of it, either.
+        assert [secret for secret in secrets if secret in json.dumps(packed).encode()] == []
         assert not [name for name in names if name.endswith(".ini") or name in ("release.json", "run", "pylock.toml")]
     assert "src/ckanext-mycity/.git/config" in names
+
+
+def test_no_token_of_an_origin_is_in_an_archive_a_manifest_or_a_job(builder, other, origins, store, monkeypatch):
+    token = "token-of-the-origin"
+    server = HttpGitServer(origins, user="robot", token=token).start()
+    try:
+        url = server.url(Path(builder.pillar["extensions"]["ckanext-mycity"]["url"]))
+        builder.pillar["extensions"] = {"ckanext-mycity": {"url": url, "ref": "main", "token": token,
+                                                           "token_user": "robot"}}  # fmt: skip
+        release, packed = shipped(builder)
+    finally:
+        server.stop()
+    # The other host needs none.
+    other.pillar["extensions"] = {"ckanext-mycity": {"url": url, "ref": "main"}}
+    there = received(other, release, packed, monkeypatch)
+    secrets = [text.encode() for text in (token, base64.b64encode(f"robot:{token}".encode()).decode())]
+    with tarfile.open(store / packed["shipped"]["release"]["name"]) as tar:
+        held = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    assert url.encode() in held["src/ckanext-mycity/.git/config"]
+    said = {"job": json.dumps(packed).encode(), "manifest": json.dumps(other.show(release)).encode()}
+    trees = {str(path): path.read_bytes() for root in (there, builder.home / "shared/layers") for path in root.rglob("*")
+             if path.is_file() and not path.is_symlink()}  # fmt: skip
+    assert [name for name, data in {**held, **said, **trees}.items() if any(one in data for one in secrets)] == []
 
 
 def test_archives_come_from_an_address_that_all_hosts_reach(builder, other, web, monkeypatch):
@@ -319,6 +350,72 @@ def test_a_store_keeps_what_is_asked_for_and_nothing_else(builder, store):
     )  # fmt: skip
 
 
+def test_an_archive_that_is_another_one_is_made_anew_by_the_next_deploy(builder, other, store, monkeypatch):
+    """One of the same size was taken for whole, so that each deploy failed in the same way."""
+    release, packed = shipped(builder)
+    layer = packed["shipped"]["layer"]
+    kept = builder.home / f"shared/layers/{packed['shipped']['key']}.tar.gz"
+    whole = kept.read_bytes()
+    for file in (kept, store / layer["name"]):
+        file.write_bytes(whole[:-9] + b"x" + whole[-8:])
+    release, packed = shipped(builder)
+    assert packed["shipped"]["layer"] == layer
+    assert kept.read_bytes() == (store / layer["name"]).read_bytes() == whole
+    received(other, release, packed, monkeypatch)
+    assert other.show(release)["state"] == "built"
+
+
+def test_what_is_larger_than_it_should_be_is_not_copied(builder, other, store, monkeypatch):
+    """A store that others write to may hold a file that fills the disk; all of it was copied first."""
+    release, packed = shipped(builder)
+    file = store / packed["shipped"]["layer"]["name"]
+    with file.open("r+b") as handle:
+        handle.truncate(2**26)
+    size = packed["shipped"]["layer"]["size"]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", copied)
+        assert refused(other, release, packed, monkeypatch) == (
+            f"{file} has {2**26} bytes instead of {size}: it is another one; deploy again."
+        )
+
+
+def test_names_that_nobody_would_give_are_shipped_like_others(builder, other, monkeypatch):
+    repo = Path(builder.pillar["extensions"]["ckanext-mycity"]["url"])
+    odd = [b"a\nb", b"tab\there", b"latin-\xe9", "ü".encode(), b"back\\slash", b" blank "]
+    for name in odd:
+        Path(os.fsdecode(bytes(repo) + b"/docs/" + name)).write_text("odd")
+    repos.commit_change(repo, "odd")
+    release, packed = shipped(builder)
+    there = received(other, release, packed, monkeypatch)
+    found = {os.fsencode(path.name) for path in (there / "src/ckanext-mycity/docs").iterdir()}
+    assert found == {*odd, b"latest"}
+
+
+def test_a_host_that_serves_nothing_does_not_ask_what_is_behind_ckan(builder):
+    """It was refused where it could not reach Redis, which it has no business with."""
+    python = builder.root / "stand-in/bin/python"
+    python.parent.mkdir(parents=True)
+    told = {"problems": [["ckan.redis.url", "Redis does not answer"]], "remarks": [], "versions": {}}
+    python.write_text(f"#!/bin/sh\necho 'CKAN-BACKENDS {json.dumps(told)}'\n")
+    python.chmod(0o755)
+    builder.pillar["paths"] = {"base": str(python.parent.parent)}
+    builder.pillar["build"].update(host="web1")
+    with pytest.raises(CommandExecutionError, match="ckan:redis_url: Redis does not answer"):
+        builder.plan(resolve=False)
+    builder.pillar["build"]["only"] = True
+    assert builder.plan(resolve=False)["own_remarks"] == []
+
+
+def test_a_new_host_says_why_it_builds_by_itself(builder):
+    """With `ship` and no builder named, a highstate builds; it did not say that this is not what deploys do."""
+    live = builder.loaders().states.ckan_release.live(name="production")
+    assert live.result, live.comment
+    assert live.comment == (
+        f"release {builder.current()} is live; it was built here, since archives are handed over by orch.deploy alone "
+        "(ckan:build:ship)"
+    )
+
+
 def test_a_host_that_builds_for_others_serves_nothing_and_keeps_its_last_build(builder, other):
     builder.pillar["build"].update(host="web1", only=True)
     release, _ = shipped(builder)
@@ -328,7 +425,13 @@ def test_a_host_that_builds_for_others_serves_nothing_and_keeps_its_last_build(b
     second, _ = shipped(builder)
     assert builder.prune() == [release]
     assert builder.releases() == [second]
-    assert len([name for name in os.listdir(builder.home / "shared/layers") if len(name) == 16]) == 1
+    # And the archive of its layer, which goes with it.
+    key = builder.show(second)["layer"]
+    kept = sorted(name for name in os.listdir(builder.home / "shared/layers") if key in name)
+    assert kept == [key, f"{key}.json", f"{key}.lock", f"{key}.tar.gz"]
+    builder.abort(second)
+    builder.prune()
+    assert [name for name in os.listdir(builder.home / "shared/layers") if key in name] == []
 
 
 def test_a_host_that_another_one_builds_for_waits_for_it_and_says_so(builder, other):

@@ -181,6 +181,29 @@ def test_settings_that_name_no_one_builder_are_refused(master: FakeMaster, build
     assert sentence in orchestrate(master)
 
 
+def test_a_builder_of_its_own_has_the_store_of_the_others(apart: FakeMaster) -> None:
+    """Only hosts that serve were compared, so that archives went where nobody looked for them."""
+    apart.pillars["build1"]["ckan"]["build"]["store"] = "/srv/store"
+    assert (
+        "ckan:build:store is /srv/store on build1, not set on web1, not set on web2, not set on web3; set it alike for "
+        "all hosts of production" in orchestrate(apart)
+    )
+
+
+def test_a_shipment_that_one_host_cannot_take_is_one_sentence_and_reverts_all(master: FakeMaster) -> None:
+    def build(host: str, **about: Any) -> dict[str, str]:
+        if host == "web3":
+            raise FormulaError("a.tar.gz was cut short; deploy again.")
+        return {"layer": LAYER}
+
+    master.answers = {"ckan_release.build": build}
+    text = orchestrate(master)
+    assert "web3 failed at build: a.tar.gz was cut short; deploy again" in text
+    assert not {"ckan_release.check", "ckan_release.activate"} & set(master.functions())
+    assert sorted(host for host, _ in master.told("ckan_release.abort")) == list(HOSTS)
+    assert master.pushed == set()
+
+
 def test_archives_stay_while_a_run_is_at_it_and_go_with_one_that_died(master: FakeMaster) -> None:
     begin.plan(master, "production", job=JOB)
     stages.stage(run_of(master), "build")

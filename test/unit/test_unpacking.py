@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from ckan_deploy.build import packing, unpacking
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.build.shipment import Shipment
+from ckan_deploy.errors import FormulaError, InvalidArgument
 
 SITE = "lib/python3.11/site-packages"
 PYTHON = os.path.realpath(sys.executable)
@@ -122,7 +124,7 @@ HOSTILE: dict[str, tuple[list[tuple[str, bytes | str | None]], dict[str, object]
     "absolute": ([("/etc/x", b"")], {}, "it has '/etc/x', which is outside of it"),
     "up": ([("../x", b"")], {}, "it has '../x', which is outside of it"),
     "up in between": ([("lib/../../x", b"")], {}, "it has 'lib/../../x', which is outside of it"),
-    "control": ([("lib/a\nb", b"")], {}, "it has 'lib/a\\nb', which is outside of it"),
+    "control": ([("none/a\nb", b"")], {}, "it has 'none/a\\nb', whose directory is none of its own"),
     "link up": ([("lib/x", "../../out")], {}, "lib/x is a link that may lead out of it, to ../../out"),
     "link back": ([("b", "."), ("a", "b/..")], {}, "a is a link that may lead out of it, to b/.."),
     "link out": ([("lib/x", "/etc")], {}, "lib/x is a link out of it, to /etc"),
@@ -157,6 +159,17 @@ def test_what_does_not_belong_into_a_release_is_refused(tmp_path: Path, tree: Pa
     assert str(told.value).startswith("a.tar.gz is refused: ") and sentence in str(told.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == outside
     assert (tree / "lib/shared.py").read_text() == "shared"
+
+
+def test_a_file_with_holes_is_refused(tmp_path: Path, tree: Path) -> None:
+    """A few bytes of an archive may fill any disk; the formula packs none."""
+    file, made = tmp_path / "holes", tmp_path / "a.tar.gz"
+    with file.open("wb") as handle:
+        handle.truncate(2**22)
+    subprocess.run(["tar", "-czSf", made, "-C", tmp_path, "holes"], check=True)
+    with pytest.raises(FormulaError, match="holes is neither a file, nor a directory, nor a link"):
+        unpacking.release(str(made), str(tree), "/x")
+    assert not (tree / "holes").exists()
 
 
 def test_modes_owners_and_shared_files_are_as_the_formula_wants_them(tmp_path: Path, tree: Path) -> None:
@@ -205,3 +218,18 @@ def test_a_link_that_leads_out_of_a_release_is_not_packed(tmp_path: Path) -> Non
     (release / "src/x/link").symlink_to("/etc/passwd")
     with pytest.raises(FormulaError, match="cannot be shipped: src/x/link is a link out of it, to /etc/passwd"):
         packing.release(str(release), str(layer), str(tmp_path / "a.tar.gz"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layer_path": "/"}, {"release_path": "/"}, {"layer_path": "/usr/../x"}, {"key": "../x"}, {"host": "a/b"},
+     {"layer": {"name": "../x.tar.gz", "size": 1, "sha256": "0" * 64}}, {"facts": []}, {"release": None}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_shipment_that_names_places_of_others_is_refused(change: dict[str, object]) -> None:
+    archive = {"name": "production.default.0123456789abcdef.0123456789abcdef.tar.gz", "size": 1, "sha256": "0" * 64}
+    told = {"host": "web1", "facts": {}, "key": "0123456789abcdef", "layer": archive, "layer_path": "/usr/lib/l",
+            "release": archive, "release_path": "/usr/lib/r"}  # fmt: skip
+    assert Shipment.of(told).to_json() == told
+    with pytest.raises(InvalidArgument, match=r"shipped is not what ckan_release\.pack returned"):
+        Shipment.of({**told, **change})

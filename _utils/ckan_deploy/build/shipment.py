@@ -91,4 +91,5 @@ def check_key(given: Any) -> str:
 
 
 def _is_place(path: Any) -> bool:
-    return os.path.isabs(path) and os.path.normpath(path) == path
+    # The top would make every path one of it.
+    return path.startswith("/") and path != "/" and os.path.normpath(path) == path

@@ -81,7 +81,7 @@ def pack(site: Site, release: str, with_layer: bool = True) -> Shipment:
     shared = site.paths.shared
     with places.temporary(shared, "ship") as work, layers.known(shared, manifest.layer, _missing) as layer:
         with _told(f"release {release} cannot be packed"):
-            layer_file, packed_layer = _layer_archive(layer)
+            layer_file, packed_layer = _layer_archive(layer, with_layer)
             packed = packing.release(path, layer.path, f"{work}/release")
         made = Shipment(
             site.host.id, about, layer.key, _archive(site, layer.key, packed_layer), layer.path,
@@ -215,29 +215,40 @@ def _fetched(site: Site, shipment: Shipment, archive: Archive, work: str) -> str
     target = os.path.join(work, archive.name)
     with _told(f"{source} cannot be had"):
         if source.startswith("/"):
-            _copy(source, target)
+            _copy(source, target, archive.size)
         else:
             _download(site, source, target, shipment.host)
-        size = os.path.getsize(target)
-        if size != archive.size:
-            raise FormulaError(f"{source} has {size} bytes instead of {archive.size}: it was cut short; deploy again.")
+            _refuse_size(source, os.path.getsize(target), archive.size)
         if archives.digest(target) != archive.sha256:
-            raise FormulaError(f"{source} is another file than {shipment.host} has packed (its hash differs).")
+            raise FormulaError(
+                f"{source} is another file than {shipment.host} has packed (its hash differs); deploy again."
+            )
     return target
 
 
-def _copy(source: str, target: str) -> None:
+def _copy(source: str, target: str, size: int) -> None:
     """Copy a file out of a directory that others may write to."""
     fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(fd, "rb") as content, open(target, "xb") as copy:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "it is no file", source)
+        # One that is larger may be larger than the disk.
+        _refuse_size(source, about.st_size, size)
         shutil.copyfileobj(content, copy, 2**20)
 
 
+def _refuse_size(source: str, size: int, wanted: int) -> None:
+    if size != wanted:
+        why = "it was cut short" if size < wanted else "it is another one"
+        raise FormulaError(f"{source} has {size} bytes instead of {wanted}: {why}; deploy again.")
+
+
 def _download(site: Site, source: str, target: str, host: str) -> None:
+    # What minions have pushed is in that environment, whichever this minion takes its states from.
+    address = f"{source}?saltenv=base" if source.startswith("salt://") else source
     try:
-        done, why = site.host.download(source, target), "it is not there"
+        done, why = site.host.download(address, target), "it is not there"
     except FormulaError as exc:
         done, why = "", sentence(exc).rstrip(".")
     if not done or not os.path.isfile(target):
@@ -266,17 +277,22 @@ def _archive(site: Site, what: str, packed: packing.Packed) -> Archive:
     return Archive(name, packed.size, packed.sha256)
 
 
-def _layer_archive(layer: layers.Layer) -> tuple[str, packing.Packed]:
+def _layer_archive(layer: layers.Layer, needed: bool) -> tuple[str, packing.Packed]:
     """The archive of a layer, made once: it is renamed when it is whole, and what is known of it is written last."""
     archive, note = f"{layer.path}.tar.gz", f"{layer.path}.json"
     with contextlib.suppress(ValueError, TypeError, OSError):
         known = packing.Packed(**json.loads(files.read(note)))
-        if os.path.getsize(archive) == known.size:
+        if _is(archive, known) if needed else os.path.getsize(archive) == known.size:
             return archive, known
     packed = packing.layer(layer.path, f"{archive}.part")
     os.rename(f"{archive}.part", archive)
     files.write(note, json.dumps(attrs.asdict(packed)), durable=True)
     return archive, packed
+
+
+def _is(path: str, packed: packing.Packed) -> bool:
+    """Whether a file is what was packed, also after years on a disk."""
+    return os.path.getsize(path) == packed.size and archives.digest(path) == packed.sha256
 
 
 def _hand_over(site: Site, path: str, archive: Archive) -> None:
@@ -290,8 +306,9 @@ def _hand_over(site: Site, path: str, archive: Archive) -> None:
             )
         return
     target = os.path.join(folder, archive.name)
-    if os.path.isfile(target) and os.path.getsize(target) == archive.size:
-        return
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.lstat(target).st_mode) and _is(target, packing.Packed(archive.size, archive.sha256)):
+            return
     with _told(f"{target} cannot be written"):
         files.try_unlink(f"{target}.part")
         with open(path, "rb") as source, open(f"{target}.part", "xb") as copy:

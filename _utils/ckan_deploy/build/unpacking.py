@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import tarfile
 import zlib
@@ -24,7 +23,6 @@ from ckan_deploy.system import ownership
 
 # How long the list of names that are gone may be.
 MOST = 64 * 2**20
-_ODD = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def layer(archive: str, tree: str, was: str) -> None:
@@ -104,10 +102,10 @@ class _Unpacker:
         if member.issym():
             self.refuse_link(path, member.linkname)
             os.symlink(self.move.link(member.linkname), place)
-        elif member.isreg():
+        elif member.isreg() and not member.issparse():
             self.file(tar, member, place)
         else:
-            raise FormulaError(f"{path} is neither a file, nor a directory, nor a link")
+            raise FormulaError(f"{_shown(path)} is neither a file, nor a directory, nor a link")
 
     def file(self, tar: tarfile.TarFile, member: tarfile.TarInfo, place: str) -> None:
         content = tar.extractfile(member)
@@ -147,15 +145,15 @@ class _Unpacker:
 
     def refuse(self, path: object) -> None:
         """Raise ``FormulaError`` for a name that does not belong into the tree."""
-        if not isinstance(path, str) or not path or _ODD.search(path) or set(path.split("/")) & {"", ".", ".."}:
+        if not isinstance(path, str) or not path or "\0" in path or set(path.split("/")) & {"", ".", ".."}:
             raise FormulaError(f"it has {path!r}, which is outside of it")
         if is_ours(path) or self.plain and (path == "pyvenv.cfg" or INTERPRETER.fullmatch(path)):
-            raise FormulaError(f"it has {path}, which is the formula's own")
+            raise FormulaError(f"it has {_shown(path)}, which is the formula's own")
         parent = os.path.dirname(path)
         if parent not in self.folders:
             place = f"{self.tree}/{parent}"
             if not os.path.isdir(place) or os.path.realpath(place) != f"{os.path.realpath(self.tree)}/{parent}":
-                raise FormulaError(f"it has {path}, whose directory is none of its own")
+                raise FormulaError(f"it has {_shown(path)}, whose directory is none of its own")
             self.folders.add(parent)
 
     def refuse_link(self, path: str, target: str) -> None:
@@ -165,9 +163,14 @@ class _Unpacker:
         if not os.path.isabs(target) or inside(target, self.move.old):
             return
         if not os.access(target, os.X_OK):
-            raise FormulaError(f"{path} leads to {target}, and there is no such interpreter here")
+            raise FormulaError(f"{path} leads to {_shown(target)}, and there is no such interpreter here")
         if os.geteuid() == 0 and not ownership.is_roots(os.stat(os.path.realpath(target))):
-            raise FormulaError(f"{path} leads to {target}, which others than root may write to")
+            raise FormulaError(f"{path} leads to {_shown(target)}, which others than root may write to")
+
+
+def _shown(path: str) -> str:
+    """A name for a message: on one line, whatever is in it."""
+    return path if path.isprintable() else repr(path)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
 
     Raises ``FormulaError`` with all that is in the way.
     """
-    behind = backends.ask(site)
+    # A host that serves nothing has no business with them, and may not reach them.
+    behind = backends.Backends() if site.settings.build.only else backends.ask(site)
     # With build:ship the one that resolves builds for all.
     obstacles = preflight.obstacles(site, release, builds=resolve or not site.settings.build.ship)
     problems = list(filter(None, [lock.busy(site), *obstacles, *behind.problems]))

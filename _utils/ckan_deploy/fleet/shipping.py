@@ -44,7 +44,7 @@ def choose(run: Run, found: Targets) -> None:
     if run.kind != "deploy" or not any(_ships(found, host) for host in run.hosts):
         return
     for name in ("ship", "host", "store"):
-        values = {host: str(found.build[host].get(name) or "") for host in run.hosts}
+        values = {host: str(found.build[host].get(name) or "") for host in [*run.hosts, *own_builder(run, found)]}
         if len(set(values.values())) > 1:
             each = ", ".join(f"{value or 'not set'} on {host}" for host, value in sorted(values.items()))
             raise FormulaError(f"ckan:build:{name} is {each}; set it alike for all hosts of {run.env}")
