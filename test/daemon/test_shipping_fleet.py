@@ -1,4 +1,7 @@
-"""Two web hosts without any tool of a build, a builder of its own, and Salt's own file transfer between them."""
+"""
+Two web hosts without any tool of a build, a builder of its own, and Salt's own file transfer between them. A host of
+another environment builds for itself.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,27 @@ from typing import Any
 import pytest
 import yaml
 
-from daemon.conftest import Site
+from daemon.conftest import PASSWORD, SESSION, Site
 from parts.portal import next_second
 from stub import repos
 
 pytestmark = pytest.mark.daemon
 
-WEB, BUILDER = ("web1", "web2"), "web-build"
+WEB, BUILDER, STAGING = ("web1", "web2"), "web-build", "staging-web1"
 TRANSFER = {"file_recv": True, "fileserver_backend": ["roots", "minionfs"]}
 
 
 @pytest.fixture(scope="module")
 def site(stub_base: Path) -> Iterator[Site]:
-    with Site(stub_base, (*WEB, BUILDER), options={"master": TRANSFER}) as site:
+    secrets = {env: {"database:password": PASSWORD, "secrets:session": SESSION} for env in ("production", "staging")}
+    with Site(stub_base, (*WEB, BUILDER, STAGING), options={"master": TRANSFER}, secrets=secrets) as site:
         site.settings["build"] = {"ship": True, "host": BUILDER}
         site.write_pillar(site.settings)
         for host in WEB:
             # No base, and an installer that is not there.
             change(site, host, paths={"base": "/nonexistent/base"}, installer={"uv": "/nonexistent/uv"})
         change(site, BUILDER, build={**site.settings["build"], "only": True})
+        change(site, STAGING, build={})
         site.set_up()
         yield site
 
@@ -87,6 +92,32 @@ def test_the_next_one_takes_the_same_layer_and_nothing_to_deploy_is_seen(site: S
     assert done["code"] == 0 and "Nothing to deploy" in done["summary"], done["text"]
     code, told = site.status()
     assert code == 0 and set(told["hosts"]) == set(WEB), told
+
+
+def test_a_promotion_is_built_once_of_the_lock_file_of_the_other_environment(site: Site) -> None:
+    next_second()
+    commit = repos.commit_change(site.repo, "Hello staging")
+    done = site.highstate(env="staging")
+    assert done["code"] == 0, done["text"]
+    release = site.current(STAGING)
+    later = repos.commit_change(site.repo, "Hello later")
+    next_second()
+    done = site.deploy(**{"from": "staging"})
+    assert done["code"] == 0, done["text"]
+    assert f"as {release} of staging has it" in " ".join(done["text"].split())
+    assert all("Hello staging" in site.get("/", host)[1] for host in WEB)
+    mine = site.current("web1")
+    paths = [site.root(host) / f"usr/lib/ckan/releases/{mine}" for host in (*WEB, BUILDER)]
+    paths.append(site.root(STAGING) / f"usr/lib/ckan/releases/{release}")
+    manifests = [json.loads((path / "release.json").read_text()) for path in paths]
+    assert [manifest.get("built_on", "") for manifest in manifests] == [BUILDER, BUILDER, "", ""]
+    assert {about["resolution"]["extensions"]["ckanext-mycity"]["commit"] for about in manifests} == {commit} != {later}
+    assert len({(path / "pylock.toml").read_bytes() for path in paths}) == 1
+    code, told = site.call("web2", "ckan_release.show")
+    assert code == 0 and told["promoted"] == {"env": "staging", "release": release}
+    next_second()
+    done = site.deploy(**{"from": "staging"})
+    assert done["code"] == 0 and "Nothing to deploy" in done["text"], done["text"]
 
 
 def test_a_failure_leaves_nothing_of_the_candidate_on_any_host(site: Site) -> None:

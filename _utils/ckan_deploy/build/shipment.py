@@ -92,4 +92,4 @@ def check_key(given: Any) -> str:
 
 def _is_place(path: Any) -> bool:
     # The top would make every path one of it.
-    return path.startswith("/") and path != "/" and os.path.normpath(path) == path
+    return os.path.isabs(path) and path != "/" and os.path.normpath(path) == path
