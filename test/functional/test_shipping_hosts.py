@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import errno
 import functools
 import http.server
 import json
@@ -256,6 +257,37 @@ def test_a_disk_that_runs_full_while_an_archive_is_unpacked_is_a_sentence(builde
     assert text.startswith(f"{packed['shipped']['layer']['name']} cannot be unpacked (No space left on device")
     assert text.endswith("; make room and deploy again.")
     assert not (shared / "layers" / packed["shipped"]["key"]).exists()
+
+
+@pytest.mark.parametrize("full", ["store", "layers"])
+def test_a_disk_that_runs_full_while_an_archive_is_made_is_a_sentence_and_gets_its_room_back(
+    builder, other, store, mount, monkeypatch, full
+):
+    release, packed = shipped(builder)
+    size, key = packed["shipped"]["layer"]["size"], packed["shipped"]["key"]
+    layers = builder.home / "shared/layers"
+    for path in [*layers.glob("*.tar.gz"), *layers.glob("*.json"), *store.iterdir()]:
+        path.unlink()
+    release = later_id(builder)
+    builder.build(release)
+    if full == "store":
+        mount(store, f"{size // 2048}k")
+        file = f"{store / packed['shipped']['layer']['name']} cannot be written"
+    else:
+        file = f"release {release} cannot be packed"
+        whole = os.fsync
+
+        def no_room(fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith(f"{key}.tar.gz.part"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            whole(fd)
+
+        monkeypatch.setattr("os.fsync", no_room)
+    with pytest.raises(CommandExecutionError) as told:
+        builder.pack(release)
+    assert str(told.value).startswith(f"{file} (No space left on device") and "make room and deploy" in str(told.value)
+    assert builder.show(release)["state"] == "failed"
+    assert [path.name for folder in (layers, store) for path in folder.iterdir() if ".part" in path.name] == []
 
 
 def test_a_host_that_differs_from_the_one_that_built_is_refused(builder, other, monkeypatch):

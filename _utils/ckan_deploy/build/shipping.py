@@ -284,10 +284,23 @@ def _layer_archive(layer: layers.Layer, needed: bool) -> tuple[str, packing.Pack
         known = packing.Packed(**json.loads(files.read(note)))
         if _is(archive, known) if needed else os.path.getsize(archive) == known.size:
             return archive, known
-    packed = packing.layer(layer.path, f"{archive}.part")
-    os.rename(f"{archive}.part", archive)
+    with _draft(archive) as draft:
+        packed = packing.layer(layer.path, draft)
     files.write(note, json.dumps(attrs.asdict(packed)), durable=True)
     return archive, packed
+
+
+@contextlib.contextmanager
+def _draft(path: str) -> Iterator[str]:
+    """A name to write a file to, which is renamed when it is whole; what is not leaves its room to others."""
+    draft = f"{path}.part"
+    try:
+        files.try_unlink(draft)
+        yield draft
+        os.rename(draft, path)
+    except BaseException:
+        files.try_unlink(draft)
+        raise
 
 
 def _is(path: str, packed: packing.Packed) -> bool:
@@ -310,13 +323,11 @@ def _hand_over(site: Site, path: str, archive: Archive) -> None:
         if stat.S_ISREG(os.lstat(target).st_mode) and _is(target, packing.Packed(archive.size, archive.sha256)):
             return
     with _told(f"{target} cannot be written"):
-        files.try_unlink(f"{target}.part")
-        with open(path, "rb") as source, open(f"{target}.part", "xb") as copy:
+        with _draft(target) as draft, open(path, "rb") as source, open(draft, "xb") as copy:
             shutil.copyfileobj(source, copy, 2**20)
             copy.flush()
             os.fchmod(copy.fileno(), 0o644)
             os.fsync(copy.fileno())
-        os.rename(f"{target}.part", target)
 
 
 def _forget_old(site: Site, made: Shipment) -> None:
