@@ -300,7 +300,7 @@ def _conflict(who: str, items: list[Asked], pins: Mapping[str, str], chosen: Map
             for item in items]  # fmt: skip
     setting = "ckan:override" if who == SETTINGS else f"ckan:extensions:{who}:override"
     # What it has already would be lost otherwise.
-    have = [item.line for item in chosen.values() if item.who == who]
+    have = [item.line for item in chosen.values() if item.who in (who, setting)]
     lines = list(dict.fromkeys([*have, *(f"{item.name}{item.specifier}" for item in items)]))
     return (
         f"{who} asks for {', and for '.join(told)}; correct {'it' if len(items) == 1 else 'them'}, or set {setting}: "
