@@ -36,10 +36,10 @@ NAMED = 3
 # The marks of bases, layers and checkouts that are finished.
 MARKS = ".ckan-*.json"
 READY = ".ckan-ready.json"
-# What nobody edits in a checkout, and most of its size: objects of git, bytecode, what is compiled, schemas, libraries
+# What nobody edits in a checkout, and most of its size: objects of git, bytecode, schemas, archives, fonts, libraries
 # of others.
 BULK = re.compile(
-    r"(.*/)?\.git/(.*/)?objects/.+|.*\.(pyc|so|mo|map|xsd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf)"
+    r"(.*/)?\.git/(.*/)?objects/.+|.*\.(pyc|so|map|xsd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf)"
     r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css)",
     re.DOTALL,
 )
