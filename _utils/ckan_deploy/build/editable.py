@@ -152,7 +152,9 @@ def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
     lines = [os.path.normpath(os.path.join("../../../src", name, subdirectory, root)) for root in roots]
     content[f"__editable__.{plain}.pth"] = "".join(f"{line}\n" for line in lines).encode("utf-8")
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    write_wheel(path, content)
+    with files.locked(os.path.join(folder, ".lock")):
+        if not os.path.exists(path):
+            write_wheel(path, content)
     return path
 
 
@@ -242,6 +244,8 @@ def write_wheel(path: str, content: dict[str, bytes]) -> None:
     """
     Write a wheel: https://packaging.python.org/specifications/binary-distribution-format
 
+    Nobody else may write it meanwhile. What a killed run left of it is written over.
+
     path
         Its path.
     content
@@ -257,7 +261,7 @@ def write_wheel(path: str, content: dict[str, bytes]) -> None:
         rows.writerow([member, f"sha256={digest}", len(data)])
     rows.writerow([f"{info}/RECORD", "", ""])
     content[f"{info}/RECORD"] = record.getvalue().encode("utf-8")
-    draft = f"{path}.{os.getpid()}.part"
+    draft = f"{path}.part"
     with zipfile.ZipFile(draft, "w") as archive:
         for member, data in content.items():
             # Of no time: the same on all hosts, whenever it is made.

@@ -324,7 +324,8 @@ def _look(tree: str) -> dict[str, Seen]:
                     look(entry.path, f"{inner}{name}/", private or (not inner and name == "src"))
                     continue
                 about = entry.stat(follow_symlinks=False)
-                own = not is_bulk(inner + name) if checkout else private
+                # Of a checkout all: what releases share of it, another version of ours may have decided.
+                own = private and not checkout
                 inode = 0 if own or not relocate.is_fair(about, user) else about.st_ino
                 links = about.st_nlink if inode else 0
                 changed = about.st_ctime_ns if inode else 0
