@@ -14,8 +14,8 @@ from typing import Any
 from ckan_deploy.build import assembly, packages, resolution, sharing
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
-from ckan_deploy.database import compatibility, migration, probe, search_index
-from ckan_deploy.deploy import prune, switch
+from ckan_deploy.database import backends, compatibility, migration, probe, search_index
+from ckan_deploy.deploy import options, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
@@ -48,9 +48,10 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
     Returns the manifest, in state ``built``. Raises ``FormulaError``; the release is then ``failed``.
     """
     origin = planned.origin if planned else ""
-    with stage.running(site, "build", release, by, job, origin=origin):
+    with stage.running(site, "build", release, by, job, origin=origin) as warned:
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
+        warned += planned.notes
         about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
         # What it is to hold from the start: a prune spares the checkouts that it names.
         site.releases.create(release, resolution=planned, **about)
@@ -71,8 +72,9 @@ def check(
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
 
-    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
-    ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
+    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "backends": versions of what is behind CKAN,
+    "undeclared": options that nobody declares, "ckan_version", "seconds"}``. Raises ``FormulaError`` with one line that
+    names the plugin and its exception; the release is then ``failed``.
     """
     with stage.running(site, "check", release, by, job) as warned:
         candidate = site.release(release)
@@ -83,7 +85,11 @@ def check(
             packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             _refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
-            result = probe.check(site, path)
+            warned += preflight.remarks(site)
+            behind = _behind(site, path)
+            warned += behind.remarks
+            result = {**probe.check(site, path), "backends": behind.versions}
+            result["warnings"] += options.unknown(site, result.get("undeclared", {}), result.get("ckan_version", ""))
             newer = compatibility.unknown(site, result["schema"], served)
             if newer["problem"]:
                 raise FormulaError(newer["problem"])
@@ -93,6 +99,7 @@ def check(
                 result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
             candidate.become("checked", by, check=result)
         warned += result["warnings"]
+        warned[:] = dict.fromkeys(warned)
         return {**result, "warnings": warned}
 
 
@@ -304,6 +311,14 @@ def _note_failed(site: Site, release: str, by: str, reason: str) -> None:
         site.releases.set_state(release, "failed", by, reason)
     except (FormulaError, OSError) as exc:
         log.warning("release %s is not marked failed: %s", release, sentence(exc))
+
+
+def _behind(site: Site, path: str) -> backends.Backends:
+    """What is behind CKAN, asked by the very release: a first one could not be asked for at plan by a CKAN."""
+    behind = backends.ask(site, path)
+    if behind.problems:
+        raise FormulaError("; ".join(behind.problems))
+    return behind
 
 
 def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
