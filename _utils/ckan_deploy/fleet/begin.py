@@ -112,8 +112,7 @@ def plan(
         run.spans.append(Span("plan", "", "", begun, seconds, "ok"))
         run.save()
         progress.tell(run, "plan", "ok", seconds=seconds, comment=outcome["comment"])
-        for warning in run.warnings:
-            progress.tell(run, "plan", "warning", seconds=seconds, comment=warning)
+        progress.warn(run, "plan", run.warnings, seconds)
     return outcome
 
 

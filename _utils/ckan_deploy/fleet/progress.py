@@ -58,6 +58,19 @@ def tell(run: Run, stage: str, result: str, host: str = "", seconds: float = 0, 
     return payload
 
 
+def warn(run: Run, stage: str, warnings: Sequence[str], seconds: float) -> None:
+    """
+    Tell what was found at a stage, an event and a line for each.
+
+    run, stage, seconds
+        As for ``tell``.
+    warnings
+        The warnings, a sentence each.
+    """
+    for warning in warnings:
+        tell(run, stage, "warning", seconds=seconds, comment=warning)
+
+
 def waiting(stage: str, names: Sequence[str]) -> None:
     """
     On a terminal: show who is at work, until the next line is written.

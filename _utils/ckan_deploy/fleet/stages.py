@@ -191,8 +191,7 @@ def _note_warnings(run: Run, name: str, told: Answers, begun: float) -> None:
     """What the hosts found besides, each sentence once in the run: told at once, and again at its end."""
     said = {host: _warnings(answer) for host, answer in told.good.items()}
     everyone = 0 if name in ON_ONE_HOST else len(run.hosts)
-    for warning in run.warn(told_once(said, everyone)):
-        progress.tell(run, name, "warning", "", time.time() - begun, warning)
+    progress.warn(run, name, run.warn(told_once(said, everyone)), time.time() - begun)
 
 
 def _warnings(answer: Any) -> list[str]:
