@@ -71,15 +71,17 @@ def live(name: str) -> dict[str, Any]:
             return {**ret, "result": None, "comment": would}
         job = _job()
         if missed:
-            deploy.catch_up(lambda overrides: Site.of(_host(), overrides, fresh=not overrides), "highstate", job)
+            found = deploy.catch_up(
+                lambda overrides: Site.of(_host(), overrides, fresh=not overrides), "highstate", job
+            )
         elif undone:
-            ret["warnings"] = stages.finish(site, current["current"], by="highstate", job=job)["warnings"]
+            found = stages.finish(site, current["current"], by="highstate", job=job)
         elif current["current"]:
             stages.start(site, current["current"], by="highstate")
-            stages.verify(site, current["current"], by="highstate")
+            found = stages.verify(site, current["current"], by="highstate")
         else:
-            done = deploy.deploy(lambda: site, _release_of(job), "highstate", job)
-            ret["changes"]["release"]["new"] = done["current"]
+            found = deploy.deploy(lambda: site, _release_of(job), "highstate", job)
+            ret["changes"]["release"]["new"] = found["current"]
     except (FormulaError, OSError) as exc:
         return {**ret, "result": False, "changes": {}, "comment": sentence(exc)}
     release = site.releases.current()
@@ -87,7 +89,10 @@ def live(name: str) -> dict[str, Any]:
         did += "; it was built here, since archives are handed over by orch.deploy alone (ckan:build:ship)"
     return {
         **{name: value for name, value in ret.items() if value or name != "warnings"},
-        "comment": did.format(release=release),
+        # What was found on the way: not among the state's warnings, which few look at.
+        "comment": "; ".join(
+            [did.format(release=release), *(f"warning: {each}" for each in found.get("warnings", []))]
+        ),
     }
 
 

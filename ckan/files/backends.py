@@ -22,6 +22,7 @@ def ask_all(options: dict) -> dict:
         return found
     questions = {
         "sqlalchemy.url": database,
+        "administrator": administrator,
         "ckan.datastore.write_url": datastore,
         "ckan.datastore.read_url": datastore,
         "ckan.redis.url": redis_server,
@@ -58,8 +59,39 @@ def database(options: dict, name: str, found: dict) -> None:
             found["remarks"].append([name, said])
 
 
+def administrator(options: dict, name: str, found: dict) -> None:
+    """Who makes databases, and gives the datastore its permissions."""
+    from sqlalchemy import text
+
+    with connect(options[name]) as connection:
+        may = "select rolcreatedb or rolsuper from pg_roles where rolname = current_user"
+        if "needs" in options and not connection.execute(text(may)).scalar():
+            user = connection.execute(text("select current_user")).scalar()
+            found["remarks"].append([
+                name,
+                f"{user} may not make databases, as {options['needs']} does; type in psql, as a superuser: alter role "
+                f'"{user}" createdb, or name another one',
+            ])  # fmt: skip
+
+
 def datastore(options: dict, name: str, found: dict) -> None:
-    connect(options[name]).close()
+    from sqlalchemy import text
+
+    with connect(options[name]) as connection:
+        say = lambda question: connection.execute(text(question)).scalar()  # noqa: E731
+        if name != "ckan.datastore.write_url":
+            return
+        where, user = f"the database {say('select current_database()')}", say("select current_user")
+        if say("show server_encoding") != "UTF8":
+            raise Sentence(f"{where} is of the encoding {say('show server_encoding')}; CKAN needs one of UTF8")
+        if say("show transaction_read_only") == "on":
+            raise Sentence(f"{where} takes no changes; see whether its server is a standby")
+        if not say("select has_schema_privilege(coalesce(current_schema(), 'public'), 'create')"):
+            found["remarks"].append([
+                name,
+                f"{user} may not make tables in {where}, as each upload does; type in psql there, as a superuser: "
+                f'grant usage, create on schema public to "{user}"',
+            ])  # fmt: skip
 
 
 def redis_server(options: dict, name: str, found: dict) -> None:

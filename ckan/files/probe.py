@@ -129,6 +129,13 @@ def started(ini: str, left_out: tuple, result: dict):
             result["errors"].append(solr_schema_sentence(exc))
             return None, listed
         guilty = guilty_plugins(exc)
+        option = tripped_over(exc, config)
+        if guilty and option:
+            result["errors"].append(
+                f"configuration option {option} is not valid, so the plugin {guilty[0]}, which reads it, does not start"
+            )
+            result["blamed"] = guilty[-1:]
+            return None, listed
         where = f"plugin {guilty[0]} does not start" if guilty else "CKAN does not start"
         if len(guilty) > 1:
             where = f"plugins {' and '.join(guilty)} do not go together"
@@ -237,12 +244,10 @@ def check_configuration(ini: str, result: dict) -> None:
 
 def check_names(ini: str, declaration, result: dict) -> None:
     """
-    Options by an old name, and such that neither CKAN nor a plugin declares, as after an upgrade of CKAN. An extension
-    may do without declaring, so these are warnings.
+    Options by an old name, and ``undeclared``: those that neither CKAN nor a plugin declares, as after an upgrade of
+    CKAN, each with the declared one whose name is nearest, or ''. An extension may do without declaring.
     """
     from ckan.config.declaration.option import Flag
-
-    import ckan
 
     parser = configparser.RawConfigParser()
     parser.optionxform = str
@@ -257,14 +262,8 @@ def check_names(ini: str, declaration, result: dict) -> None:
     for name in sorted({*given} & {*renamed}):
         result["warnings"].append(f"the option {name} is called {renamed[name]} now; CKAN reads the old name still")
     strange = [name for name in given if name not in renamed and not any(key == name for key in known)]
-    for name in list(strange):
-        close = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.85)
-        if close:
-            strange.remove(name)
-            result["warnings"].append(f"CKAN and its plugins do not know the option {name} (did you mean {close[0]}?)")
-    if strange:
-        who = f"neither CKAN {ckan.__version__} nor a plugin"
-        result["warnings"].append(f"options that {who} declares: {', '.join(strange)}")
+    near = {name: difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.85) for name in strange}
+    result["undeclared"] = {name: (*some, "")[0] for name, some in near.items()}
 
 
 def build_assets(result: dict) -> None:
@@ -364,6 +363,28 @@ def guilty_plugins(exc: BaseException) -> list:
         if calls:
             return [plugin.name]
     return []
+
+
+def tripped_over(exc: BaseException, given) -> str:
+    """The option that is not valid by its declaration and that the code which failed was reading, '' for none."""
+    try:
+        from ckan.common import config_declaration
+
+        # CKAN's own, and those of the plugins that are loaded.
+        config_declaration.setup()
+        _, errors = config_declaration.validate(
+            {**{str(key): config_declaration[key].default for key in config_declaration.iter_options()}, **given}
+        )
+    except Exception:
+        return ""  # an older CKAN, or a declaration that is itself at fault: what failed is told as it is
+    lines = [frame.line or "" for frame in traceback.extract_tb(exc.__traceback__)]
+    said = [*lines, str(exc)]
+    # Its value may be any text, such as that of another option: only together with the words of a conversion.
+    for name in sorted(errors or {}):
+        value = repr(str(given.get(name, "")))
+        if any(name in text for text in said) or (isinstance(exc, ValueError) and value in str(exc)):
+            return name
+    return ""
 
 
 def the_other(frame, plugin) -> list:

@@ -98,6 +98,27 @@ def test_a_hook_after_a_stage_that_fails_warns_or_stops(host):
     assert (host.current(), host.releases()) == (second, [first, second])
 
 
+def test_h13_what_a_stage_found_stands_in_the_comment_of_the_first_highstate_once(host):
+    host.pillar["hooks"] = [
+        command(host, stage, "after", f"echo nothing at {stage}; exit 1")
+        for stage in ("build", "check", "migrate", "activate", "verify", "finish")
+    ]
+    did = host.loaders().states["ckan_release.live"]("production")
+    assert did.result is True
+    for stage in ("check", "migrate", "verify", "finish"):
+        assert (
+            did.comment.count(f"warning: hook after {stage} (cmd.shell) failed: exit code 1: nothing at {stage}") == 1
+        )
+    logged = {entry["stage"]: entry.get("warnings", []) for entry in host.history()}
+    assert logged["build"] == ["hook after build (cmd.shell) failed: exit code 1: nothing at build"]
+    warned = host.loaders().modules["ckan_release.status"](processes=True)["warnings"]
+    hooks = [said.split()[2] for said in warned if said.startswith("hook ")]
+    assert hooks == ["build", "check", "migrate", "activate", "verify", "finish"]
+    # The release is live, and there is nothing to say but that.
+    again = host.loaders().states["ckan_release.live"]("production")
+    assert again.comment == f"release {host.current()} is live"
+
+
 def test_h03_a_hook_before_finish_that_fails_is_a_warning_and_what_is_left_is_seen(host):
     host.pillar["keep"] = 2
     releases = [deployed(host), deployed(host)]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from integration.conftest import WRONG, Behind
+from integration.conftest import PASSWORD, WRONG, Behind
 
 from ckan_deploy.deploy import plan
 from ckan_deploy.errors import FormulaError
@@ -27,6 +27,12 @@ def test_all_of_them_are_asked_side_by_side_and_say_their_versions(behind: Behin
         "PostgreSQL": True, "Redis": True, "Solr": True,
     }  # fmt: skip
     assert time.monotonic() - begun < 10
+    site = fake_site(behind.place / "host", **{**behind.settings, "web__server": "none", "web__app": "none"})
+    begun = time.monotonic()
+    planned = plan.make(site, "20261129120000Z", resolve=False)
+    took = time.monotonic() - begun
+    print(f"preflight: {took:.2f} s")
+    assert planned.to_json()["host"]["backends"] == told.versions
 
 
 CLOSED = "redis://:marked-wrong-password@127.0.0.1:9/0"
@@ -110,6 +116,35 @@ def test_h19_rights_that_migrations_need_are_asked_for(behind: Behind) -> None:
     assert (told.problems, told.remarks) == ((), (said,))
     behind.postgres.sql("narrow", 'grant usage, create on schema public to "ckan_default"')
     assert behind.ask(database=narrow).remarks == ()
+
+
+def test_h13_rights_in_the_datastore_are_asked_for(behind: Behind) -> None:
+    behind.postgres.create_database("store", "somebody", "of no interest")
+    store = {**behind.settings["datastore"], "name": "store"}
+    told = behind.ask(datastore=store)
+    (said,) = told.remarks
+    assert told.problems == ()
+    assert said == (
+        "ckan:datastore: ckan_default may not make tables in the database store, as each upload does; type in psql "
+        'there, as a superuser: grant usage, create on schema public to "ckan_default"'
+    )
+    (said,) = behind.ask(datastore={**store, "name": "ascii"}).problems
+    assert said.startswith("ckan:datastore: the database ascii is of the encoding SQL_ASCII")
+
+
+def test_rights_that_restores_and_rehearsals_need_are_asked_for(behind: Behind) -> None:
+    maintenance, database = {"migration": {"when": "maintenance"}}, behind.settings["database"]
+    assert behind.ask(migration={"when": "before"}).remarks == ()
+    (said,) = behind.ask(**maintenance).remarks
+    assert said.startswith("ckan:database:admin_user: ckan_default may not make databases, as a restore after a migrat")
+    (said,) = behind.ask(migration={"rehearse": True}).remarks
+    assert 'alter role "ckan_default" createdb' in said and "a rehearsal of migrations" in said
+    behind.postgres.sql("postgres", f"create role maker login createdb password '{PASSWORD}'")
+    named = {**database, "admin_user": "maker", "admin_password": PASSWORD}
+    told = behind.ask(**maintenance, database=named)
+    assert (told.problems, told.remarks) == ((), ())
+    (said,) = behind.ask(database={**named, "admin_password": WRONG}).problems
+    assert said.startswith("ckan:database:admin_user: PostgreSQL at 127.0.0.1:") and "refuses user maker" in said
 
 
 def test_h19_the_datastore_is_asked_as_both_of_its_users(behind: Behind) -> None:

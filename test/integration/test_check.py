@@ -42,6 +42,7 @@ BROKEN = {
         "    def group_types(self):\n        return ('organization',)\n"
         "    def group_controller(self):\n        return 'organization'\n"
     ),
+    "reads": PLUGIN.format(name="reads", does="int(config['ckan.max_image_size'])"),
     "well": PLUGIN.format(name="well", does="pass"),
 }
 
@@ -125,6 +126,24 @@ def test_a_wrong_option_is_never_blamed_on_a_plugin(check) -> None:
     said = refusal(check, "well", "datatables_view", config={"config.mode": "strict", "ckan.max_image_size": "many"})
     assert not any(one.startswith("plugin") for one in said), said
     assert any("ckan.max_image_size" in one for one in said), said
+
+
+def test_options_that_nobody_declares_are_found_with_the_nearest_name(check) -> None:
+    told = check("well", "scheming_datasets", config={
+        "scheming.dataset_schemas": "ckanext.scheming:ckan_dataset.yaml", "ckan.site_descripton": "A portal",
+        "ckan.site_description": "A portal", "ckan.datasets_per_page": 30,
+    })  # fmt: skip
+    # The two of the datastore follow from ckan:datastore, and nobody has to answer for them.
+    theirs = {name: near for name, near in told["undeclared"].items() if not name.startswith("ckan.datastore.")}
+    assert theirs == {"scheming.dataset_schemas": "", "ckan.site_descripton": "ckan.site_description"}
+    assert not any("option" in said for said in told["warnings"])
+
+
+def test_a_plugin_that_trips_over_a_wrong_option_is_told_with_that_option(check) -> None:
+    # The declaration knows that it is no number, and the plugin that reads it cannot know what to do.
+    said = refusal(check, "well", "reads", config={"ckan.max_image_size": "many"})
+    assert any("option ckan.max_image_size is not valid" in one for one in said), said
+    assert not any(one.startswith("plugin") for one in said), said
 
 
 def test_h19_a_database_that_refuses_is_never_blamed_on_a_plugin(check, behind: Behind) -> None:

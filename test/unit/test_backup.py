@@ -25,6 +25,7 @@ from ckan_deploy.database import (
     postgres,
     probe,
     restore,
+    scripts,
     search_index,
 )
 from ckan_deploy.errors import FormulaError, InvalidArgument
@@ -365,11 +366,11 @@ def test_what_the_probe_says_comes_back_without_secrets(root: Path, site: Site, 
     }
     asked: list[Any] = []
 
-    def run(command: list[str], **more: Any) -> probe.processes.Done:
+    def run(command: list[str], **more: Any) -> scripts.processes.Done:
         asked.append((command, more))
-        return probe.processes.Done(0, f"a plugin prints\n{probe.MARK}{json.dumps(told)}", "")
+        return scripts.processes.Done(0, f"a plugin prints\n{probe.SCRIPT.mark}{json.dumps(told)}", "")
 
-    monkeypatch.setattr(probe.processes, "run", run)
+    monkeypatch.setattr(scripts.processes, "run", run)
     status = probe.index_status(site, str(root / "venv"))
     assert status == {"problem": "no Solr at http://**********@h, **********", "rebuild": ""}
     command, more = asked[0]

@@ -55,7 +55,9 @@ def test_a_deploy_is_planned_once_for_all_hosts_and_has_the_lock(master: FakeMas
     )
     assert (told["ok"], told["changes"], told["groups"]) == (True, ["ckanext-mycity changed"], [list(HOSTS)])
     assert (told["down"], told["last"]) == ([], "not known")
-    assert told["hosts"]["web2"] == {"current": FIRST, "free_mb": 100, "needed_mb": 4, "prunes": []}
+    assert told["hosts"]["web2"] == {
+        "current": FIRST, "free_mb": 100, "needed_mb": 4, "prunes": [], "backends": {},
+    }  # fmt: skip
     assert [(host, kwargs["resolve"]) for host, kwargs in master.told("ckan_release.plan")] == [
         ("web1", True), ("web2", False), ("web3", False)
     ]  # fmt: skip
@@ -97,7 +99,8 @@ def test_h17_what_is_true_of_the_live_release_too_is_no_reason_to_deploy(master:
     master.changes, master.remarks = [], ["ckanext-mycity is 3 commits behind its upstream"]
     told = plan(master)
     assert told["comment"].startswith("Nothing to deploy: ")
-    assert told["changes"] == ["nothing", "ckanext-mycity is 3 commits behind its upstream", "without a sandbox"]
+    assert told["changes"] == ["nothing", "ckanext-mycity is 3 commits behind its upstream"]
+    assert told["warnings"] == ["without a sandbox"]
     master.changes = ["ckanext-mycity changed"]
     Record(master, "production").free()
     assert plan(master)["changes"] == ["ckanext-mycity changed", *told["changes"][1:]]

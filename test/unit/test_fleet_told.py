@@ -154,7 +154,7 @@ def test_a_line_says_stage_host_seconds_and_what_went_wrong(run: Run, capsys: py
     assert capsys.readouterr().err.splitlines() == [
         "build      web1                12.3 s",
         "check      web2                 0.1 s  FAILED: boom",
-        "finish     web2                 0.1 s  a worker had to be ended",
+        "finish     web2                 0.1 s  warning: a worker had to be ended",
     ]
 
 

@@ -476,6 +476,7 @@ ELSEWHERE = {
     "installer:find_links": "an argument",
     "patches": "addresses of the file server",
     "plugins": "the ini, which is read back and compared",
+    "config_known": "compared with names, written nowhere",
     "site_id": "the ini", "solr_url": "the ini", "redis_url": "the ini",
     "database:name": "the ini, quoted as an address has it", "database:user": "the same", "database:admin_user": "none",
     "datastore:name": "the ini, quoted", "datastore:user": "the ini, quoted", "datastore:read_user": "the ini, quoted",

@@ -144,7 +144,7 @@ def own_database(site: Site) -> bool:
     site
         The site.
     """
-    return bool(options(site)["sqlalchemy.url"] == _database_url(site.settings.database))
+    return bool(options(site)["sqlalchemy.url"] == database_url(site.settings.database))
 
 
 def validate(site: Site) -> bool:
@@ -219,7 +219,7 @@ def options(site: Site) -> dict[str, Any]:
     found = {
         "ckan.site_url": settings.site_url,
         "ckan.site_id": settings.site_id,
-        "sqlalchemy.url": _database_url(site.settings.database),
+        "sqlalchemy.url": database_url(site.settings.database),
         "solr_url": settings.solr_url,
         "ckan.redis.url": settings.redis_url,
         "ckan.storage_path": os.path.join(data, "storage"),
@@ -235,8 +235,8 @@ def options(site: Site) -> dict[str, Any]:
     }
     store = settings.datastore
     if store.name:
-        found["ckan.datastore.write_url"] = _database_url(store)
-        found["ckan.datastore.read_url"] = _database_url(
+        found["ckan.datastore.write_url"] = database_url(store)
+        found["ckan.datastore.read_url"] = database_url(
             attrs.evolve(store, user=store.read_user, password=store.read_password)
         )
     return {**found, **site.settings.config, **secrets.config}
@@ -284,7 +284,13 @@ def _value(value: Any, here: bool) -> str:
     return text.removesuffix("\n").replace("\n", "\n    ")
 
 
-def _database_url(database: Database | Datastore) -> str:
+def database_url(database: Database | Datastore) -> str:
+    """
+    Return the address of a database as CKAN's options have it, with the password.
+
+    database
+        The database, and as whom.
+    """
     user, password = quote(database.user, safe=""), quote(database.password, safe="")
     host = f"[{database.host}]" if ":" in database.host else database.host
     return f"postgresql://{user}:{password}@{host}:{database.port}/{quote(database.name, safe='')}"

@@ -10,13 +10,13 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.build import base, ini
+from ckan_deploy.database import postgres
+from ckan_deploy.database.scripts import Script
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
-from ckan_deploy.system import processes
 
-SCRIPTS = tuple(f"salt://ckan/files/{name}.py" for name in ("schema", "search", "backends"))
-MARK = "CKAN-BACKENDS "
+SCRIPT = Script(("schema", "search", "backends"), "CKAN-BACKENDS ")
 TIMEOUT = 30
 # Where an option comes from, unless ``ckan:config`` has it.
 SETTINGS = {
@@ -25,6 +25,7 @@ SETTINGS = {
     "ckan.datastore.read_url": "ckan:datastore",
     "ckan.redis.url": "ckan:redis_url",
     "solr_url": "ckan:solr_url",
+    "administrator": "ckan:database:admin_user",
 }
 
 
@@ -40,37 +41,49 @@ class Backends:
     versions: dict[str, str] = {}
 
 
-def ask(site: Site) -> Backends:
+def ask(site: Site, path: str = "") -> Backends:
     """
     Ask all of them, side by side, with the libraries of CKAN and as its user.
 
     site
         The site.
+    path
+        The directory of the virtualenv whose libraries are used; by default that of the current release, or the base.
 
     Returns what they said, with the setting that each sentence is about, and no secret. Nothing is asked where there is
     no CKAN yet whose libraries could be used, or no user: the stage ``check`` asks then.
     """
-    pythons = [os.path.join(place, "bin", "python") for place in _places(site)]
+    pythons = [os.path.join(place, "bin", "python") for place in ([path] if path else _places(site))]
     python = next((path for path in pythons if os.access(path, os.X_OK)), "")
     if not python or not _user_is_there(site):
         return Backends()
     options = {name: str(value) for name, value in ini.options(site).items() if name in SETTINGS or "solr" in name}
-    script = "\n".join(site.host.text(name) for name in SCRIPTS) + f"\nreport(json.loads({json.dumps(options)!r}))\n"
+    options.update(_administrator(site))
+    call = f"report(json.loads({json.dumps(options)!r}))"
     try:
-        done = processes.run(
-            [python, "-I", "-B", "-"], user=site.settings.user, stdin=script, cwd="/", timeout=TIMEOUT,
-            env={"PYTHONUTF8": "1", "HOME": site.home},
-        )  # fmt: skip
+        told, last = SCRIPT.run(site, python, ["-I", "-B", "-"], "/", TIMEOUT, call)
     except FormulaError as exc:
         # What else is in the way is to be said, too.
         return Backends((f"database, Redis and Solr could not be asked: {sentence(exc)}",))
-    line = next((row for row in reversed(done.stdout.splitlines()) if row.startswith(MARK)), "")
     try:
-        told = json.loads(line.removeprefix(MARK))
+        told = told or {}
         return Backends(_sentences(site, told["problems"]), _sentences(site, told["remarks"]), dict(told["versions"]))
     except (ValueError, TypeError, KeyError):
-        said = mask.text(processes.tail(done, 1), site.settings)
-        return Backends((f"{python} could not ask database, Redis and Solr: {said}",))
+        return Backends((f"{python} could not ask database, Redis and Solr: {last}",))
+
+
+def _administrator(site: Site) -> dict[str, str]:
+    """
+    Who gives the datastore its permissions, makes the database of a restore and the copy for a rehearsal: asked where
+    one is named, or where that will be needed for sure.
+    """
+    settings = site.settings
+    restores = settings.migration.when == "maintenance" and settings.backup.when != "never"
+    if not (settings.database.admin_user or restores or settings.migration.rehearse):
+        return {}
+    needs = "a restore after a migration that failed" if restores else "a rehearsal of migrations"
+    told = {"administrator": ini.database_url(postgres.administrator(site))}
+    return {**told, "needs": needs} if restores or settings.migration.rehearse else told
 
 
 def _places(site: Site) -> list[str]:

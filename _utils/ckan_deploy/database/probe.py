@@ -16,14 +16,13 @@ from typing import Any, TypedDict
 import attrs
 
 from ckan_deploy.build import ini, plugins
+from ckan_deploy.database.scripts import Script
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import files
 
-# One text for the interpreter of the virtualenv.
-SCRIPTS = tuple(f"salt://ckan/files/{name}.py" for name in ("schema", "search", "probe"))
-MARK = "CKAN-PROBE "
+SCRIPT = Script(("schema", "search", "probe"), "CKAN-PROBE ")
 # CKAN's own words. What it logs follows them on the same line, and begins with a date.
 INDEXING = re.compile(r"Indexing dataset \d+/\d+?(?=\s|\Z|\d{4}-\d\d-\d\d )")
 BOOT_TIMEOUT = 300
@@ -233,20 +232,12 @@ def _probe(
     python = os.path.join(path, "bin", "python")
     if not os.path.exists(python):
         raise FormulaError(f"there is no CKAN in {path}: {python} is missing.")
-    script = "\n".join(site.host.text(name) for name in SCRIPTS)
     config = other_ini or ini.path(site, path)
-    command = [python, "-", mode, config, json.dumps(told or {})]
     # As the user of the site: what a boot writes (web assets, caches) must be the site's own.
-    done = processes.run(
-        command, user=site.settings.user, stdin=script, cwd=path, timeout=timeout,
-        env={"PYTHONUTF8": "1", "CKAN_INI": config, "PYTHONDONTWRITEBYTECODE": "1", "HOME": site.home},
-    )  # fmt: skip
-    line = next((row for row in reversed(done.stdout.splitlines()) if row.startswith(MARK)), None)
-    if line is None:
-        rest = [row.strip() for row in (done.stderr or done.stdout).splitlines() if row.strip()]
-        last = mask.text(rest[-1], site.settings) if rest else "no output"
+    arguments = ["-", mode, config, json.dumps(told or {})]
+    answer, last = SCRIPT.run(site, python, arguments, path, timeout, env={"CKAN_INI": config})
+    if answer is None:
         raise FormulaError(f"CKAN in {path} ended without an answer: {last}")
-    answer = json.loads(line[len(MARK) :])
     answer["errors"] = [plugins.advised(text, path, _plugin_of(text), site.settings) for text in answer["errors"]]
     return _answer(site, answer)
 

@@ -54,6 +54,7 @@ def deploy(
             planned = plan.make(site, release or new_id())
             assert planned.resolution
             entered.append(_Deploy(site, planned.release, planned.current, planned.resolution, by, job))
+            entered[0].warned += [*planned.resolution.notes, *planned.own_remarks]
             done = entered[0].run(closed)
     except StageFailed:
         raise
@@ -65,7 +66,7 @@ def deploy(
         raise FormulaError(f"the deploy failed at plan: {sentence(exc)} -- nothing was touched.") from exc
     return {
         "current": planned.release, "previous": planned.current,
-        "changes": [*planned.changes, *planned.own_changes, *planned.remarks, *planned.own_remarks], **done,
+        "changes": [*planned.changes, *planned.own_changes, *planned.remarks], **done,
     }  # fmt: skip
 
 
@@ -146,19 +147,19 @@ class _Deploy:
             log.error("%s", failed)  # stopped from outside: that goes on
             raise
         self._follow()
-        return {"seconds": self.seconds, **({"warnings": self.warned} if self.warned else {})}
+        warned = list(dict.fromkeys(self.warned))
+        return {"seconds": self.seconds, **({"warnings": warned} if warned else {})}
 
     def _make_live(self, closed: bool) -> None:
         """From build to verify: what fails here is reverted."""
         self._timed("build", self._build)
         checked = self._timed("check", lambda: self._check(closed))
-        self.warned += checked["warnings"]
         self.stage = "migrate"
         if closed or checked.get("maintenance"):
             self._close()
         for name, run in (("migrate", self._migrate), ("start", self._start), ("activate", self._activate)):
             self._timed(name, run)
-        self.warned += self._timed("verify", self._verify)["warnings"]
+        self._timed("verify", self._verify)
         if self.closed:
             self.warned += maintenance.off(self.site, self.by).get("warnings", [])
 
@@ -179,7 +180,9 @@ class _Deploy:
     def _timed(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         begun, self.stage = time.monotonic(), name
         try:
-            return run()
+            done = run()
+            self.warned += done.get("warnings", [])
+            return done
         finally:
             self.seconds[name] = round(time.monotonic() - begun, 2)
 

@@ -91,8 +91,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     before = site.releases.read(current) if current else None
     if given:
         promotion.refuse_differences(site, given)
-    about = _about_host(site, release, before, job)
-    remarks = [*_warnings(site), *behind.remarks]
+    about = {**_about_host(site, release, before, job), "backends": behind.versions}
+    remarks = [*preflight.remarks(site), *behind.remarks]
     planned = Plan(release, site.settings.env, current, _own_changes(site, before), about, own_remarks=remarks)
     if not resolve:
         return planned
@@ -146,13 +146,6 @@ def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> 
         "plugins": list(site.settings.plugins),
         **({"facts": shipping.about_host(site), "layers": layers.keys(site.paths.shared)} if ships else {}),
     }
-
-
-def _warnings(site: Site) -> list[str]:
-    """What is to be known of how a release is made here."""
-    if site.settings.build.sandbox == "user" and site.settings.extensions:
-        return ["extensions are built without a sandbox (ckan:build:sandbox is user)"]
-    return []
 
 
 def _own_changes(site: Site, before: Manifest | None) -> list[str]:

@@ -40,6 +40,18 @@ def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = Tr
     return [*found, *cron.problems(site), *hooks.problems(site)]
 
 
+def remarks(site: Site) -> list[str]:
+    """
+    Say what is to be known of how a release is made here.
+
+    site
+        The site.
+    """
+    if site.settings.build.sandbox == "user" and site.settings.extensions:
+        return ["extensions are built without a sandbox (ckan:build:sandbox is user)"]
+    return []
+
+
 def _build_problems(site: Site, builds: bool) -> list[str]:
     problems = list(filter(None, [shipping.problem(site, builds)]))
     if builds and not site.settings.base.version and not os.path.exists(os.path.join(site.paths.base, "bin", "python")):

@@ -15,8 +15,8 @@ from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.build.wheels import Builder
-from ckan_deploy.database import compatibility, migration, probe, search_index
-from ckan_deploy.deploy import prune, switch
+from ckan_deploy.database import backends, compatibility, migration, probe, search_index
+from ckan_deploy.deploy import options, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
@@ -56,9 +56,10 @@ def build(
     if shipped and not planned:
         raise InvalidArgument("shipped needs contents: what ckan_release.pack returned beside it.")
     origin = planned.origin if planned else ""
-    with stage.running(site, "build", release, by, job, origin=origin):
+    with stage.running(site, "build", release, by, job, origin=origin) as warned:
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
+        warned += planned.notes
         if not (shipped and shipping.begun(path)):
             _create(site, release, planned, by, job)
         with _marking_failed(site, release, by):
@@ -120,8 +121,9 @@ def check(
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
 
-    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
-    ``FormulaError`` with one line that names the plugin and its exception; the release is then ``failed``.
+    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "backends": versions of what is behind CKAN,
+    "undeclared": options that nobody declares, "ckan_version", "seconds"}``. Raises ``FormulaError`` with one line that
+    names the plugin and its exception; the release is then ``failed``.
     """
     with stage.running(site, "check", release, by, job) as warned:
         candidate = site.release(release)
@@ -133,7 +135,11 @@ def check(
                 packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             _refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
-            result = probe.check(site, path)
+            warned += preflight.remarks(site)
+            behind = _behind(site, path)
+            warned += behind.remarks
+            result = {**probe.check(site, path), "backends": behind.versions}
+            result["warnings"] += options.unknown(site, result.get("undeclared", {}), result.get("ckan_version", ""))
             newer = compatibility.unknown(site, result["schema"], served)
             if newer["problem"]:
                 raise FormulaError(newer["problem"])
@@ -144,6 +150,7 @@ def check(
             broken = result.pop("broken_plugins", {})
             candidate.become("checked", by, check=result, broken_plugins=broken)
         warned += result["warnings"]
+        warned[:] = dict.fromkeys(warned)
         return {**result, "warnings": warned}
 
 
@@ -355,6 +362,14 @@ def _note_failed(site: Site, release: str, by: str, reason: str) -> None:
         site.releases.set_state(release, "failed", by, reason)
     except (FormulaError, OSError) as exc:
         log.warning("release %s is not marked failed: %s", release, sentence(exc))
+
+
+def _behind(site: Site, path: str) -> backends.Backends:
+    """What is behind CKAN, asked by the very release: a first one could not be asked for at plan by a CKAN."""
+    behind = backends.ask(site, path)
+    if behind.problems:
+        raise FormulaError("; ".join(behind.problems))
+    return behind
 
 
 def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:

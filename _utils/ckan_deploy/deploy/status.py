@@ -15,6 +15,9 @@ from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, services, uwsgi
 from ckan_deploy.sources import pylock
 
+# Entries of the log in which the stages of the current release are looked for.
+RECENT = 200
+
 
 def list_releases(site: Site) -> list[dict[str, Any]]:
     """
@@ -140,7 +143,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
     not as they were installed. With ``processes`` also ``{"serving": [ids],
-    "workers": {name: id or state}, "last": an entry of the history or {}}``.
+    "workers": {name: id or state}, "last": an entry of the history or {}}``, and ``warnings``: what the stages of the
+    current release found, where there is any.
     """
     current, answers, closed = site.releases.current(), "", maintenance.status(site)
     if current:
@@ -160,6 +164,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
         more["workers"] = _workers(site)
         more["last"] = next(iter(site.log.read(1)), {})
+        warned = _warnings(site, current)
+        more.update({"warnings": warned} if warned else {})
     return {
         "env": site.settings.env,
         "current": current,
@@ -168,6 +174,15 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         "answers": answers,
         **more,
     }
+
+
+def _warnings(site: Site, release: str) -> list[str]:
+    """What the stages of a release found: of each stage the last time that it ran."""
+    newest: dict[str, list[str]] = {}
+    for entry in site.log.read(RECENT) if release else []:
+        if entry.get("release") == release and entry.get("result") == "ok":
+            newest.setdefault(entry["stage"], entry.get("warnings", []))
+    return list(dict.fromkeys(warning for stage in reversed(newest) for warning in newest[stage]))
 
 
 def _link(site: Site) -> str:

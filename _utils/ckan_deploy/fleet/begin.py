@@ -110,11 +110,17 @@ def plan(
             run.record.free(job)
         raise
     if not run.dry_run:
-        seconds = time.time() - begun
-        run.spans.append(Span("plan", "", "", begun, seconds, "ok"))
-        run.save()
-        progress.tell(run, "plan", "ok", seconds=seconds, comment=outcome["comment"])
+        _tell(run, begun, str(outcome["comment"]))
     return outcome
+
+
+def _tell(run: Run, begun: float, comment: str) -> None:
+    """Note that the plan is made, and tell it with what was found."""
+    seconds = time.time() - begun
+    run.spans.append(Span("plan", "", "", begun, seconds, "ok"))
+    run.save()
+    progress.tell(run, "plan", "ok", seconds=seconds, comment=comment)
+    progress.warn(run, "plan", run.warnings, seconds)
 
 
 def _refuse(run: Run, given: Any, extensions: Any) -> None:

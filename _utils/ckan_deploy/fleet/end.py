@@ -10,7 +10,7 @@ from ckan_deploy.fleet.run import Run
 from ckan_deploy.releases import ids
 
 
-def end(run: Run, how: str, text: str) -> dict[str, Any]:
+def end(run: Run, how: str, text: str, *, more: Sequence[str] = ()) -> dict[str, Any]:
     """
     Tell that a run has ended.
 
@@ -20,16 +20,21 @@ def end(run: Run, how: str, text: str) -> dict[str, Any]:
         ``done``, ``revert`` or ``refused``.
     text
         How it ended, in a sentence.
+    more
+        What belongs to that, a sentence each. The warnings of the run are told besides.
 
     Returns ``{"ok", "comment"}``.
     """
     interrupts.let_go()
     ok = how == "done" and not run.unsteady
-    progress.tell(run, how, "ok" if ok else "failed", comment=text)
+    brief = "; ".join([text, *more])
+    comment = "; ".join([text, *run.warnings, *more]) if how == "done" else brief
+    progress.tell(run, how, "ok" if ok else "failed", comment=comment)
     began = bool(run.spans) and not run.nothing
-    page = report.write(run, how, text) if began else ""
-    progress.last_word(f"{text}\nreport: {page}" if page else text)
-    return {"ok": ok, "comment": text}
+    page = report.write(run, how, brief) if began else ""
+    last = [brief, *(f"warning: {warning}" for warning in run.warnings), *([f"report: {page}"] if page else [])]
+    progress.last_word("\n".join(last))
+    return {"ok": ok, "comment": comment}
 
 
 def refused(run: Run, comment: str, reverted: Sequence[str] = ()) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def close(run: Run) -> dict[str, Any]:
         hosts = ",".join(sorted({what.partition(":")[0] for what in run.unsteady}))
         again = f"mend that, then type: salt -L {hosts} state.apply ckan"
         unsteady = [f"but not all of it stays up: {'; '.join(run.unsteady)}; {again}"]
-    return end(run, "done", "; ".join([text, *missing, *run.warnings, *unsteady]))
+    return end(run, "done", text, more=[*missing, *unsteady])
 
 
 def over(run: Run, result: str) -> None:

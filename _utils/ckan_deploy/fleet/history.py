@@ -44,6 +44,7 @@ def text(runs: list[dict[str, Any]]) -> str:
     rows = [["at", "what", "release", "by", "hosts", "seconds", "result"]]
     for run in runs:
         result = f"{run['result']}{': ' + run['reason'] if run['reason'] else ''}"
+        result = "; ".join([result, *(f"warning: {warning}" for warning in run.get("warnings", []))])
         kind = f"{run['kind']} from {run['from']}" if "from" in run else run["kind"]
         rows.append([run["at"], kind, run["release"], run["by"], ", ".join(run["hosts"]), str(run["seconds"]), result])
     return table(rows)
@@ -57,8 +58,9 @@ def merge(logs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         What ``ckan_release.history`` says on each host.
 
     Returns ``[{"at", "kind", "release", "by", "hosts": [ids], "seconds", "result", "reason"}]``, newest first, with
-    ``from`` for a release that was promoted. A run is what has one job; what was done by hand is one run for each
-    release, host and kind. ``seconds`` is the sum over the stages, of each the slowest host.
+    ``from`` for a release that was promoted and ``warnings`` where any were told. A run is what has one job; what was
+    done by hand is one run for each release, host and kind. ``seconds`` is the sum over the stages, of each the slowest
+    host.
     """
     runs: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
     for host, entries in logs.items():
@@ -82,6 +84,8 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         reason = f"{host} at {entry['stage']}: {entry.get('reason', '')}"
     elif undone:
         reason = undone[0].get("reason", "")
+    # The entries of a host are in order, and which host is the first does not matter.
+    warnings = list(dict.fromkeys(text for _, entry in entries for text in entry.get("warnings", [])))
     origin = next((entry["promoted"] for _, entry in entries if entry.get("promoted")), "")
     return {
         "at": min(entry["at"] for _, entry in entries),
@@ -93,4 +97,5 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         "result": "failed" if failed or undone else "ok",
         "reason": reason,
         **({"from": origin} if origin else {}),
+        **({"warnings": warnings} if warnings else {}),
     }

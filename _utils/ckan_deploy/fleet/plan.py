@@ -13,7 +13,7 @@ from typing import Any
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet import hosts, promote, shipping, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
-from ckan_deploy.fleet.run import Run, join
+from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
 
 READY_TIMEOUT = 20
@@ -74,9 +74,10 @@ def deploy(run: Run) -> dict[str, Any]:
     run
         The run, with its hosts.
 
-    Returns ``{"ok", "comment", "release", "hosts": {host: {"current", "changes", "free_mb", "needed_mb", "prunes"}},
-    "extensions", "changes", "groups", "down", "last": sentence}``, and of a release that is promoted ``from`` and
-    ``differs``.
+    Returns ``{"ok", "comment", "release", "hosts": {host: {"current", "changes", "free_mb", "needed_mb", "prunes",
+    "backends"}},
+    "extensions", "changes", "groups", "down", "last": sentence}``, where there are any ``warnings``, and of a release
+    that is promoted ``from`` and ``differs``.
     """
     names, run.release = run.hosts, ids.new_id()
     asked = {"release": run.release, "extensions": run.extensions, "fresh": False, "job": run.job}
@@ -96,25 +97,30 @@ def deploy(run: Run) -> dict[str, Any]:
     # A builder of its own serves nothing.
     plans = {host: plans[host] for host in names}
     run.contents = main["contents"]
-    run.warnings += main.get("notes", [])
+    run.warn([*main.get("notes", []), *told_once({host: plan["own_remarks"] for host, plan in plans.items()})])
+    run.backends = main["host"].get("backends", {})
     run.before = {host: plan["current"] for host, plan in plans.items()}
     wanted.remember(run.record, run.before, run.down, run.job)
     changes = _changes(run, main["changes"], {host: plan["own_changes"] for host, plan in plans.items()})
-    remarks = [*main["remarks"], *_told_once({host: plan["own_remarks"] for host, plan in plans.items()})]
+    remarks = main["remarks"]
     run.nothing = not changes and not run.force
     run.changes = [*changes, *remarks]
     run.differs = promote.differences(run, taken, main) if taken else []
     if not all(plan["host"]["sees_lock"] for plan in plans.values()) and not run.dry_run:
-        run.warnings.append(
+        run.warn([
             "the pillar of the hosts does not show the lock, so a highstate can deploy beside this run: include "
             "ckan.fleet as pillar.example does"
-        )
+        ])  # fmt: skip
     return {
         "ok": True, "comment": _comment(run, main["extensions"]), "release": run.release,
         "extensions": main["extensions"], "changes": [*(changes or ["nothing"]), *remarks],
         "groups": [part.hosts for part in run.groups], "down": run.down, "last": wanted.last(run.record),
+        **({"warnings": run.warnings} if run.warnings else {}),
         "hosts": {
-            host: {"current": plan["current"] or "none", **plan["host"]["disk"], "prunes": plan["host"]["prunes"]}
+            host: {
+                "current": plan["current"] or "none", **plan["host"]["disk"], "prunes": plan["host"]["prunes"],
+                "backends": plan["host"].get("backends", {}),
+            }
             for host, plan in plans.items()
         },
         **({"from": f"{taken.release} of {run.source}", "differs": run.differs} if taken else {}),
@@ -187,7 +193,7 @@ def _differs(host: str, answer: Mapping[str, Any], version: str, clock: float) -
 def _changes(run: Run, found: list[str], own: Mapping[str, list[str]]) -> list[str]:
     """What differs from what is live: by origins and pillar, by each host's own pillar, and from host to host."""
     apart = [f"{', '.join(some)} on {release or 'none'}" for release, some in _by_value(run.before).items()]
-    return [*found, *_told_once(own), *([f"the hosts differ: {'; '.join(apart)}"] if len(apart) > 1 else [])]
+    return [*found, *told_once(own), *([f"the hosts differ: {'; '.join(apart)}"] if len(apart) > 1 else [])]
 
 
 def _comment(run: Run, extensions: Mapping[str, str]) -> str:
@@ -200,7 +206,7 @@ def _comment(run: Run, extensions: Mapping[str, str]) -> str:
         )
     what = ", ".join(f"{name} {what}" for name, what in sorted(extensions.items())) or "no extension"
     said = [f"release {run.release} with {what} for {names}{f', as {source} has it' if source else ''}"]
-    return "; ".join([*said, *run.changes, *run.differs])
+    return "; ".join([*said, *run.changes, *run.differs, *(f"warning: {each}" for each in run.warnings)])
 
 
 def _database(run: Run, asked: list[str]) -> Mapping[str, Any]:
@@ -240,18 +246,6 @@ def _asked(run: Run, names: Sequence[str], function: str, kwargs: Mapping[str, A
     if told.failures:
         raise FormulaError(join(told.failures, "plan"))
     return told.results
-
-
-def _told_once(said: Mapping[str, list[str]]) -> list[str]:
-    """What several hosts say, once; with their names where not all say it."""
-    by_sentence: dict[str, list[str]] = {}
-    for host, sentences in said.items():
-        for sentence in sentences:
-            by_sentence.setdefault(sentence, []).append(host)
-    return [
-        sentence if len(some) == len(said) else f"{', '.join(some)}: {sentence}"
-        for sentence, some in by_sentence.items()
-    ]
 
 
 def _one_directory(places: Mapping[str, str]) -> str:

@@ -53,9 +53,22 @@ def tell(run: Run, stage: str, result: str, host: str = "", seconds: float = 0, 
     }  # fmt: skip
     with contextlib.suppress(Exception):  # a master that is down must not stop the revert
         run.master.fire(payload, f"ckan/{run.kind}/{run.env}/{stage}")
-    if host and result in SHOWN:
+    if (host and result in SHOWN) or result == "warning":
         _write(line(payload))
     return payload
+
+
+def warn(run: Run, stage: str, warnings: Sequence[str], seconds: float) -> None:
+    """
+    Tell what was found at a stage, an event and a line for each.
+
+    run, stage, seconds
+        As for ``tell``.
+    warnings
+        The warnings, a sentence each.
+    """
+    for warning in warnings:
+        tell(run, stage, "warning", seconds=seconds, comment=warning)
 
 
 def waiting(stage: str, names: Sequence[str]) -> None:
@@ -100,7 +113,9 @@ def line(payload: Mapping[str, Any]) -> str:
     payload
         What the event holds.
     """
-    how = {"ok": "", "failed": f"  FAILED: {payload['comment']}"}.get(payload["result"], f"  {payload['comment']}")
+    comment = payload["comment"]
+    words = {"ok": "", "failed": f"  FAILED: {comment}", "warning": f"  warning{': ' if comment else ''}{comment}"}
+    how = words.get(payload["result"], f"  {comment}")
     return f"{payload['stage']:<10} {payload['host'] or '-':<16} {payload['seconds']:7.1f} s{how}"
 
 

@@ -36,11 +36,14 @@ svg text { font: 12px sans-serif; fill: #222; }
 {% if reason %}<tr><th>reason</th><td>{{ reason }}</td></tr>{% endif %}
 <tr><th>begun</th><td>{{ since }}</td></tr>
 <tr><th>duration</th><td>{{ total }} s</td></tr>
+{% if backends %}<tr><th>behind CKAN</th><td>{{ backends }}</td></tr>{% endif %}
 <tr><th>job</th><td>{{ job }}</td></tr>
 <tr><th>hosts</th><td>{% for group in groups %}{{ group.hosts | join(', ') }}
 {%- if group.name %} ({{ group.name }}){% endif %}{% if not loop.last %}, then {% endif %}{% endfor %}
 {%- if down %}; down: {{ down | join(', ') }}{% endif %}</td></tr>
 </table>
+{% if warnings %}<h2>Warnings</h2>
+<ul>{% for warning in warnings %}<li class="warning">{{ warning }}</li>{% endfor %}</ul>{% endif %}
 <h2>What changed</h2>
 <ul>{% for change in changes %}<li>{{ change }}</li>{% else %}<li>nothing that is known</li>{% endfor %}</ul>
 {% if failures %}<h2>What failed</h2>
@@ -108,5 +111,6 @@ def page(run: Run, how: str, text: str) -> str:
         kind=run.kind, release=run.release, env=run.env, by=run.by, reason=run.reason, since=run.since, job=run.job,
         source=f"{run.source_release} of {run.source}" if run.source else "", down=run.down, groups=run.groups,
         changes=[*run.changes, *run.differs], failures=run.failures, rows=rows, text=text, total=round(total, 1),
-        result=result, word=words[how],
+        result=result, word=words[how], warnings=run.warnings,
+        backends=", ".join(f"{name} {version}" for name, version in sorted(run.backends.items())),
     )  # fmt: skip

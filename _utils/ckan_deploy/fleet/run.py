@@ -49,11 +49,11 @@ class Run:
     one there. With ``build:ship`` (``ships``) the ``builder`` builds for all, and the archives go ``by_master`` where
     there is no store; ``layer`` is the one to be, ``layers`` are those that each host has, and ``shipped`` is what was
     packed once it has ``built``. Then the plan: the release and its resolution (``contents``), how a promoted one
-    ``differs`` from the pillar here, the hosts in their groups and those that are ``down``, what each host was on
-    ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages
-    told: which host ``migrates``, what it told of that, the ``closed`` hosts that this run has turned to maintenance
-    (None as long as it has turned none), and what does not stay up (``unsteady``). ``interrupted`` says who wanted it
-    to end early.
+    ``differs`` from the pillar here, the versions of the ``backends``, the hosts in their groups and those that are
+    ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations
+    (``undo_on``). Then what the stages told: which host ``migrates``, what it told of that, the ``closed`` hosts that
+    this run has turned to maintenance (None as long as it has turned none), and what does not stay up (``unsteady``).
+    ``interrupted`` says who wanted it to end early. ``warnings`` are from all of it, each once.
     """
 
     master: Master
@@ -91,6 +91,7 @@ class Run:
     contents: dict[str, Any] = Factory(dict)
     changes: list[str] = Factory(list)
     differs: list[str] = Factory(list)
+    backends: dict[str, str] = Factory(dict)
     nothing: bool = False
     before: dict[str, str] = Factory(dict)
     left: dict[str, str] = Factory(dict)
@@ -163,6 +164,17 @@ class Run:
         """Keep it on the master."""
         self.record.save_run(self.to_json())
 
+    def warn(self, sentences: Iterable[str]) -> list[str]:
+        """
+        Note warnings that the run does not know yet; returns those.
+
+        sentences
+            The warnings.
+        """
+        new = [said for said in dict.fromkeys(sentences) if said not in self.warnings]
+        self.warnings += new
+        return new
+
     def want(self) -> None:
         """Note its release as the wanted one: what a host must be on from now, also one that was not there."""
         self.record.want(
@@ -181,6 +193,26 @@ def causes(failures: Iterable[Failure]) -> str:
     for failure in failures:
         same.setdefault((failure.stage, failure.cause), []).append(failure.host)
     return "; ".join(f"{', '.join(sorted(some))} failed at {stage}: {why}" for (stage, why), some in same.items())
+
+
+def told_once(said: Mapping[str, Iterable[str]], everyone: int = 0) -> list[str]:
+    """
+    Return what several hosts say, each sentence once: with their names where not all say it.
+
+    said
+        The sentences of each host.
+    everyone
+        How many hosts there are, where others have not been asked.
+    """
+    by_sentence: dict[str, list[str]] = {}
+    for host, sentences in said.items():
+        for sentence in dict.fromkeys(sentences):
+            by_sentence.setdefault(sentence, []).append(host)
+    all_of_them = max(everyone, len(said))
+    return [
+        sentence if len(some) == all_of_them else f"{', '.join(some)}: {sentence}"
+        for sentence, some in by_sentence.items()
+    ]
 
 
 def join(failures: Mapping[str, str], stage: str) -> str:

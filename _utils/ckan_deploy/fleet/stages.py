@@ -13,7 +13,7 @@ from typing import Any
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet import hosts, interrupts, maintenance, progress, shipping
 from ckan_deploy.fleet.hosts import Answers
-from ckan_deploy.fleet.run import Failure, Run, Span, join
+from ckan_deploy.fleet.run import Failure, Run, Span, join, told_once
 
 # How often the rebuild of the search index is looked at, in seconds.
 LOOK_SECONDS = 10
@@ -168,6 +168,7 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
         if told.failures:
             break
     _note_answers(run, name, told)
+    _note_warnings(run, name, told, begun)
     return told
 
 
@@ -242,6 +243,20 @@ def _note_answers(run: Run, name: str, told: Answers) -> None:
         # Another database than the one that the search index was filled from.
         run.kept_as = next((answer["kept_as"] for answer in answers if answer.get("kept_as")), "")
         run.reindex = run.restored = bool(run.kept_as)
+
+
+def _note_warnings(run: Run, name: str, told: Answers, begun: float) -> None:
+    """What the hosts found besides, each sentence once in the run: told at once, and again at its end."""
+    said = {host: _warnings(answer) for host, answer in told.good.items()}
+    everyone = 0 if name in ON_ONE_HOST else len(run.hosts)
+    progress.warn(run, name, run.warn(told_once(said, everyone)), time.time() - begun)
+
+
+def _warnings(answer: Any) -> list[str]:
+    """What does not stay up is told at the end, since the deploy is not good then."""
+    down = _down(answer)
+    found = answer.get("warnings", []) if isinstance(answer, dict) else []
+    return [warning for warning in found if warning not in down]
 
 
 def _down(answer: Any) -> list[str]:

@@ -10,6 +10,7 @@ from attrs import frozen
 from ckan_deploy.fleet import hosts, wanted
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.record import Lock, Record
+from ckan_deploy.fleet.run import told_once
 from ckan_deploy.fleet.tables import table
 from ckan_deploy.releases import ids
 
@@ -20,7 +21,8 @@ TIMEOUT = 20
 class Status:
     """
     The hosts with what is said of each: ``linked``, ``serving``, ``answers``, ``workers``, ``last``, ``wrong``, and
-    ``maintenance`` where that is on. ``wrong`` is what is wrong on any of them, or between them.
+    ``maintenance`` where that is on, ``warnings`` where the deploy of what is live had any. ``wrong`` is what is wrong
+    on any of them, or between them.
     """
 
     env: str
@@ -51,7 +53,12 @@ class Status:
             mark = " ".join(["!"] * bool(row["wrong"]) + ["in maintenance"] * ("maintenance" in row))
             rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], workers, row["last"], mark])
         held = self.lock.sentence() if self.lock else f"{self.env} is not locked"
-        return table(rows) + f"wanted: {self.wanted or 'not known yet'}; {held}"
+        warned = told_once({host: row.get("warnings", []) for host, row in self.hosts.items()})
+        return (
+            table(rows)
+            + "".join(f"warning: {each}\n" for each in warned)
+            + f"wanted: {self.wanted or 'not known yet'}; {held}"
+        )
 
 
 def look(master: Master, env: Any) -> Status:
@@ -98,5 +105,5 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
     return {
         "linked": linked, "serving": answer["serving"], "answers": answer["answers"], "workers": answer["workers"],
         "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,
-        **({"maintenance": answer["maintenance"]} if "maintenance" in answer else {}),
+        **{name: answer[name] for name in ("maintenance", "warnings") if name in answer},
     }  # fmt: skip

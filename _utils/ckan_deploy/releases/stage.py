@@ -90,5 +90,7 @@ def running(
         finally:
             if ran:
                 entry["hooks"] = ran
+            if warned:
+                entry["warnings"] = list(dict.fromkeys(warned))
             missing = site.log.append(**entry, seconds=round(time.monotonic() - begun, 3))
             warned += [missing] if missing else []

@@ -331,6 +331,12 @@ class Settings:
     git: Git = field(factory=Git)
     plugins: tuple[str, ...] = setting((), "`ckan.plugins`, in order.")
     config: Mapping[str, Any] = setting({}, "Any option of CKAN; wins over what follows from the settings.")
+    config_known: tuple[str, ...] = setting(
+        (),
+        "Options in `config` that are right though neither CKAN nor a plugin declares them: names, or patterns such as "
+        "`scheming.*`. The check does not warn of them.",
+        pattern=r"\S+",
+    )
     site_url: str = setting("", "Address of the site, without a slash at the end.", required=True)
     site_id: str = setting("default", "`ckan.site_id`.")
     domain: str = setting("", "Host name; by default that of `site_url`.")
