@@ -62,16 +62,3 @@ def test_a_page_that_is_broken_already_is_a_warning_and_a_page_may_be_left_out(l
     code, said = deploy(lone, {"/harvest": BROKEN, "/more": WELL})
     assert code == 0 and "/harvest answers 500, as in the release before" in said, said
     assert lone.get("/more", "web1")[0] == 200
-
-
-def test_a_page_that_the_web_server_alone_breaks_is_reverted(lone):
-    before = lone.current("web1")
-    # Asked of the release itself it is well; the web server's configuration is that of the next highstate.
-    web = {**lone.settings["web"], "smoke": ["/shut"], "extra": "location /shut { return 500; }"}
-    code, said = deploy(lone, {"/harvest": WELL, "/shut": WELL})
-    assert code == 0, said
-    before = lone.current("web1")
-    lone.write_pillar({**lone.settings, "web": {**web, "extra": ""}})
-    code, said = deploy(lone, {"/harvest": WELL, "/shut": WELL, "/other": WELL})
-    assert code == 0, said
-    assert lone.current("web1") > before

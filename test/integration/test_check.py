@@ -42,6 +42,17 @@ BROKEN = {
         "    def group_types(self):\n        return ('organization',)\n"
         "    def group_controller(self):\n        return 'organization'\n"
     ),
+    "pages": (
+        "import ckan.plugins as p\nfrom flask import Blueprint\n\n"
+        "def broken():\n    raise RuntimeError('no such page')\n\n"
+        "class pages(p.SingletonPlugin):\n    p.implements(p.IBlueprint)\n"
+        "    def get_blueprint(self):\n        own = Blueprint('own', __name__)\n"
+        "        own.add_url_rule('/own/well', view_func=lambda: 'well', endpoint='well')\n"
+        "        own.add_url_rule('/own/broken', view_func=broken)\n"
+        "        own.add_url_rule('/own/<name>', view_func=lambda name: name, endpoint='named')\n"
+        "        own.add_url_rule('/own/send', view_func=lambda: '', endpoint='send', methods=['POST'])\n"
+        "        return own\n"
+    ),
     "well": PLUGIN.format(name="well", does="pass"),
 }
 
@@ -130,3 +141,12 @@ def test_a_wrong_option_is_never_blamed_on_a_plugin(check) -> None:
 def test_h19_a_database_that_refuses_is_never_blamed_on_a_plugin(check, behind: Behind) -> None:
     said = refusal(check, "activity", database={**behind.settings["database"], "password": WRONG})
     assert not any("activity" in one for one in said), said
+
+
+def test_the_pages_that_plugins_add_without_arguments_are_known_from_the_check(check) -> None:
+    told = check("pages", "well")
+    # Neither those of CKAN itself, nor those with an argument or another method.
+    assert told["pages"] == ["/own/broken", "/own/well"]
+    scheming = {"scheming.dataset_schemas": "ckanext.scheming:camel_photos.yaml"}
+    found = check("scheming_datasets", "activity", config=scheming)["pages"]
+    assert "/camel-photos/" in found and not any("<" in path for path in found), found

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.serve import answers, smoke, visit
+from ckan_deploy.serve import answers, maintenance, smoke, visit
 from ckan_deploy.settings import mask
 from ckan_deploy.settings.parts import Page
 from ckan_deploy.settings.resolve import resolve
@@ -341,3 +341,74 @@ def test_wrong_settings_are_refused_by_name(web, said):
 
 def test_a_path_alone_must_answer_200():
     assert resolve(least_pillar(web={"smoke": ["/about"]})).web.smoke == (Page("/about", status=200),)
+
+
+@pytest.fixture
+def front() -> Iterator[Server]:
+    """A web server before the release, at an address of its own."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.pages, server.asked = {}, []
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def address(front: Server) -> str:
+    return f"http://127.0.0.1:{front.server_address[1]}"
+
+
+def switched(site, noted: dict[str, Any]) -> None:
+    site.release(NEW).note(finish_due="now", smoke=noted)
+    site.releases.set_state(NEW, "live")
+    site.releases.point(NEW)
+
+
+def test_h14_under_apache_the_pages_are_asked_after_the_switch_and_compared_with_those_before(make, front):
+    site = make(("/harvest", "/old"), server="apache", health_url=address(front))
+    front.pages = {"/old": 500}
+    noted = smoke.before(site, NEW)
+    assert noted == {"live": {"/old": {"status": 500, "problem": "answers 500"}}, "known": {}}
+    switched(site, noted)
+    assert smoke.after(site, NEW) == ["/old answers 500, as in the release before"]
+    front.pages = {"/old": 500, "/harvest": 500}
+    with pytest.raises(FormulaError) as told:
+        smoke.after(site, NEW)
+    said = str(told.value)
+    assert said.startswith(f"pages of {NEW} fail at the web server: /harvest answers 500; see Apache's error log"), said
+
+
+def test_a_page_that_the_web_server_alone_breaks_is_seen_after_the_switch(make, serve, front):
+    site = make(("/large",), health_url=address(front))
+    serve(site, NEW)
+    noted = smoke.before(site, NEW)
+    switched(site, noted)
+    front.pages = {"/large": 502}
+    with pytest.raises(FormulaError, match="fail at the web server: /large answers 502; see "):
+        smoke.after(site, NEW)
+
+
+def test_a_page_that_is_known_to_hang_is_not_asked_of_visitors_server_again(make, serve, front):
+    site = make(("/slow",), health_url=address(front), smoke_timeout=1)
+    front.pages = {"/slow": hang}
+    serve(site, NEW, {"/slow": hang})
+    noted = smoke.before(site, NEW)
+    switched(site, noted)
+    front.asked.clear()
+    (said,) = smoke.after(site, NEW)
+    assert said == "/slow gives no answer within 1 seconds (ckan:web:smoke_timeout), as in the release before"
+    assert "/slow" not in front.asked and "/" in front.asked
+
+
+def test_in_maintenance_the_pages_are_asked_of_the_releases_themselves(make, serve, front):
+    site = make(("/broken",), server="nginx", health_url=address(front))
+    switch = Path(maintenance._switch(site))
+    switch.parent.mkdir(parents=True)
+    switch.write_text("{}")
+    assert maintenance.status(site)["on"]
+    serve(site, OLD, {"/broken": 500})
+    serve(site, NEW, {"/broken": 500})
+    noted = smoke.before(site, NEW)
+    switched(site, noted)
+    assert smoke.after(site, NEW) == ["/broken answers 500, as in the release before"]
+    assert front.asked == []
