@@ -486,7 +486,8 @@ ELSEWHERE = {
 }  # fmt: skip
 # Characters that may be meant, where they do no harm.
 HARMLESS = {
-    "web:health_path": "&*(", "web:warm": "&*($;%", "web:smoke_skip": "&*($;%", "web:listen": "[", "tls:listen": "[", "web:health_url": "[",
+    "web:health_path": "&*(", "web:warm": "&*($;%", "web:smoke_skip": "&*($;%", "web:listen": "[",
+    "tls:listen": "[", "web:health_url": "[",
     "cron:a:schedule": " ",
 }  # fmt: skip
 
