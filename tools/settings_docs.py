@@ -18,7 +18,7 @@ from settings_schema import schema  # noqa: E402
 
 from ckan_deploy.settings import model  # noqa: E402
 from ckan_deploy.settings.model import Settings  # noqa: E402
-from ckan_deploy.settings.parts import CronJob, Extension, Worker  # noqa: E402
+from ckan_deploy.settings.parts import CronJob, Extension, Page, Worker  # noqa: E402
 from ckan_deploy.settings.rules import Rule, groups, rules  # noqa: E402
 from ckan_deploy.settings.together import SOCKET_LIMIT  # noqa: E402
 
@@ -32,6 +32,7 @@ KINDS = {
     "options": "dictionary",
     "extension": "dictionary",
     "hooks": "list of dictionaries",
+    "pages": "list of paths or dictionaries",
     "worker": "dictionary",
     "cronjob": "dictionary",
 }
@@ -115,12 +116,19 @@ One entry per cron job, which runs in the current release. Nothing in it may be 
 users of the host can read.
 
 """
+SMOKE = """\
+## `ckan:web:smoke`
+
+A list. An item is a path, which must answer 200, or a dictionary with these settings.
+[operations.md](operations.md#smoke-pages) says what else a release is asked for.
+
+"""
 
 
 def page() -> str:
     """Return the whole text of the page."""
     own = _section("ckan", Settings)
-    parts = [EXTENSIONS + _table(Extension), WORKERS + _table(Worker), CRONS + _table(CronJob)]
+    parts = [EXTENSIONS + _table(Extension), WORKERS + _table(Worker), CRONS + _table(CronJob), SMOKE + _table(Page)]
     # In the order of their classes.
     order = list(vars(model))
     found = sorted(groups(Settings).items(), key=lambda group: order.index(group[1].__name__))

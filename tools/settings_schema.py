@@ -6,7 +6,7 @@ from typing import Any
 
 from ckan_deploy.settings import named_parts, origins
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
+from ckan_deploy.settings.parts import PAGE, CronJob, Extension, Hook, Page, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules
 from ckan_deploy.settings.values import OPTION
 
@@ -43,6 +43,7 @@ def schema() -> Schema:
                 "if": _REMOVED,
                 "else": {**_has(["schedule"]), "oneOf": [_has(["command"]), _has(["shell"])]},
             },
+            "page": {**_object(Page), "type": ["object", "string"], "pattern": _anchored(PAGE)},
             "hook": {**_object(Hook), "oneOf": [_has(["function"]), _has(["state"])]},
         },
     }
@@ -88,6 +89,8 @@ def _typed(rule: Rule) -> Schema:
         return {**_named(pattern), "additionalProperties": {"$ref": f"#/$defs/{rule.kind}"}}
     if rule.kind == "options":
         return {**_named(OPTION), "additionalProperties": _option(rule.secret)}
+    if rule.kind == "pages":
+        return {"type": "array", "items": {"$ref": "#/$defs/page"}}
     if rule.kind == "hooks":
         return {"type": "array", "items": {"$ref": "#/$defs/hook"}}
     if rule.kind == "list":

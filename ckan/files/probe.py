@@ -26,6 +26,7 @@ import signal
 import sys
 import time
 import traceback
+import urllib.parse
 
 # For the look at a plugin that nobody enables: what stands above it may do anything.
 LOOK_SECONDS = 30
@@ -153,6 +154,11 @@ def ask_everything(ini: str, app, result: dict) -> None:
     result["index"] = index_made_of()
     check_search(app, result)
     result["datastore"] = datastore_lacks(ini)
+    try:
+        result["pages"] = plugin_pages(app)
+        result["examples"] = example_pages(app)
+    except Exception as exc:
+        result["warnings"].append(f"the pages of plugins are not known, so they are not asked for: {one_line(exc)}")
 
 
 def not_importable(ini: str) -> dict:
@@ -335,6 +341,48 @@ def check_search(app, result: dict) -> None:
         text = f"package_search does not answer: {one_line(exc)}"
         # The old schema may be the reason: the migration comes next, and the start of the site is asked again.
         result["warnings" if result["pending"] else "errors"].append(text)
+
+
+def plugin_pages(app) -> list:
+    """The pages that plugins add and that need no argument, by Flask's own list of routes."""
+    flask_app = getattr(app, "_wsgi_app", app)
+    if not hasattr(flask_app, "url_map"):
+        return []
+    modules = [module for name, module in list(sys.modules.items()) if f"{name}.".startswith("ckan.views.")]
+    core = {id(value) for module in modules for value in vars(module).values()}
+    found = set()
+    for rule in flask_app.url_map.iter_rules():
+        blueprint = flask_app.blueprints.get(str(rule.endpoint).rpartition(".")[0])
+        # The type of a dataset is an argument that the blueprint gives.
+        needed = set(rule.arguments) - set(rule.defaults or {})
+        if blueprint is None or id(blueprint) in core or needed or "GET" not in (rule.methods or ()):
+            continue
+        if not (getattr(rule, "websocket", False) or getattr(rule, "build_only", False)):
+            found.add(urllib.parse.quote(rule.rule, safe="/:@!$&()*+,;=~"))
+    return sorted(found)
+
+
+def example_pages(app) -> list:
+    """The page of one dataset and of one organisation that everybody may see."""
+    try:
+        from ckan import model
+    except ImportError:
+        return []
+    found = []
+    package, group = model.Package, model.Group
+    asked = (
+        (package, package.private.is_(False), "dataset"),
+        (group, group.is_organization.is_(True), "organization"),
+    )
+    # Single columns: the tables may be those of an older CKAN still.
+    with getattr(app, "_wsgi_app", app).test_request_context("/"):
+        for table, public, kind in asked:
+            try:
+                rows = model.Session.query(table.type, table.name).filter(table.state == "active", public)
+                found += [f"/{row[0]}/{row[1]}" for row in rows.order_by(table.type != kind, table.name).limit(1)]
+            except Exception:  # an empty database has no tables
+                model.Session.rollback()
+    return found
 
 
 def guilty_plugins(exc: BaseException) -> list:

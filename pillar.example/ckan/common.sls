@@ -33,3 +33,9 @@ ckan:
     processes: 4
     threads: 4
     upload_limit_mb: 200
+    # Pages that a release must answer before visitors are sent to it, beside CKAN's own and those of plugins:
+    # docs/operations.md, "Smoke pages".
+    # smoke:
+    #   - /about
+    #   - {path: /ckan-admin/, login: smoke-visitor}  # with its password under secrets:smoke
+    # smoke_skip: [/report]

@@ -24,10 +24,15 @@ PASSWORD, SESSION = "marked-database-password", "marked-session-secret-of-this-t
 
 
 def make_stub_base() -> Path:
-    """A virtualenv with the stand-in and uWSGI, kept between runs since uWSGI is built from source."""
-    base, stub = CACHE / "stub-base", REPO / "test/stub/ckan"
+    """
+    A virtualenv with the stand-in and uWSGI, kept between runs since uWSGI is built from source; one for each text of
+    the stand-in, so that two checkouts of the formula can be tested at once.
+    """
+    stub = REPO / "test/stub/ckan"
     sources = b"".join(path.read_bytes() for path in sorted(stub.rglob("*.py")))
-    marker, wanted = base / "stub", hashlib.sha256(sources).hexdigest()
+    wanted = hashlib.sha256(sources).hexdigest()
+    base = CACHE / f"stub-base-{wanted[:12]}"
+    marker = base / "stub"
     with alone(base):
         if marker.exists() and marker.read_text() == wanted:
             return base

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import socket
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,12 @@ from integration.conftest import PASSWORD, WRONG, Behind
 from ckan_deploy.build import ini
 from ckan_deploy.database import probe
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import smoke, visit
+from ckan_deploy.settings.parts import Page
 from fakes import fake_site
 from parts.base import uv_path
+from parts.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -43,6 +51,17 @@ BROKEN = {
         "    def group_controller(self):\n        return 'organization'\n"
     ),
     "reads": PLUGIN.format(name="reads", does="int(config['ckan.max_image_size'])"),
+    "pages": (
+        "import ckan.plugins as p\nfrom flask import Blueprint\n\n"
+        "def broken():\n    raise RuntimeError('no such page')\n\n"
+        "class pages(p.SingletonPlugin):\n    p.implements(p.IBlueprint)\n"
+        "    def get_blueprint(self):\n        own = Blueprint('own', __name__)\n"
+        "        own.add_url_rule('/own/well', view_func=lambda: 'well', endpoint='well')\n"
+        "        own.add_url_rule('/own/broken', view_func=broken)\n"
+        "        own.add_url_rule('/own/<name>', view_func=lambda name: name, endpoint='named')\n"
+        "        own.add_url_rule('/own/send', view_func=lambda: '', endpoint='send', methods=['POST'])\n"
+        "        return own\n"
+    ),
     "well": PLUGIN.format(name="well", does="pass"),
 }
 
@@ -149,3 +168,80 @@ def test_a_plugin_that_trips_over_a_wrong_option_is_told_with_that_option(check)
 def test_h19_a_database_that_refuses_is_never_blamed_on_a_plugin(check, behind: Behind) -> None:
     said = refusal(check, "activity", database={**behind.settings["database"], "password": WRONG})
     assert not any("activity" in one for one in said), said
+
+
+def test_the_pages_that_plugins_add_without_arguments_are_known_from_the_check(check) -> None:
+    told = check("pages", "well")
+    # Neither those of CKAN itself, nor those with an argument or another method.
+    assert told["pages"] == ["/own/broken", "/own/well"]
+    scheming = {"scheming.dataset_schemas": "ckanext.scheming:camel_photos.yaml"}
+    found = check("scheming_datasets", "activity", config=scheming)["pages"]
+    assert "/camel-photos/" in found and not any("<" in path for path in found), found
+
+
+SERVE = """
+import socketserver, sys, wsgiref.simple_server as simple
+from ckan.cli import CKANConfigLoader
+from ckan.config.middleware import make_app
+
+class Server(socketserver.ThreadingMixIn, simple.WSGIServer):
+    daemon_threads = True
+
+app = make_app(CKANConfigLoader(sys.argv[1]).get_config())
+with app._wsgi_app.test_request_context("/"):
+    from ckan.plugins import toolkit
+    about = {"ignore_auth": True, "user": "visitor"}
+    toolkit.get_action("organization_create")(dict(about), {"name": "town"})
+    toolkit.get_action("package_create")(dict(about), {"name": "trees", "owner_org": "town"})
+simple.make_server("127.0.0.1", int(sys.argv[2]), app, Server).serve_forever()
+"""
+
+
+@pytest.fixture
+def portal(behind: Behind, check) -> Iterator[tuple[Site, dict[str, Any], visit.Connect]]:
+    """A CKAN with a user, an organisation and a dataset that serves; what its check said, and how it is asked."""
+    behind.postgres.create_database("smoke", "ckan_default", PASSWORD)
+    settings = {
+        **behind.settings,
+        "database": {**behind.settings["database"], "name": "smoke"},
+        "plugins": ["pages"],
+        "config": {"ckan.auth.create_user_via_web": "false"},
+        "web": {"server": "none", "smoke_timeout": 60, "smoke_total": 120},
+    }
+    check("pages", **{name: value for name, value in settings.items() if name != "plugins"})
+    path, site = behind.place / "checked", fake_site(behind.place / "host", **settings)
+    config, port = ini.path(site, str(path)), free_port()
+    probe.migrate(site, str(path))
+    words = ["user", "add", "visitor", "email=v@example.org", f"password={WRONG}"]
+    command = [path / "bin/python", "-c", "from ckan.cli.cli import ckan; ckan()", "-c", config, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    server = subprocess.Popen([path / "bin/python", "-c", SERVE, config, str(port)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.2)
+        told = check("pages", **{name: value for name, value in settings.items() if name != "plugins"})
+        yield site, told, lambda seconds: http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_h14_a_real_ckan_is_asked_for_its_pages_with_and_without_a_login(portal) -> None:
+    site, told, connect = portal
+    assert told["examples"] == ["/dataset/trees", "/organization/town"]
+    asked = smoke.pages(site, told)
+    answers = zip(asked, visit.visit(site, asked, connect), strict=True)
+    failing = {page.path: answer for page, answer in answers if answer.problem}
+    assert failing == {"/own/broken": visit.Answer(500, "answers 500")}
+    for password, problem in ((WRONG, ""), ("another", "cannot be asked: the login is refused with 200")):
+        secrets = {"session": "session-secret", "api_token": "token-secret", "smoke": {"visitor": password}}
+        logged_in = fake_site(site.settings.root, secrets=secrets, web={"server": "none", "smoke_timeout": 60})
+        page = Page("/user/edit", status=200, text="visitor", login="visitor")
+        (answer,) = visit.visit(logged_in, [page], connect)
+        assert answer.problem == problem
+    (anonymous,) = visit.visit(site, [Page("/user/edit", status=200)], connect)
+    assert anonymous.problem.endswith(" instead of 200")

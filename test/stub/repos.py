@@ -181,6 +181,16 @@ def commit_change(repo: Path, text: str, migrations: int = 0, subject: str = "")
     return _commit(repo, subject or f"Show {text!r}")
 
 
+def commit_pages(repo: Path, text: str, pages: dict[str, str]) -> str:
+    """Commit a plugin that adds pages to the stand-in: by path, what each gives, an expression; returns the hash."""
+    _write_plugin(repo, text, _BOOT, 0)
+    plugin = repo / "ckanext" / _name(repo) / "plugin.py"
+    given = ", ".join(f"{path!r}: lambda: {what}" for path, what in pages.items())
+    more = f"    def pages(self):\n        return {{{given}}}\n"
+    _write(plugin, plugin.read_text(encoding="utf-8") + "\n" + more)
+    return _commit(repo, f"Add {' '.join(pages)}")
+
+
 def commit_migration(repo: Path, name: str) -> str:
     """Commit a file where CKAN looks for migrations of the plugin; returns the commit's full hash."""
     plugin = next(repo.glob("ckanext/*/plugin.py")).parent

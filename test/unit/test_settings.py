@@ -487,7 +487,8 @@ ELSEWHERE = {
 }  # fmt: skip
 # Characters that may be meant, where they do no harm.
 HARMLESS = {
-    "web:health_path": "&*(", "web:warm": "&*($;%", "web:listen": "[", "tls:listen": "[", "web:health_url": "[",
+    "web:health_path": "&*(", "web:warm": "&*($;%", "web:smoke_skip": "&*($;%", "web:listen": "[",
+    "tls:listen": "[", "web:health_url": "[",
     "cron:a:schedule": " ",
 }  # fmt: skip
 
@@ -516,7 +517,7 @@ def with_text(name: str, odd: str) -> dict:
         "site_url": "https://a.org", "domain": "a.org", "aliases": "a.org", "web:health_url": "http://a:80", "env": "a",
         "tls:certificate": "/a", "tls:key": "/a", "web:nginx_conf": "/a", "web:apache_conf": "/a",
         "web:supervisor_conf": "/a", "deploy_group": "a", "base:version": "1", "search:second_core": "a", "root": "/a",
-        "database:host": "a", "datastore:host": "a", "web:warm": "/",
+        "database:host": "a", "datastore:host": "a", "web:warm": "/", "web:smoke_skip": "/",
     }  # fmt: skip
     value = usual.get(name) or rule_of(name).default.format(root="", home="/usr/lib/ckan", site="default", shared="/a")
     # A domain that is an address may have a zone.

@@ -23,7 +23,7 @@ from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, health, maintenance, shared_files
+from ckan_deploy.serve import app_server, health, maintenance, shared_files, smoke
 from ckan_deploy.sources import seen
 from ckan_deploy.system import arguments
 
@@ -179,14 +179,16 @@ def start(
     site: Site, release: str, by: str = "", job: str = "", migrated: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """
-    Start the app server of a complete release on its own socket, and wait until it answers. Visitors see nothing of it.
+    Start the app server of a complete release on its own socket, and wait until it answers. A new release is asked for
+    its pages as well. Visitors see nothing of it.
 
     site, release, by, job
         As for ``build``; the release is ``checked`` or was live.
     migrated
         What ``migrate`` told on the host that ran it; stands in the manifest of the release on all.
 
-    Returns ``{"started": bool, "seconds": ...}``.
+    Returns ``{"started": bool, "seconds": ...}``. Raises ``FormulaError`` when it does not answer, and for a page that
+    fails in a new release and not in the live one.
     """
     # To start what is served is a repair, whoever has locked deploys out.
     repair = release == site.releases.current()
@@ -195,7 +197,10 @@ def start(
         wanted.expect("checked", "live", "retired", "bad")
         if migrated:
             wanted.note(by, migration=dict(migrated))
-        return switch.start(site, release)
+        done = switch.start(site, release)
+        if wanted.state == "checked" and not wanted.is_current:
+            wanted.note(by, smoke=smoke.before(site, release))
+        return done
 
 
 def activate(
@@ -233,7 +238,7 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
         As for ``build``; the release must answer.
 
     Returns ``{"status", "release", "seconds", "reindex": why the search index must be rebuilt or '', "warnings"}``.
-    Raises ``FormulaError`` when another answers, or none.
+    Raises ``FormulaError`` when another answers, or none, and in a deploy for a page that fails and did not before.
     """
     with stage.running(site, "verify", release, by, job, locked=False) as warned:
         linked = site.releases.current()
@@ -243,7 +248,9 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
             raise FormulaError(f"the app server of {release} {unsteady}; see {app_server.log_place(site, release)}")
         warned += filter(None, [sharing.problem(site)])
         why, _ = search_index.differs(site, site.release(release).manifest)
-        return {**health.health(site, release), "reindex": why, "warnings": warned}
+        answered = health.health(site, release)
+        warned += smoke.after(site, release)
+        return {**answered, "reindex": why, "warnings": warned}
 
 
 def finish(

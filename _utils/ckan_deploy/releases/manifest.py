@@ -168,6 +168,7 @@ class Manifest:
     check: Mapping[str, Any] = field(factory=dict)
     migration: Mapping[str, Any] = field(factory=dict)
     index: Mapping[str, Any] = field(factory=dict)
+    smoke: Mapping[str, Any] = field(factory=dict)
     adopted: Mapping[str, str] = field(factory=dict)
     previous: str = ""
     previous_link: str = ""

@@ -104,6 +104,21 @@ def front_problem(site: Site) -> str:
         time.sleep(POLL_SECONDS)
 
 
+def connection(site: Site, seconds: float) -> http.client.HTTPConnection:
+    """
+    Return a connection to the web server of this host, not yet open.
+
+    site
+        The site.
+    seconds
+        What connecting and each read may take.
+    """
+    scheme, host, port = _address(site)
+    if scheme == "https":
+        return _Tls(host, port, seconds, site.settings.domain)
+    return http.client.HTTPConnection(host, port, timeout=seconds)
+
+
 def _of_own_server(site: Site, release: str) -> dict[str, Any]:
     """As ``health``, where the web server is not ours and its address is not known: as far as our app server goes."""
     if site.settings.web.app == "none":
@@ -113,17 +128,11 @@ def _of_own_server(site: Site, release: str) -> dict[str, Any]:
 
 
 def _problem(site: Site, release: str) -> str:
-    scheme, host, port = _address(site)
     web = site.settings.web
     # A process of Apache loads CKAN while it is asked.
     timeout = web.boot_timeout if web.server == "apache" else web.health_timeout
-    connection: http.client.HTTPConnection
-    if scheme == "https":
-        connection = _Tls(host, port, timeout, site.settings.domain)
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        problem, answered = judge(site, connection)
+        problem, answered = judge(site, connection(site, timeout))
     except OSError as exc:
         return f"does not answer ({exc})"
     if not problem and answered != release:

@@ -11,14 +11,12 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
+from ckan_deploy.settings.parts import PAGE, CronJob, Extension, Hook, Page, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
 HOST = r"[0-9A-Za-z_.:-]*"
-# Of a page that is asked for: what an address may have, without quotes.
-PAGE = r"/[0-9A-Za-z_.~!$&()*+,;=:@%/?-]*"
-# Of one that stands in the files of nginx and Apache, too.
+# Of a page that stands in the files of nginx and Apache, too.
 PLAIN_PAGE = r"/[0-9A-Za-z_.~!&()*+,=:@/?-]*"
 
 
@@ -206,6 +204,7 @@ class Secrets:
     config: Mapping[str, Any] = setting(
         {}, "Options of CKAN with secret values; as `config`, but shown nowhere.", secret=True
     )
+    smoke: Mapping[str, Any] = setting({}, "Passwords of the users that `web:smoke` names, by user.", secret=True)
 
 
 @frozen
@@ -231,6 +230,17 @@ class Web:
     warm: tuple[str, ...] = setting(
         ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=PAGE
     )
+    smoke: tuple[Page, ...] = setting(
+        (),
+        "Pages that a release must answer before visitors are sent to it, and through the web server after; beside "
+        "those that every CKAN and its plugins have, which must not end in an error (5xx). See below.",
+        kind="pages",
+    )
+    smoke_skip: tuple[str, ...] = setting(
+        (), "Pages of CKAN and of plugins that are not asked for, since their errors are accepted.", pattern=PAGE
+    )
+    smoke_timeout: int = setting(15, "Seconds that the answer of one such page may take.", least=1)
+    smoke_total: int = setting(60, "Seconds that all of them together may take.", least=1)
     standby: int = setting(
         0,
         "Seconds the app server of the previous release is kept after a deploy; a rollback within them is a rename.",

@@ -1,11 +1,11 @@
-"""Hooks, workers and cron jobs of the pillar against their rules."""
+"""Hooks, workers, cron jobs and smoke pages of the pillar against their rules."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from ckan_deploy.settings.parts import CronJob, Hook, Worker
+from ckan_deploy.settings.parts import CronJob, Hook, Page, Worker
 from ckan_deploy.settings.rules import rules
 from ckan_deploy.settings.schedules import check_cron_job
 from ckan_deploy.settings.values import check_fields, refuse_unknown
@@ -68,6 +68,29 @@ def check_cron_jobs(key: str, value: Any, problems: list[str]) -> dict[str, dict
     for name, job in found.items():
         check_cron_job(f"{key}:{name}", job, problems)
     return found
+
+
+def check_pages(key: str, value: Any, problems: list[str]) -> list[dict[str, Any]]:
+    """
+    Check the pages: parameters as for ``check_hooks``.
+
+    Returns the settings of each; a path alone is one that answers 200.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, (str, dict)) for item in value):
+        problems.append(f"{key} must be a list of paths, or of dictionaries such as {{path: /about, status: 200}}")
+        return []
+    pages: list[dict[str, Any]] = []
+    for index, given in enumerate(value):
+        at = f"{key}:{index}"
+        given = {"path": given} if isinstance(given, str) else given
+        refuse_unknown(at, given, rules(Page), problems)
+        page = check_fields(at, given, dict(rules(Page)), problems)
+        if any((page["path"], page["login"]) == (other["path"], other["login"]) for other in pages):
+            problems.append(f"{key} lists {page['path']} twice; remove one")
+        pages.append(page)
+    return pages
 
 
 def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, dict[str, Any]]:

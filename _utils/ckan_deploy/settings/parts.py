@@ -1,4 +1,4 @@
-"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs."""
+"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs, smoke pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 from attrs import frozen
 
 from ckan_deploy.settings.rules import setting
+
+# Of a page that is asked for: what an address may have, without quotes.
+PAGE = r"/[0-9A-Za-z_.~!$&()*+,;=:@%/?-]*"
 
 
 @frozen
@@ -108,3 +111,24 @@ class CronJob:
     command: str = setting("", "What: a command of CKAN, without `ckan -c INI`.")
     shell: str = setting("", "Instead of a command: a line of sh, run in the directory of the release.")
     once: bool = setting(False, "On one host of the environment only; the hosts agree by Redis.")
+
+
+@frozen
+class Page:
+    """A page that is asked of a new release; ``status`` is 0 for one that nobody listed, and then means no error."""
+
+    path: str = setting(
+        "", "Its path, with a query where it needs one. Messages show it: no secrets here.", required=True, pattern=PAGE
+    )
+    status: int = setting(200, "The status that it must have.", least=100, most=599)
+    text: str = setting("", "Text that the answer must hold.")
+    login: str = setting(
+        "",
+        "Who is logged in when it is asked for: a user of CKAN, with the password in `secrets:smoke`.",
+        pattern=r"([A-Za-z0-9_.-]+)?",
+    )
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        return f"{self.path} (as {self.login})" if self.login else self.path

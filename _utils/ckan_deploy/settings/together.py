@@ -72,6 +72,7 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     _check_shipping(settings["build"], problems)
     _check_names(settings, problems)
     _check_web(settings, problems)
+    _check_smoke(settings["web"], settings["secrets"]["smoke"], problems)
 
 
 def _check_indexes(installer: dict[str, Any], problems: list[str]) -> None:
@@ -131,6 +132,17 @@ def _check_web(settings: dict[str, Any], problems: list[str]) -> None:
         problems.append(
             f"{socket} is longer than the {SOCKET_LIMIT} bytes a unix socket may have; choose a shorter ckan:paths:home"
         )
+
+
+def _check_smoke(web: dict[str, Any], passwords: dict[str, Any], problems: list[str]) -> None:
+    logins = {page["login"] for page in web["smoke"] if page["login"]}
+    for login in sorted(logins):
+        if login not in passwords:
+            problems.append(f"ckan:secrets:smoke:{login} is missing, whom ckan:web:smoke logs in; set it in the pillar")
+        elif not isinstance(passwords[login], str) or not passwords[login]:
+            problems.append(f"ckan:secrets:smoke:{login} must be a password; put it in quotes in the pillar")
+    for path in sorted({page["path"] for page in web["smoke"]} & {*web["smoke_skip"]}):
+        problems.append(f"{path} stands in ckan:web:smoke and in ckan:web:smoke_skip; remove one")
 
 
 def _check_names(settings: dict[str, Any], problems: list[str]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import time
+from types import SimpleNamespace
 from urllib.parse import parse_qs
 
 from ckan import plugins
@@ -32,6 +33,21 @@ class _App:
     def __call__(self, environ, start_response):
         return _answer(environ, start_response)
 
+    @property
+    def blueprints(self) -> dict:
+        """One for each plugin, as if it were the plugin's own."""
+        return {plugin.name: plugin for plugin in plugins.loaded()}
+
+    @property
+    def url_map(self):
+        """The pages that plugins add: their method pages() returns {path: function that returns text}."""
+        rules = [
+            SimpleNamespace(rule=path, endpoint=f"{plugin.name}.page", arguments=set(), defaults=None, methods={"GET"})
+            for plugin in plugins.loaded()
+            for path in _pages(plugin)
+        ]
+        return SimpleNamespace(iter_rules=lambda: iter(rules))
+
     def test_request_context(self, *args, **kwargs):
         return contextlib.nullcontext()
 
@@ -45,11 +61,28 @@ def _front_page() -> str:
     return "\n".join([*lines, "</body></html>", ""])
 
 
+def _pages(plugin) -> dict:
+    return plugin.pages() if hasattr(plugin, "pages") else {}
+
+
+def _added_page(path: str) -> tuple[str, str] | None:
+    """Status and text of a page that a plugin adds; None where no plugin does."""
+    for plugin in plugins.loaded():
+        if path in _pages(plugin):
+            try:
+                return "200 OK", _pages(plugin)[path]()
+            except Exception:
+                return "500 INTERNAL SERVER ERROR", "<h1>500</h1>\n"
+    return None
+
+
 def _answer(environ, start_response):
     path = environ.get("PATH_INFO") or "/"
     query = parse_qs(environ.get("QUERY_STRING", ""))
     status, kind, body = "200 OK", "text/html; charset=utf-8", ""
-    if path == "/":
+    if added := _added_page(path):
+        status, body = added
+    elif path == "/":
         body = _front_page()
     elif path == "/slow":
         time.sleep(float(query.get("seconds", ["1"])[0]))
