@@ -25,6 +25,9 @@ ckan-packages:
       {%- if settings.web.app == 'uwsgi' or settings.workers %}
       - supervisor
       {%- endif %}
+      {%- if settings.tls.acme.email %}
+      - certbot
+      {%- endif %}
       {%- if settings.cron %}
       - cron
       {%- endif %}

@@ -3,6 +3,7 @@ include:
   - ckan.host
   - ckan.base
   - ckan.web
+  - ckan.certificate
   - ckan.release
   - ckan.package
   - ckan.jobs

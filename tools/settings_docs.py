@@ -18,7 +18,7 @@ from settings_schema import schema  # noqa: E402
 
 from ckan_deploy.settings import model  # noqa: E402
 from ckan_deploy.settings.model import Settings  # noqa: E402
-from ckan_deploy.settings.parts import CronJob, Extension, Worker  # noqa: E402
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Worker  # noqa: E402
 from ckan_deploy.settings.rules import Rule, groups, rules  # noqa: E402
 from ckan_deploy.settings.together import SOCKET_LIMIT  # noqa: E402
 
@@ -34,6 +34,7 @@ KINDS = {
     "hooks": "list of dictionaries",
     "worker": "dictionary",
     "cronjob": "dictionary",
+    "acme": "dictionary",
 }
 INTRO = f"""\
 # Settings
@@ -117,6 +118,14 @@ users of the host can read.
 """
 
 
+ACME = """\
+## `ckan:tls:acme`
+
+A certificate that certbot gets and renews: [operations.md](operations.md#certificates) says more.
+
+"""
+
+
 def page() -> str:
     """Return the whole text of the page."""
     own = _section("ckan", Settings)
@@ -124,7 +133,9 @@ def page() -> str:
     # In the order of their classes.
     order = list(vars(model))
     found = sorted(groups(Settings).items(), key=lambda group: order.index(group[1].__name__))
-    return "\n".join([INTRO, own, *parts, *(_section(f"ckan:{name}", cls) for name, cls in found)])
+    sections = [_section(f"ckan:{name}", cls) for name, cls in found]
+    at = [name for name, _ in found].index("tls") + 1
+    return "\n".join([INTRO, own, *parts, *sections[:at], ACME + _table(Acme), *sections[at:]])
 
 
 def _section(key: str, cls: type) -> str:
@@ -150,7 +161,7 @@ def _kind(rule: Rule) -> str:
 def _default(rule: Rule) -> str:
     if rule.required:
         return ""
-    if rule.default in ("", (), {}):
+    if rule.default in ("", (), {}, Acme()):
         return "empty"
     if isinstance(rule.default, tuple):
         return f"`{list(rule.default)}`"

@@ -6,7 +6,7 @@ from typing import Any
 
 from ckan_deploy.settings import named_parts, origins
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Hook, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules
 from ckan_deploy.settings.values import OPTION
 
@@ -77,7 +77,7 @@ def _setting(rule: Rule) -> Schema:
         found["type"] = [found["type"], "null"]
         if "enum" in found:
             found["enum"] = [*found["enum"], None]
-        if _is_plain(rule.default):
+        if _is_plain(rule.default) and rule.kind != "acme":
             found["default"] = list(rule.default) if isinstance(rule.default, tuple) else rule.default
     return {"description": rule.text, **found, **({"writeOnly": True} if rule.secret else {})}
 
@@ -86,6 +86,8 @@ def _typed(rule: Rule) -> Schema:
     if rule.kind in _PARTS:
         pattern = origins.NAME if rule.kind == "extension" else named_parts.NAME
         return {**_named(pattern), "additionalProperties": {"$ref": f"#/$defs/{rule.kind}"}}
+    if rule.kind == "acme":
+        return _object(Acme)
     if rule.kind == "options":
         return {**_named(OPTION), "additionalProperties": _option(rule.secret)}
     if rule.kind == "hooks":

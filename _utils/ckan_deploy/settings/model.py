@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Hook, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
@@ -256,10 +256,11 @@ class Web:
 
 @frozen
 class Tls:
-    """https; the certificate is put on the host by others."""
+    """https; the certificate is put on the host by others, or got and renewed by ACME."""
 
     certificate: str = setting("", "File on the host with the certificate and its chain; empty for no https.")
     key: str = setting("", "File on the host with the certificate's key.")
+    acme: Acme = setting(Acme(), "Instead of these two: how certbot gets the certificate; see below.")
     listen: str = setting("443", "Where https is served: a port or address:port.", pattern=LISTEN)
     redirect: bool = setting(True, "Answer plain http with a redirect (301) to https.")
 

@@ -1,11 +1,11 @@
-"""Hooks, workers and cron jobs of the pillar against their rules."""
+"""Hooks, workers, cron jobs and ACME of the pillar against their rules."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from ckan_deploy.settings.parts import CronJob, Hook, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Hook, Worker
 from ckan_deploy.settings.rules import rules
 from ckan_deploy.settings.schedules import check_cron_job
 from ckan_deploy.settings.values import check_fields, refuse_unknown
@@ -68,6 +68,21 @@ def check_cron_jobs(key: str, value: Any, problems: list[str]) -> dict[str, dict
     for name, job in found.items():
         check_cron_job(f"{key}:{name}", job, problems)
     return found
+
+
+def check_acme(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
+    """
+    Check how a certificate is got by ACME: parameters as for ``check_hooks``.
+
+    Returns its settings; without an e-mail address where it is not used.
+    """
+    if value is None or value == {}:
+        return check_fields(key, {}, dict(rules(Acme)), [])
+    if not isinstance(value, dict):
+        problems.append(f"{key} must be a dictionary such as {{email: admin@example.org}}")
+        return check_fields(key, {}, dict(rules(Acme)), [])
+    refuse_unknown(key, value, rules(Acme), problems)
+    return check_fields(key, value, dict(rules(Acme)), problems)
 
 
 def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs."""
+"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs. And ACME."""
 
 from __future__ import annotations
 
@@ -108,3 +108,25 @@ class CronJob:
     command: str = setting("", "What: a command of CKAN, without `ckan -c INI`.")
     shell: str = setting("", "Instead of a command: a line of sh, run in the directory of the release.")
     once: bool = setting(False, "On one host of the environment only; the hosts agree by Redis.")
+
+
+@frozen
+class Acme:
+    """A certificate that certbot gets and renews by ACME over http."""
+
+    email: str = setting(
+        "", "Address that the CA writes to; it turns ACME on.", required=True, pattern=r"[\w.%+-]+@[\w.-]+"
+    )
+    server: str = setting(
+        "https://acme-v02.api.letsencrypt.org/directory", "Directory of the CA.", pattern=r"https://[^\s'\"\\]+"
+    )
+    ca_bundle: str = setting(
+        "", "File on the host with the CAs that sign for the https of `server`; empty for the system's."
+    )
+    names: tuple[str, ...] = setting((), "Names in the certificate; by default `domain` and `aliases`.")
+    peers: tuple[str, ...] = setting(
+        (),
+        "All hosts behind the same names, `host` or `host:port` of their plain http, this one may be among them: a "
+        "challenge that reaches another host is answered by the one that asked for it.",
+        pattern=r"([0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
+    )
