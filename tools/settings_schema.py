@@ -87,7 +87,7 @@ def _typed(rule: Rule) -> Schema:
         pattern = origins.NAME if rule.kind == "extension" else named_parts.NAME
         return {**_named(pattern), "additionalProperties": {"$ref": f"#/$defs/{rule.kind}"}}
     if rule.kind == "acme":
-        return _object(Acme)
+        return {name: value for name, value in _object(Acme).items() if name != "description"}
     if rule.kind == "options":
         return {**_named(OPTION), "additionalProperties": _option(rule.secret)}
     if rule.kind == "hooks":

@@ -44,6 +44,8 @@ class FakeMaster:
         self.older: dict[str, str] = {}
         self.changes = ["ckanext-mycity changed"]
         self.remarks: list[str] = []
+        self.elsewhere = {"kind": "elsewhere", "path": "", "serves": True, "mark": "", "problem": ""}
+        self.storage: dict[str, dict[str, Any]] = {}
 
     def minions(self) -> list[str]:
         return list(self.pillars)
@@ -100,7 +102,10 @@ class FakeMaster:
         return {"modules": version.digest(self.sources), "time": time.time()}
 
     def _ckan_release_plan(self, host: str, release: str, resolve: bool, **about: Any) -> dict[str, Any]:
-        place = {"place": host, "sees_lock": True, "disk": {"free_mb": 100, "needed_mb": 4}, "prunes": []}
+        place = {
+            "place": host, "sees_lock": True, "disk": {"free_mb": 100, "needed_mb": 4}, "prunes": [],
+            "storage": self.storage.get(host, self.elsewhere),
+        }  # fmt: skip
         told = {"release": release, "current": self.current[host], "own_changes": [], "own_remarks": [], "host": place}
         if not resolve:
             return {**told, "changes": [], "remarks": [], "contents": {}, "extensions": {}}

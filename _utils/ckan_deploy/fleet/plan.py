@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, promote, wanted
+from ckan_deploy.fleet import hosts, promote, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join
 from ckan_deploy.releases import ids
@@ -88,6 +88,7 @@ def deploy(run: Run) -> dict[str, Any]:
     same = _one_directory({host: plan["host"]["place"] for host, plan in plans.items()})
     if same:
         raise FormulaError(f"{same} have one directory of releases on one machine; give each a ckan:root of its own")
+    run.warnings += storage.warnings({host: plans[host]["host"]["storage"] for host in names})
     run.contents = main["contents"]
     run.warnings += main.get("notes", [])
     run.before = {host: plan["current"] for host, plan in plans.items()}

@@ -266,6 +266,18 @@ class Tls:
 
 
 @frozen
+class Storage:
+    """Uploads: what is below `ckan.storage_path`."""
+
+    kind: str = setting(
+        "local",
+        "Where uploads are: in a directory of each host (`local`), in one of all hosts such as NFS (`shared`), "
+        "or not on the hosts (`elsewhere`), such as with an extension for S3.",
+        choices=("local", "shared", "elsewhere"),
+    )
+
+
+@frozen
 class Manage:
     """What the highstate may touch of the system."""
 
@@ -326,6 +338,7 @@ class Settings:
     secrets: Secrets = field(factory=Secrets)
     web: Web = field(factory=Web)
     tls: Tls = field(factory=Tls)
+    storage: Storage = field(factory=Storage)
     manage: Manage = field(factory=Manage)
     workers: Mapping[str, Worker] = setting({}, "Background workers by name; see below.")
     stable_seconds: int = setting(

@@ -77,12 +77,19 @@ def check_acme(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
     Returns its settings; without an e-mail address where it is not used.
     """
     if value is None or value == {}:
-        return check_fields(key, {}, dict(rules(Acme)), [])
+        return _plain_acme()
     if not isinstance(value, dict):
         problems.append(f"{key} must be a dictionary such as {{email: admin@example.org}}")
-        return check_fields(key, {}, dict(rules(Acme)), [])
+        return _plain_acme()
     refuse_unknown(key, value, rules(Acme), problems)
-    return check_fields(key, value, dict(rules(Acme)), problems)
+    found = check_fields(key, value, dict(rules(Acme)), problems)
+    if not value.get("email") and any(tuple(found[name]) != tuple(default) for name, default in _plain_acme().items()):
+        problems.append(f"{key}:email is missing; set it in the pillar, or leave {key} out")
+    return found
+
+
+def _plain_acme() -> dict[str, Any]:
+    return check_fields("", {}, dict(rules(Acme)), [])
 
 
 def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, dict[str, Any]]:

@@ -114,9 +114,7 @@ class CronJob:
 class Acme:
     """A certificate that certbot gets and renews by ACME over http."""
 
-    email: str = setting(
-        "", "Address that the CA writes to; it turns ACME on.", required=True, pattern=r"[\w.%+-]+@[\w.-]+"
-    )
+    email: str = setting("", "Address that the CA writes to; it turns ACME on.", pattern=r"([\w.%+-]+@[\w.-]+)?")
     server: str = setting(
         "https://acme-v02.api.letsencrypt.org/directory", "Directory of the CA.", pattern=r"https://[^\s'\"\\]+"
     )
