@@ -14,7 +14,7 @@ ckan-certbot-bundle:
         [Service]
         Environment=REQUESTS_CA_BUNDLE={{ settings.tls.acme.ca_bundle }}
   module.run:
-    - name: service.systemctl_reload
+    - service.systemctl_reload: []
     - onchanges:
       - file: ckan-certbot-bundle
 {%- endif %}
