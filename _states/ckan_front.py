@@ -1,5 +1,5 @@
 """
-The site's virtual host of nginx or Apache is there, and the server has read it.
+The site's virtual host of nginx or Apache is there, and the server has read it; so is its certificate by ACME.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ try:
     from ckan_deploy.errors import FormulaError
     from ckan_deploy.host import SaltHost
     from ckan_deploy.releases.site import Site
-    from ckan_deploy.serve import virtual_host
+    from ckan_deploy.serve import acme, virtual_host
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -55,4 +55,34 @@ def installed(name: str) -> dict[str, Any]:
     if done["changes"]:
         how = "the server was reloaded" if done["reloaded"] else "the server reads it when it starts"
         ret["comment"] = f"{done['path']} was written, and {how}"
+    return ret
+
+
+def certified(name: str) -> dict[str, Any]:
+    """
+    Make sure that the site has the certificate of ``tls:acme``: certbot gets it through the virtual host that is there,
+    which then serves https. Where that fails, the web server goes on with what it has.
+
+    name
+        Any name for the state.
+
+    .. code-block:: yaml
+
+        ckan-certificate:
+          ckan_front.certified: []
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": "the certificate is as it should be"}
+    try:
+        site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        if site.host.test:
+            if why := acme.due(site):
+                said = f"a certificate would be got from {site.settings.tls.acme.server}, since {why}"
+                ret.update(result=None, changes={site.settings.tls.certificate: said}, comment=said)
+            return ret
+        ret["changes"] = acme.obtain(site)["changes"]
+    except FormulaError as exc:
+        ret.update(result=False, comment=str(exc))
+        return ret
+    if ret["changes"]:
+        ret["comment"] = "; ".join(f"{path}: {how.splitlines()[0]}" for path, how in ret["changes"].items())
     return ret

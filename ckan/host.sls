@@ -30,6 +30,9 @@ ckan-packages:
       {%- if serves and (settings.web.app == 'uwsgi' or settings.workers) %}
       - supervisor
       {%- endif %}
+      {%- if serves and settings.tls.acme.email %}
+      - certbot
+      {%- endif %}
       {%- if serves and settings.cron %}
       - cron
       {%- endif %}

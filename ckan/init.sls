@@ -6,6 +6,7 @@ include:
   - ckan.base
 {%- if not builds_only %}
   - ckan.web
+  - ckan.certificate
   - ckan.release
   - ckan.package
   - ckan.jobs

@@ -21,6 +21,17 @@ ckan-{{ name }}:
     - require:
       - ckan_package: ckan-package-kept
 {%- endfor %}
+{%- if settings.web.server == 'apache' and settings.tls.acme.peers %}
+
+ckan-acme.wsgi:
+  file.managed:
+    - name: {{ paths.config }}/acme.wsgi
+    - source: salt://ckan/files/acme.wsgi.jinja
+    - template: jinja
+    - mode: '0644'
+    - require_in:
+      - ckan_front: ckan-front
+{%- endif %}
 {%- if settings.web.server != 'none' %}
 
 # Before the services: one that is down reads the file when it starts, one that runs is reloaded here.

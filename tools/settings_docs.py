@@ -18,7 +18,7 @@ from settings_schema import schema  # noqa: E402
 
 from ckan_deploy.settings import model  # noqa: E402
 from ckan_deploy.settings.model import Settings  # noqa: E402
-from ckan_deploy.settings.parts import CronJob, Extension, Page, Worker  # noqa: E402
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Page, Worker  # noqa: E402
 from ckan_deploy.settings.rules import Rule, groups, rules  # noqa: E402
 from ckan_deploy.settings.together import SOCKET_LIMIT  # noqa: E402
 
@@ -35,6 +35,7 @@ KINDS = {
     "pages": "list of paths or dictionaries",
     "worker": "dictionary",
     "cronjob": "dictionary",
+    "acme": "dictionary",
 }
 INTRO = f"""\
 # Settings
@@ -125,6 +126,14 @@ A list. An item is a path, which must answer 200, or a dictionary with these set
 """
 
 
+ACME = """\
+## `ckan:tls:acme`
+
+A certificate that certbot gets and renews: [operations.md](operations.md#certificates) says more.
+
+"""
+
+
 def page() -> str:
     """Return the whole text of the page."""
     own = _section("ckan", Settings)
@@ -132,7 +141,9 @@ def page() -> str:
     # In the order of their classes.
     order = list(vars(model))
     found = sorted(groups(Settings).items(), key=lambda group: order.index(group[1].__name__))
-    return "\n".join([INTRO, own, *parts, *(_section(f"ckan:{name}", cls) for name, cls in found)])
+    sections = [_section(f"ckan:{name}", cls) for name, cls in found]
+    at = [name for name, _ in found].index("tls") + 1
+    return "\n".join([INTRO, own, *parts, *sections[:at], ACME + _table(Acme), *sections[at:]])
 
 
 def _section(key: str, cls: type) -> str:
@@ -158,7 +169,7 @@ def _kind(rule: Rule) -> str:
 def _default(rule: Rule) -> str:
     if rule.required:
         return ""
-    if rule.default in ("", (), {}):
+    if rule.default in ("", (), {}, Acme()):
         return "empty"
     if isinstance(rule.default, tuple):
         return f"`{list(rule.default)}`"

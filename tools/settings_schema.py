@@ -6,7 +6,7 @@ from typing import Any
 
 from ckan_deploy.settings import named_parts, origins
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.parts import PAGE, CronJob, Extension, Hook, Page, Worker
+from ckan_deploy.settings.parts import PAGE, Acme, CronJob, Extension, Hook, Page, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules
 from ckan_deploy.settings.values import OPTION
 
@@ -78,7 +78,7 @@ def _setting(rule: Rule) -> Schema:
         found["type"] = [found["type"], "null"]
         if "enum" in found:
             found["enum"] = [*found["enum"], None]
-        if _is_plain(rule.default):
+        if _is_plain(rule.default) and rule.kind != "acme":
             found["default"] = list(rule.default) if isinstance(rule.default, tuple) else rule.default
     return {"description": rule.text, **found, **({"writeOnly": True} if rule.secret else {})}
 
@@ -87,6 +87,8 @@ def _typed(rule: Rule) -> Schema:
     if rule.kind in _PARTS:
         pattern = origins.NAME if rule.kind == "extension" else named_parts.NAME
         return {**_named(pattern), "additionalProperties": {"$ref": f"#/$defs/{rule.kind}"}}
+    if rule.kind == "acme":
+        return {name: value for name, value in _object(Acme).items() if name != "description"}
     if rule.kind == "options":
         return {**_named(OPTION), "additionalProperties": _option(rule.secret)}
     if rule.kind == "pages":

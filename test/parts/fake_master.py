@@ -51,6 +51,8 @@ class FakeMaster:
         self.pushed: set[tuple[str, str]] = set()
         self.handing_over = ""
         self.remarks: list[str] = []
+        self.elsewhere = {"kind": "elsewhere", "path": "", "serves": True, "mark": "", "problem": ""}
+        self.storage: dict[str, dict[str, Any]] = {}
 
     def minions(self) -> list[str]:
         return list(self.pillars)
@@ -115,7 +117,10 @@ class FakeMaster:
         return {"modules": version.digest(self.sources), "time": time.time()}
 
     def _ckan_release_plan(self, host: str, release: str, resolve: bool, **about: Any) -> dict[str, Any]:
-        place = {"place": host, "sees_lock": True, "disk": {"free_mb": 100, "needed_mb": 4}, "prunes": []}
+        place = {
+            "place": host, "sees_lock": True, "disk": {"free_mb": 100, "needed_mb": 4}, "prunes": [],
+            "storage": self.storage.get(host, self.elsewhere),
+        }  # fmt: skip
         ships = self.pillars[host]["ckan"].get("build", {}).get("ship")
         if ships:
             place |= {"facts": {**FACTS, **self.facts.get(host, {})}, "layers": self.layers.get(host, [])}

@@ -92,6 +92,8 @@ class Portal:
                 "paths": {"base": str(self.base)},
                 "installer": {"uv": uv_path()},
                 "manage": {"packages": False, "services": False, "user": False},
+                # Each has a root of its own, and nobody uploads.
+                "storage": {"kind": "elsewhere"},
                 "extensions": {"ckanext-harvest": {"remove": True}},
                 "web": {
                     "listen": f"127.0.0.1:{self.ports[host]}",

@@ -14,11 +14,11 @@ from parts.process import PartError, run
 # The last lines are what CKAN's requirements and uWSGI need to be installed and built.
 PACKAGES = [
     *("postgresql", "redis-server", "nginx", "supervisor", "git", "strace", "openssh-server", "gnupg", "bubblewrap"),
-    *("apache2", "libapache2-mod-wsgi-py3", "haproxy", "socat", "cron", "faketime"),
+    *("apache2", "libapache2-mod-wsgi-py3", "haproxy", "socat", "cron", "faketime", "certbot"),
     *("libpq5", "libpq-dev", "libmagic1", "build-essential", "python3-dev", "python3-venv"),
 ]
 # Only where there is no such program yet: a machine may have its own.
-PROGRAMS = {"java": "default-jdk-headless", "mvn": "maven"}
+PROGRAMS = {"java": "default-jdk-headless", "mvn": "maven", "go": "golang-go"}
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _LOG = Path("/var/log/ckan-formula-packages.log")

@@ -21,7 +21,7 @@ from salt.utils.secret import MaskedDict, MaskedList
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
-from ckan_deploy.settings.model import Paths, Settings
+from ckan_deploy.settings.model import Paths, Settings, Tls
 from ckan_deploy.settings.resolve import resolve
 from ckan_deploy.settings.rules import rules, table
 from ckan_deploy.settings.together import SOCKET_LIMIT
@@ -710,7 +710,7 @@ def test_usual_places_to_listen_are_accepted(listen):
 
 def test_a_certificate_has_a_key_and_both_are_absolute_paths():
     both = {"certificate": "/etc/ssl/c.pem", "key": "/etc/ssl/k.pem"}
-    assert attrs.asdict(resolve(pillar(tls=both)).tls) == {**both, "listen": "443", "redirect": True}
+    assert resolve(pillar(tls=both)).tls == Tls(**both, listen="443", redirect=True)
     for there, missing in (("certificate", "key"), ("key", "certificate")):
         assert refused(pillar(tls={there: both[there]})) == (
             f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ckan_deploy.serve import shared_files
-from fakes import fake_site
+from fakes import REPO, fake_site
 from parts.process import sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files of root's")
@@ -71,3 +72,27 @@ def test_an_owner_that_cannot_be_changed_is_named(root):
         assert "storage/locked is on a disk that lets root change no owners, and stays root's" in said
     finally:
         subprocess.run(["chattr", "-i", folder], check=True)
+
+
+# Root without what makes it more than any user: what an NFS server makes of it that takes root for nobody.
+SQUASHED = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-chown,-fowner", "--"]
+OWN = """
+import sys
+sys.path[:0] = [{repo!r} + "/_utils", {repo!r} + "/test"]
+from ckan_deploy.serve import shared_files
+from fakes import fake_site
+print("\\n".join(shared_files.own(fake_site({root!r}))["warnings"]))
+"""
+
+
+@pytest.mark.parametrize("closed", ["resources/deep", ""])
+def test_f15_a_storage_that_does_not_let_root_in_is_a_warning(root: Path, closed: str) -> None:
+    shared_files.own(fake_site(root))
+    folder = storage(root) / closed
+    subprocess.run(["runuser", "-u", "www-data", "--", "mkdir", "-p", "-m", "700", str(folder)], check=True)
+    folder.chmod(0o700)
+    (storage(root) / "resources").mkdir(exist_ok=True)
+    code = OWN.format(repo=str(REPO), root=str(root))
+    done = subprocess.run([*SQUASHED, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder} is on a disk that does not let root in, and stays as it is" in done.stdout.splitlines()

@@ -18,6 +18,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import choice, diff, lock
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import storage
 from ckan_deploy.settings.fingerprint import hashes
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.sources.pins import Pin
@@ -91,7 +92,11 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     before = site.releases.read(current) if current else None
     if given:
         promotion.refuse_differences(site, given)
-    about = {**_about_host(site, release, before, job), "backends": behind.versions}
+    about = {
+        **_about_host(site, release, before, job),
+        "backends": behind.versions,
+        "storage": storage.seen(site, release, writes=resolve),
+    }
     remarks = [*preflight.remarks(site), *behind.remarks]
     planned = Plan(release, site.settings.env, current, _own_changes(site, before), about, own_remarks=remarks)
     if not resolve:

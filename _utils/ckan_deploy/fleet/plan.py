@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, promote, shipping, wanted
+from ckan_deploy.fleet import hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
@@ -96,6 +96,7 @@ def deploy(run: Run) -> dict[str, Any]:
         raise FormulaError(f"{same} have one directory of releases on one machine; give each a ckan:root of its own")
     # A builder of its own serves nothing.
     plans = {host: plans[host] for host in names}
+    run.warn(storage.warnings({host: plan["host"]["storage"] for host, plan in plans.items()}))
     run.contents = main["contents"]
     run.warn([*main.get("notes", []), *told_once({host: plan["own_remarks"] for host, plan in plans.items()})])
     run.backends = main["host"].get("backends", {})

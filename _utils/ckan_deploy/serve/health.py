@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server
+from ckan_deploy.serve import app_server, certificates
 from ckan_deploy.serve.answers import judge
 
 POLL_SECONDS = 0.2
@@ -146,5 +146,5 @@ def _address(site: Site) -> _Address:
     if web.health_url:
         url = urlsplit(web.health_url)
         return _Address(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-    scheme, listen = ("https", tls.listen) if tls.certificate else ("http", web.listen)
+    scheme, listen = ("https", tls.listen) if certificates.https(site) else ("http", web.listen)
     return _Address(scheme, "127.0.0.1", int(listen.rpartition(":")[2]))

@@ -25,7 +25,11 @@ from ckan_deploy.releases.site import Site
 from ckan_deploy.system import ownership, safely
 
 # CKAN may live well with what it can only read, such as an archive, or NFS that takes root for nobody.
-FIXED = {errno.EROFS: "cannot be written to", errno.EPERM: "lets root change no owners"}
+FIXED = {
+    errno.EROFS: "cannot be written to, and stays root's",
+    errno.EPERM: "lets root change no owners, and stays root's",
+    errno.EACCES: "does not let root in, and stays as it is",
+}
 
 
 def places(site: Site) -> list[str]:
@@ -79,7 +83,7 @@ def prepare(site: Site) -> dict[str, str]:
         with _told(f"{data} cannot be made root's"):
             safely.take(data, sorted(names - {".."}))
     for place in places(site):
-        with _told(f"{place} cannot be given to {site.settings.user}"):
+        with _told(f"{place} cannot be given to {site.settings.user}"), _unless_shut(place, {}):
             with safely.directory(place, make=True, owner=owner) as folder:
                 if owner[0] and os.fstat(folder).st_uid == 0:
                     _hand_over(folder, owner)  # `own` tells of one that stays
@@ -113,11 +117,11 @@ def own(site: Site, path: str = "") -> dict[str, Any]:
     given, fixed = 0, dict[str, str]()
     prepare(site)
     for place in [*places(site), *([os.path.join(path, "run")] if path else [])]:
-        with _told(f"{place} cannot be given to {site.settings.user}"):
+        with _told(f"{place} cannot be given to {site.settings.user}"), _unless_shut(place, fixed):
             # The directory itself may be a link, to another disk: that is the operator's. Nothing below it is followed.
             with safely.directory(place, make=True, owner=owner) as top:
                 given += _give(place, top, owner, fixed)
-    warnings = [f"{name} is on a disk that {why}, and stays root's" for name, why in list(fixed.items())[:3]]
+    warnings = [f"{name} is on a disk that {why}" for name, why in list(fixed.items())[:3]]
     return {"given": given, "seconds": round(time.monotonic() - begun, 2), "warnings": warnings}
 
 
@@ -278,6 +282,17 @@ def _told(what: str) -> Iterator[None]:
         ) from exc
 
 
+@contextlib.contextmanager
+def _unless_shut(place: str, fixed: dict[str, str]) -> Iterator[None]:
+    """Note a place of CKAN's that is there and does not let root in: root is nobody on that disk."""
+    try:
+        yield
+    except PermissionError as exc:
+        if exc.errno != errno.EACCES or not os.path.isdir(place):
+            raise
+        fixed[place] = FIXED[exc.errno]
+
+
 def _hand_over(folder: int, owner: tuple[int, int]) -> str:
     """Give a directory to its owner; returns why it stays root's, '' where it does not."""
     try:
@@ -299,7 +314,11 @@ def _give(place: str, top: int, owner: tuple[int, int], fixed: dict[str, str]) -
             fixed[place] = why
         else:
             given += 1
-    for folder, descriptor, entries in safely.walk(top):
+
+    def shut(name: str) -> None:
+        fixed[os.path.join(place, name)] = FIXED[errno.EACCES]
+
+    for folder, descriptor, entries in safely.walk(top, shut=shut):
         for entry in entries:
             try:
                 if entry.stat(follow_symlinks=False).st_uid == 0:

@@ -19,7 +19,7 @@ import jinja2
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import maintenance, official_files
+from ckan_deploy.serve import certificates, maintenance, official_files
 from ckan_deploy.system import files, processes, safely
 from ckan_deploy.system.processes import Done
 
@@ -131,12 +131,24 @@ def reload(site: Site) -> bool:
     return True
 
 
+def reload_commands(site: Site) -> tuple[list[str], list[str]]:
+    """
+    Return the commands that test the server's configuration, and that let the server read it.
+
+    site
+        The site; ``web:server`` is one of the formula's.
+    """
+    program, own = _program(site)
+    told = ["-s", "reload"] if site.settings.web.server == "nginx" else ["-k", "graceful"]
+    return [program, *own, "-t"], [program, *own, *told]
+
+
 def _facts(site: Site) -> dict[str, Any]:
     """What the templates need besides the settings."""
     settings = site.settings
     url = urlsplit(settings.site_url)
     port = f":{url.port}" if url.scheme == "https" and url.port else ""
-    secure = bool(settings.tls.certificate)
+    secure = certificates.https(site)
     redirects = secure and settings.tls.redirect
     plain = _place(settings.web.listen)
     health_path = settings.web.health_path.partition("?")[0]
@@ -147,6 +159,8 @@ def _facts(site: Site) -> dict[str, Any]:
         # Without TLS here a load balancer before us may end it: visitors use the scheme of the site's address.
         "scheme": url.scheme,
         "redirect": {**plain, "to": f"https://{settings.domain}{port}"} if redirects else None,
+        "secure": secure,
+        "acme": certificates.answered(site),
         "health": health_path,
         "health_pattern": re.escape(health_path),
         "maintenance": maintenance.directory(site),
@@ -172,16 +186,18 @@ def _path(site: Site) -> str:
 
 def _run(site: Site, *arguments: str) -> Done:
     """Run the program of the server, on the configuration that it runs with."""
+    program, own = _program(site)
+    if not shutil.which(program):
+        raise FormulaError(f"{program} is not there; install {site.settings.web.server}, or run state.apply ckan")
+    return processes.run([program, *own, *arguments], timeout=30)
+
+
+def _program(site: Site) -> tuple[str, list[str]]:
+    """The program of the server, and what names the configuration that it runs with."""
     web = site.settings.web
     if web.server == "nginx":
-        program, conf = "nginx", web.nginx_conf
-        own = ["-p", os.path.dirname(conf), "-c", conf]
-    else:
-        program, conf = "apachectl", web.apache_conf
-        own = ["-f", conf]
-    if not shutil.which(program):
-        raise FormulaError(f"{program} is not there; install {web.server}, or run state.apply ckan")
-    return processes.run([program, *(own if conf else []), *arguments], timeout=30)
+        return "nginx", ["-p", os.path.dirname(web.nginx_conf), "-c", web.nginx_conf] if web.nginx_conf else []
+    return "apachectl", ["-f", web.apache_conf] if web.apache_conf else []
 
 
 def _apache_runs(site: Site) -> bool:

@@ -12,7 +12,7 @@ from ckan_deploy.settings.plain import as_dict
 # Settings that take effect without a deploy, or say only how one is made.
 NOT_OF_A_RELEASE = (
     "keep", "deploy_group", "disk_free_mb", "manage", "hooks", "installer", "build", "build_user", "link", "git",
-    "aliases", "domain", "tls", "stable_seconds", "config_known",
+    "aliases", "domain", "tls", "stable_seconds", "config_known", "storage",
 )  # fmt: skip
 
 

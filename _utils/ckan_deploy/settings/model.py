@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ckan_deploy.settings.parts import PAGE, CronJob, Extension, Hook, Page, Worker
+from ckan_deploy.settings.parts import PAGE, Acme, CronJob, Extension, Hook, Page, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
@@ -283,12 +283,25 @@ class Web:
 
 @frozen
 class Tls:
-    """https; the certificate is put on the host by others."""
+    """https; the certificate is put on the host by others, or got and renewed by ACME."""
 
     certificate: str = setting("", "File on the host with the certificate and its chain; empty for no https.")
     key: str = setting("", "File on the host with the certificate's key.")
+    acme: Acme = setting(Acme(), "Instead of these two: how certbot gets the certificate; see below.")
     listen: str = setting("443", "Where https is served: a port or address:port.", pattern=LISTEN)
     redirect: bool = setting(True, "Answer plain http with a redirect (301) to https.")
+
+
+@frozen
+class Storage:
+    """Uploads: what is below `ckan.storage_path`."""
+
+    kind: str = setting(
+        "local",
+        "Where uploads are: in a directory of each host (`local`), in one of all hosts such as NFS (`shared`), "
+        "or not on the hosts (`elsewhere`), such as with an extension for S3.",
+        choices=("local", "shared", "elsewhere"),
+    )
 
 
 @frozen
@@ -358,6 +371,7 @@ class Settings:
     secrets: Secrets = field(factory=Secrets)
     web: Web = field(factory=Web)
     tls: Tls = field(factory=Tls)
+    storage: Storage = field(factory=Storage)
     manage: Manage = field(factory=Manage)
     workers: Mapping[str, Worker] = setting({}, "Background workers by name; see below.")
     stable_seconds: int = setting(

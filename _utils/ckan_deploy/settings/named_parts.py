@@ -1,11 +1,11 @@
-"""Hooks, workers, cron jobs and smoke pages of the pillar against their rules."""
+"""Hooks, workers, cron jobs, smoke pages and ACME of the pillar against their rules."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from ckan_deploy.settings.parts import CronJob, Hook, Page, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Hook, Page, Worker
 from ckan_deploy.settings.rules import rules
 from ckan_deploy.settings.schedules import check_cron_job
 from ckan_deploy.settings.values import check_fields, refuse_unknown
@@ -91,6 +91,28 @@ def check_pages(key: str, value: Any, problems: list[str]) -> list[dict[str, Any
             problems.append(f"{key} lists {page['path']} twice; remove one")
         pages.append(page)
     return pages
+
+
+def check_acme(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
+    """
+    Check how a certificate is got by ACME: parameters as for ``check_hooks``.
+
+    Returns its settings; without an e-mail address where it is not used.
+    """
+    if value is None or value == {}:
+        return _plain_acme()
+    if not isinstance(value, dict):
+        problems.append(f"{key} must be a dictionary such as {{email: admin@example.org}}")
+        return _plain_acme()
+    refuse_unknown(key, value, rules(Acme), problems)
+    found = check_fields(key, value, dict(rules(Acme)), problems)
+    if not value.get("email") and any(tuple(found[name]) != tuple(default) for name, default in _plain_acme().items()):
+        problems.append(f"{key}:email is missing; set it in the pillar, or leave {key} out")
+    return found
+
+
+def _plain_acme() -> dict[str, Any]:
+    return check_fields("", {}, dict(rules(Acme)), [])
 
 
 def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs, smoke pages."""
+"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs, pages. And ACME."""
 
 from __future__ import annotations
 
@@ -132,3 +132,23 @@ class Page:
     def label(self) -> str:
         """What it is called in messages."""
         return f"{self.path} (as {self.login})" if self.login else self.path
+
+
+@frozen
+class Acme:
+    """A certificate that certbot gets and renews by ACME over http."""
+
+    email: str = setting("", "Address that the CA writes to; it turns ACME on.", pattern=r"([\w.%+-]+@[\w.-]+)?")
+    server: str = setting(
+        "https://acme-v02.api.letsencrypt.org/directory", "Directory of the CA.", pattern=r"https://[^\s'\"\\]+"
+    )
+    ca_bundle: str = setting(
+        "", "File on the host with the CAs that sign for the https of `server`; empty for the system's."
+    )
+    names: tuple[str, ...] = setting((), "Names in the certificate; by default `domain` and `aliases`.")
+    peers: tuple[str, ...] = setting(
+        (),
+        "All hosts behind the same names, `host` or `host:port` of their plain http, this one may be among them: a "
+        "challenge that reaches another host is answered by the one that asked for it.",
+        pattern=r"([0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?",
+    )

@@ -41,6 +41,7 @@ def check_paths(settings: dict[str, Any], problems: list[str]) -> None:
     web, tls = settings["web"], settings["tls"]
     optional = {f"web:{name}": web[name] for name in ("nginx_conf", "apache_conf", "supervisor_conf")}
     optional.update({f"tls:{name}": tls[name] for name in ("certificate", "key")})
+    optional["tls:acme:ca_bundle"] = tls["acme"]["ca_bundle"]
     # Empty means the system's own, or none.
     paths.update({name: value for name, value in optional.items() if value})
     found = [problem for name, value in paths.items() if (problem := path_problem(f"ckan:{name}", value))]

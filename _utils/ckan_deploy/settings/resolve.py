@@ -11,9 +11,9 @@ from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.named_parts import check_cron_jobs, check_hooks, check_pages, check_workers
+from ckan_deploy.settings.named_parts import check_acme, check_cron_jobs, check_hooks, check_pages, check_workers
 from ckan_deploy.settings.origins import ORIGINS, check_extensions, server
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Page, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Hook, Page, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules, table
 from ckan_deploy.settings.together import check_together, derive
 from ckan_deploy.settings.values import check_value, named, refuse_unknown
@@ -24,6 +24,7 @@ _PARTS = {
     "pages": check_pages,
     "worker": check_workers,
     "cronjob": check_cron_jobs,
+    "acme": check_acme,
 }
 
 
@@ -107,6 +108,7 @@ def _value(key: str, value: Any, rule: Rule, problems: list[str]) -> Any:
 def _frozen(settings: dict[str, Any]) -> Settings:
     made = {name: settings[name] for name in rules(Settings)}
     settings["web"]["smoke"] = [Page(**part) for part in settings["web"]["smoke"]]
+    settings["tls"]["acme"] = Acme(**_tuples(settings["tls"]["acme"]))
     made.update({group: cls(**_tuples(settings[group])) for group, cls in groups(Settings).items()})
     made["extensions"] = {name: Extension(**_tuples(part)) for name, part in settings["extensions"].items()}
     made["workers"] = {name: Worker(**_tuples(part)) for name, part in settings["workers"].items()}

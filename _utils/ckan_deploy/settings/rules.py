@@ -98,6 +98,8 @@ def _kind(annotation: Any) -> str:
     if annotation in _KINDS:
         return _KINDS[annotation]
     arguments = typing.get_args(annotation)
+    if not arguments:
+        return str(annotation.__name__).lower()
     if typing.get_origin(annotation) is tuple:
         return "list" if arguments[0] is str else "hooks"
     # Mappings: of CKAN's options, or of parts by name.

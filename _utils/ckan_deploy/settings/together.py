@@ -8,7 +8,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from ckan_deploy.settings import places
+from ckan_deploy.settings import acme, places
 from ckan_deploy.settings.origins import has_secret, requirement_problems
 
 # What a unix socket's path may have at most, in bytes.
@@ -42,6 +42,8 @@ def derive(settings: dict[str, Any], pillar: dict[str, Any]) -> None:
         store.update(user=database["user"], password=store["password"] or database["password"])
     for name in ("host", "port"):
         store[name] = store[name] or database[name]
+    if settings["tls"]["acme"]["email"] and not (settings["tls"]["certificate"] or settings["tls"]["key"]):
+        settings["tls"].update(acme.files(settings))
     if settings["web"]["server"] == "apache":
         settings["web"]["app"] = "none"  # CKAN runs in its own processes
     for extension in settings["extensions"].values():
@@ -73,6 +75,7 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     _check_names(settings, problems)
     _check_web(settings, problems)
     _check_smoke(settings["web"], settings["secrets"]["smoke"], problems)
+    acme.check(settings, problems, _host)
 
 
 def _check_indexes(installer: dict[str, Any], problems: list[str]) -> None:

@@ -13,7 +13,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from ckan_deploy.errors import FormulaError
@@ -117,7 +117,9 @@ def make(folder: int, name: str, owner: tuple[int, int] | None = None) -> int:
     return made
 
 
-def walk(folder: int, path: str = "", levels: int = MOST_LEVELS) -> Iterator[tuple[str, int, list[os.DirEntry[str]]]]:
+def walk(
+    folder: int, path: str = "", levels: int = MOST_LEVELS, shut: Callable[[str], None] | None = None
+) -> Iterator[tuple[str, int, list[os.DirEntry[str]]]]:  # fmt: skip
     """
     Go through a tree, from the top down.
 
@@ -127,6 +129,8 @@ def walk(folder: int, path: str = "", levels: int = MOST_LEVELS) -> Iterator[tup
         What the names begin with.
     levels
         How deep.
+    shut
+        Called with the path of a directory that does not let us in, which is left out then.
 
     Yields the path of each directory below the top ('' for the top), its descriptor, which is closed afterwards, and
     what is in it; what is taken from that list is not gone into.
@@ -142,9 +146,12 @@ def walk(folder: int, path: str = "", levels: int = MOST_LEVELS) -> Iterator[tup
         except OSError as exc:
             if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 continue  # gone or something else by now
+            if exc.errno == errno.EACCES and shut:
+                shut(os.path.join(path, entry.name))
+                continue
             raise
         try:
-            yield from walk(below, os.path.join(path, entry.name), levels - 1)
+            yield from walk(below, os.path.join(path, entry.name), levels - 1, shut)
         finally:
             os.close(below)
 
