@@ -22,7 +22,7 @@ ckan-packages:
       - build-essential
       - python3-dev
       {%- endif %}
-      {%- if settings.web.app == 'uwsgi' or settings.workers %}
+      {%- if settings.web.app == 'uwsgi' or settings.workers or settings.services %}
       - supervisor
       {%- endif %}
       {%- if settings.cron %}

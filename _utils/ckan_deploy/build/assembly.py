@@ -17,7 +17,7 @@ from typing import Any
 from attrs import evolve
 from packaging.utils import parse_wheel_filename
 
-from ckan_deploy.build import base, editable, ini, layers, namespace, packages, plugins, virtualenv
+from ckan_deploy.build import base, editable, environment, ini, layers, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.resolution import noted, prepare
 from ckan_deploy.build.sandbox import Sandbox
@@ -73,6 +73,7 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     if broken is None:
         with _timed(seconds, "imports"):
             broken = _broken_plugins(site, path, enabled, builder.sandbox)
+    environment.write(site, path)
     with _timed(seconds, "bytecode"):
         virtualenv.compile_(path, changed)
     return {

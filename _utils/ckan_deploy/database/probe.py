@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 import attrs
 
-from ckan_deploy.build import ini, plugins
+from ckan_deploy.build import environment, ini, plugins
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
@@ -55,7 +55,7 @@ class Newer(TypedDict):
 def check(site: Site, path: str) -> dict[str, Any]:
     """
     Boot CKAN once in a virtualenv and ask it everything: plugins load, configuration valid, migrations pending,
-    ``package_search`` answers.
+    ``package_search`` answers, the commands of the settings are there.
 
     site
         The site.
@@ -65,7 +65,7 @@ def check(site: Site, path: str) -> dict[str, Any]:
     Returns ``{"ckan_version", "plugins", "pending": {"core"|plugin: revision}, "schema": what ``schema`` returns,
     "datasets", "warnings", "seconds"}``. Raises ``FormulaError`` with one line that names the plugin and its exception.
     """
-    return _probe(site, "check", path, BOOT_TIMEOUT)
+    return _probe(site, "check", path, BOOT_TIMEOUT, {"commands": commands(site)})
 
 
 def heads(site: Site, path: str) -> dict[str, list[str]]:
@@ -222,6 +222,21 @@ def init_commands(site: Site) -> list[list[str]]:
     return [shlex.split(line) for extension in site.settings.extensions.values() for line in extension.init]
 
 
+def commands(site: Site) -> dict[str, list[str]]:
+    """
+    Return the commands of CKAN that the settings name, as words, by their settings.
+
+    site
+        The site.
+    """
+    settings = site.settings
+    found = {f"ckan:services:{name}:command": one.command for name, one in settings.services.items()}
+    found.update({f"ckan:cron:{name}:command": job.command for name, job in settings.cron.items()})
+    for name, extension in settings.extensions.items():
+        found.update({f"ckan:extensions:{name}:init:{index}": line for index, line in enumerate(extension.init)})
+    return {name: shlex.split(line) for name, line in found.items() if line}
+
+
 def _index_log(site: Site) -> str:
     return os.path.join(site.paths.log, f"{site.settings.site}-search-index.log")
 
@@ -238,7 +253,10 @@ def _probe(
     # As the user of the site: what a boot writes (web assets, caches) must be the site's own.
     done = processes.run(
         command, user=site.settings.user, stdin=script, cwd=path, timeout=timeout,
-        env={"PYTHONUTF8": "1", "CKAN_INI": config, "PYTHONDONTWRITEBYTECODE": "1", "HOME": site.home},
+        env={
+            **environment.read(path), "PYTHONUTF8": "1", "CKAN_INI": config, "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": site.home,
+        },
     )  # fmt: skip
     line = next((row for row in reversed(done.stdout.splitlines()) if row.startswith(MARK)), None)
     if line is None:

@@ -25,9 +25,11 @@ def hashes(settings: Settings) -> dict[str, str]:
     settings
         The settings.
     """
-    key = settings.secrets.session.encode("utf-8")
+    key, found = settings.secrets.session.encode("utf-8"), as_dict(settings)
+    if variables := found["secrets"].pop("environment"):
+        found["secrets:environment"] = variables
     return {
         name: hmac.new(key, json.dumps(value, sort_keys=True).encode("utf-8"), hashlib.sha256).hexdigest()[:16]
-        for name, value in as_dict(settings).items()
+        for name, value in found.items()
         if name not in NOT_OF_A_RELEASE
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
+from ckan_deploy.settings.parts import CronJob, Extension, Hook, Service, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
@@ -98,6 +98,11 @@ class Build:
     memory_mb: int = setting(4096, "Memory that a process of a build may take, in MB.", least=64)
     processes: int = setting(512, "How many processes the build user may have.", least=16)
     timeout: int = setting(1800, "Seconds that one build may take.", least=1)
+    environment: Mapping[str, str] = setting(
+        {},
+        "Environment variables of build code (wheels, `build` lines), such as a proxy. That code reads them: nothing "
+        "secret here.",
+    )
 
 
 @frozen
@@ -188,6 +193,9 @@ class Secrets:
     api_token: str = setting("", "Signs API tokens.", required=True, secret=True)
     config: Mapping[str, Any] = setting(
         {}, "Options of CKAN with secret values; as `config`, but shown nowhere.", secret=True
+    )
+    environment: Mapping[str, str] = setting(
+        {}, "Environment variables with secret values; as `environment`, but shown nowhere.", secret=True
     )
 
 
@@ -326,10 +334,14 @@ class Settings:
     web: Web = field(factory=Web)
     tls: Tls = field(factory=Tls)
     manage: Manage = field(factory=Manage)
-    workers: Mapping[str, Worker] = setting({}, "Background workers by name; see below.")
+    environment: Mapping[str, str] = setting(
+        {}, "Environment variables of CKAN: app server, services, cron jobs, and the commands of a deploy."
+    )
+    services: Mapping[str, Service] = setting({}, "Long-running commands by name; see below.")
+    workers: Mapping[str, Worker] = setting({}, "Job workers by name, the short form of `services`; see below.")
     stable_seconds: int = setting(
         5,
-        "Seconds that workers and the app server of a release must stay up after their start for a deploy to be good. "
+        "Seconds that services and the app server of a release must stay up after their start for a deploy to be good. "
         "0: not watched.",
     )
     cron: Mapping[str, CronJob] = setting({}, "What is run at set times, by name; see below.")
@@ -338,3 +350,8 @@ class Settings:
     search: Search = field(factory=Search)
     backup: Backup = field(factory=Backup)
     disk_free_mb: int = setting(500, "A deploy is refused with less disk free, in MB.")
+
+    @property
+    def all_services(self) -> dict[str, Service]:
+        """All services by name, workers among them."""
+        return {**{name: worker.as_service() for name, worker in self.workers.items()}, **self.services}

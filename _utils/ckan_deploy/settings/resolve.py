@@ -11,14 +11,17 @@ from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.named_parts import check_cron_jobs, check_hooks, check_workers
+from ckan_deploy.settings.named_parts import check_cron_jobs, check_hooks, check_services, check_workers
 from ckan_deploy.settings.origins import ORIGINS, check_extensions, server
-from ckan_deploy.settings.parts import CronJob, Extension, Hook, Worker
+from ckan_deploy.settings.parts import CronJob, Extension, Hook, Service, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules, table
 from ckan_deploy.settings.together import check_together, derive
 from ckan_deploy.settings.values import check_value, named, refuse_unknown
 
-_PARTS = {"extension": check_extensions, "hooks": check_hooks, "worker": check_workers, "cronjob": check_cron_jobs}
+_PARTS = {
+    "extension": check_extensions, "hooks": check_hooks, "service": check_services, "worker": check_workers,
+    "cronjob": check_cron_jobs,
+}  # fmt: skip
 
 
 def resolve(pillar: Any, overrides: Any = None) -> Settings:
@@ -102,6 +105,7 @@ def _frozen(settings: dict[str, Any]) -> Settings:
     made = {name: settings[name] for name in rules(Settings)}
     made.update({group: cls(**_tuples(settings[group])) for group, cls in groups(Settings).items()})
     made["extensions"] = {name: Extension(**_tuples(part)) for name, part in settings["extensions"].items()}
+    made["services"] = {name: Service(**_tuples(part)) for name, part in settings["services"].items()}
     made["workers"] = {name: Worker(**_tuples(part)) for name, part in settings["workers"].items()}
     made["cron"] = {name: CronJob(**_tuples(part)) for name, part in settings["cron"].items()}
     made["hooks"] = tuple(Hook(**part) for part in settings["hooks"])
