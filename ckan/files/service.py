@@ -26,9 +26,11 @@ import subprocess
 import sys
 import time
 
-# How long a lease lasts, and how long before its end the command is asked to end, and killed.
-LEASE_SECONDS, ASK_SECONDS, KILL_SECONDS = 30, 15, 5
-RENEW_SECONDS, WAIT_SECONDS, POLL_SECONDS = 5, 2, 0.5
+# How long a lease lasts, and how often it is renewed; how long before its end the command is asked to end, and killed.
+LEASE_SECONDS = 30
+RENEW_SECONDS, ASK_SECONDS, KILL_SECONDS = LEASE_SECONDS / 6, LEASE_SECONDS * 3 / 4, LEASE_SECONDS / 6
+# How often a host that waits asks for it, how long Redis has to answer, and how often the command is looked at.
+WAIT_SECONDS, ANSWER_SECONDS, POLL_SECONDS = 2, 2, 0.2
 RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) end return 0"
 RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 PR_SET_PDEATHSIG = 1
@@ -78,11 +80,17 @@ class Lease:
 
     def __init__(self, told: argparse.Namespace) -> None:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
         ini = configparser.ConfigParser(defaults={"here": os.path.dirname(os.path.abspath(told.ini))})
         ini.read(told.ini, encoding="utf-8")
         self.redis = redis.Redis.from_url(
-            ini["app:main"]["ckan.redis.url"], socket_timeout=POLL_SECONDS * 4, socket_connect_timeout=POLL_SECONDS * 4
+            ini["app:main"]["ckan.redis.url"],
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            # Whoever tries again and again does not see that the lease runs out.
+            retry=Retry(NoBackoff(), 0),
         )
         self.key = f"ckan-formula:service:{told.site}:{told.env}:{told.name}"
         self.mine = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
@@ -154,7 +162,7 @@ def keep(process: subprocess.Popen, lease: Lease, asked: list[int], number: int)
                 if lease.until - now < ASK_SECONDS:
                     lost = f"Redis cannot be asked ({type(exc).__name__})"
                     asked.append(number)
-                if lease.until - now < KILL_SECONDS + RENEW_SECONDS:
+                if lease.until - now < KILL_SECONDS + RENEW_SECONDS + ANSWER_SECONDS:
                     process.kill()
         if asked and not told:
             process.send_signal(number)

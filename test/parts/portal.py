@@ -90,6 +90,8 @@ class Portal:
                 "installer": {"uv": uv_path()},
                 "manage": {"packages": False, "services": False, "user": False},
                 "extensions": {"ckanext-harvest": {"remove": True}},
+                "services": {"gather": {"remove": True}, "fetch": {"remove": True}},
+                "cron": {"harvest": {"remove": True}},
                 "web": {
                     "listen": f"127.0.0.1:{self.ports[host]}",
                     "processes": 1,
