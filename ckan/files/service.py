@@ -70,7 +70,8 @@ def run_until_idle(command: list[str], asked: list[int]) -> int:
         raise SystemExit(0)
 
     redis.Redis.blpop = blpop
-    sys.argv = command
+    # As where the program is run by itself: this directory is not for what it imports.
+    sys.argv, sys.path[0] = command, os.path.dirname(os.path.abspath(command[0]))
     runpy.run_path(command[0], run_name="__main__")
     return 0
 

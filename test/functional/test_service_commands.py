@@ -72,7 +72,11 @@ def eventually(holds: Callable[[], bool], seconds: float = 15) -> None:
 
 
 def make_place() -> CommandPlace:
-    return CommandPlace(Path(tempfile.mkdtemp(prefix="ckan-c-", dir="/tmp")))
+    place = CommandPlace(Path(tempfile.mkdtemp(prefix="ckan-c-", dir="/tmp")))
+    home = Path(fake_site(place.root).home)
+    home.mkdir(parents=True)
+    shutil.chown(home, "www-data")
+    return place
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from attrs import frozen
 
 from ckan_deploy.build import environment
+from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import cron, shared_files
 from ckan_deploy.settings.parts import Service
@@ -23,8 +24,10 @@ from ckan_deploy.system import files, safely
 
 SCRIPT = "salt://ckan/files/service.py"
 KINDS = ("worker", "service")
-# What a service says first in its log, with the boot of the host and the seconds since then.
-STARTS = re.compile(r"^-- \S+ starts: \S+ ([0-9a-f-]{36}) ([0-9.]+)$", re.MULTILINE)
+# What a service notes when it starts: the boot of the host, and the seconds since then.
+STARTS = re.compile(r"^([0-9a-f-]{36}) ([0-9]+\.[0-9]+)$", re.MULTILINE)
+# Bytes of such notes: some 400 starts. Then they begin anew.
+MOST_NOTES = 20000
 
 
 @frozen(order=True)
@@ -152,14 +155,20 @@ def remove(site: Site, program: Program) -> None:
 
 def starts(site: Site, program: Program, boot: str) -> list[float]:
     """
-    Return when a service was started since the host was, in seconds of its clock, as far as the end of the log says.
+    Return when a service was started since the host was, in seconds of its clock, as CKAN's user has noted: whoever is
+    that user may write there what it likes.
 
     site, program
         As for ``group``.
     boot
         The boot of the host.
     """
-    return [float(when) for which, when in STARTS.findall(files.end_of(log(site, program))) if which == boot]
+    try:
+        with safely.file(_notes(site, program)) as handle:
+            said = handle.read(2 * MOST_NOTES).decode("utf-8", "replace")
+    except (FormulaError, OSError):
+        return []
+    return [float(when) for which, when in STARTS.findall(said) if which == boot]
 
 
 def _folder(site: Site) -> str:
@@ -174,18 +183,29 @@ def _script(site: Site, program: Program) -> str:
     return os.path.join(site.paths.config, "services", f"{program.kind}-{program.name}.sh")
 
 
+def _notes(site: Site, program: Program) -> str:
+    return os.path.join(site.home, "services", f"{program.kind}-{program.name}")
+
+
 def _helper(site: Site) -> str:
     return os.path.join(site.paths.config, "service.py")
 
 
 def _script_text(site: Site, program: Program, service: Service) -> str:
+    notes = _notes(site, program)
     return f"""\
 #!/bin/sh
 # Written by the CKAN formula; supervisor runs it. The release is resolved once, here.
 cd -P {site.paths.current} || exit 1
 {environment.SOURCED}
 {environment.exports(service.environment)}\
-echo "-- {program.name} starts: $(basename "$PWD") $(cat /proc/sys/kernel/random/boot_id) $(cut -d' ' -f1 /proc/uptime)"
+echo "-- {program.name} starts from $(basename "$PWD")"
+notes={shlex.quote(notes)}
+{{
+    mkdir -p "$(dirname "$notes")"
+    [ "$(wc -c < "$notes")" -lt {MOST_NOTES} ] || : > "$notes"
+    echo "$(cat /proc/sys/kernel/random/boot_id) $(cut -d' ' -f1 /proc/uptime)" >> "$notes"
+}} 2> /dev/null
 exec {shlex.join(_command(site, program, service))}
 """
 
