@@ -24,6 +24,8 @@ from functional.test_services import RELEASE, STAYS, Place
 from parts.base import uv_path
 from parts.redis import Redis
 
+pytestmark = pytest.mark.slow
+
 NEXT = "20261128130000Z"
 ODD = {"PLAIN": "http://proxy.example.org:3128", "ODD": "a 'b' \"c\" 100% ; #d $HOME `e` \\f", "LINES": "one\n two\n"}
 SECRET = {"SENTRY_DSN": "https://marked-secret@sentry.example.org/1?a=b"}
