@@ -78,21 +78,11 @@ class Slow(HarvesterBase):
         note("import", harvest_object.guid)
         return True
 '''
+# Also against what the example has of them.
+_CONSUMER = {"remove": False, "stop_when_idle": True, "stop_seconds": 60}
 SERVICES = {
-    "gather": {
-        "remove": False,
-        "command": "harvester gather-consumer",
-        "once": True,
-        "stop_when_idle": True,
-        "stop_seconds": 60,
-    },
-    "fetch": {
-        "remove": False,
-        "command": "harvester fetch-consumer",
-        "stop_when_idle": True,
-        "stop_seconds": 60,
-        "order": 1,
-    },
+    "gather": {**_CONSUMER, "command": "harvester gather-consumer", "once": True},
+    "fetch": {**_CONSUMER, "command": "harvester fetch-consumer", "processes": 1, "order": 1},
 }
 
 

@@ -15,6 +15,9 @@ NOT_OF_A_RELEASE = (
     "aliases", "domain", "tls", "stable_seconds",
 )  # fmt: skip
 
+# What a release made by an older version has no note of; where there is none, nothing has changed.
+CAME_LATER = ("services", "environment")
+
 
 def hashes(settings: Settings) -> dict[str, str]:
     """
@@ -31,5 +34,5 @@ def hashes(settings: Settings) -> dict[str, str]:
     return {
         name: hmac.new(key, json.dumps(value, sort_keys=True).encode("utf-8"), hashlib.sha256).hexdigest()[:16]
         for name, value in found.items()
-        if name not in NOT_OF_A_RELEASE
+        if name not in NOT_OF_A_RELEASE and (value or name not in CAME_LATER)
     }
