@@ -117,8 +117,10 @@ def test_f10_a_long_running_command_follows_the_release_and_is_shown_in_status(h
         in (host.root / "var/log/ckan/default-service-gather.log").read_text()
     )
     assert status.status(site, processes=True)["services"][0]["service"] == "gather"
-    other = site.releases.directory(NEXT)
-    shutil.copytree(host.script.parents[1], other)
+    site.releases.create(NEXT)
+    for state in ("built", "checked", "live"):
+        site.releases.set_state(NEXT, state)
+    shutil.copytree(host.script.parent, Path(site.releases.directory(NEXT), "bin"))
     try:
         site.releases.point(NEXT)
         assert services.follow(site)["services"] == {"gather": "restarted"} and row(site)["release"] == NEXT
@@ -132,7 +134,7 @@ def test_f10_a_long_running_command_follows_the_release_and_is_shown_in_status(h
         assert services.follow(site)["services"] == {"gather": "started"}
     finally:
         site.releases.point(RELEASE)
-        shutil.rmtree(other)
+        site.releases.remove(NEXT)
     assert services.follow(host.given())["services"] == {"gather": "stopped"}
     assert services.status(site)["services"][0]["state"] == "not known to supervisor"
     assert not list((host.root / "etc/ckan/default/services").iterdir())
