@@ -175,6 +175,17 @@ def test_one_that_ends_at_once_is_told_with_its_last_line_and_the_setting(host):
     assert said.startswith("service gather does not stay up: it ")
 
 
+def test_one_starts_also_where_its_starts_cannot_be_noted(host):
+    home = Path(fake_site(host.root).home)
+    home.rename(home.with_name("away"))
+    try:
+        site = host.given(**service())
+        assert services.follow(site)["services"] == {"gather": "started"}
+        assert row(site)["state"] == "RUNNING" and row(site)["restarts"] == 0
+    finally:
+        home.with_name("away").rename(home)
+
+
 def test_one_that_ignores_its_stop_signal_is_killed_and_told_with_the_settings(host):
     site = host.given("trap '' TERM; while :; do sleep 0.2; done", **service(stop_seconds=1))
     services.follow(site)

@@ -201,11 +201,12 @@ cd -P {site.paths.current} || exit 1
 {environment.exports(service.environment)}\
 echo "-- {program.name} starts from $(basename "$PWD")"
 notes={shlex.quote(notes)}
-{{
+# In a shell of its own: where nothing can be noted, as on a full disk, the service starts all the same.
+(
     mkdir -p "$(dirname "$notes")"
     [ "$(wc -c < "$notes")" -lt {MOST_NOTES} ] || : > "$notes"
     echo "$(cat /proc/sys/kernel/random/boot_id) $(cut -d' ' -f1 /proc/uptime)" >> "$notes"
-}} 2> /dev/null
+) 2> /dev/null
 exec {shlex.join(_command(site, program, service))}
 """
 
