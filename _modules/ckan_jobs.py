@@ -1,5 +1,5 @@
 """
-What CKAN does on a host besides answering requests: workers and cron jobs.
+What CKAN does on a host besides answering requests: services and cron jobs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def _site() -> Site:
 
 def status() -> dict[str, Any]:
     """
-    Say which workers run, and the release that each has loaded, from the process itself.
+    Say which services run, and the release that each has loaded, from the process itself.
 
-    Returns ``{"current": id, "workers": [{"worker", "state", "pid", "release", "memory_mb", "age_seconds"}], "cron":
-    [lines]}``; of a worker that does not run ``pid`` is 0. Raises ``CommandExecutionError`` where supervisor does not
-    answer.
+    Returns ``{"current": id, "services": [{"service", "kind", "state", "pid", "release", "restarts", "memory_mb",
+    "age_seconds"}], "workers": those with queues, "cron": [lines]}``; of one that does not run ``pid`` is 0. Raises
+    ``CommandExecutionError`` where supervisor does not answer.
 
     CLI Example:
 

@@ -63,14 +63,14 @@ def _answers(function: Callable[..., Any]) -> Callable[..., Any]:
 def status(env: str) -> dict:
     """
     Say where each host stands: the release linked, the ones that its processes have loaded, the one that answers
-    visitors, its workers, and how its last deploy went. And who keeps deploys out.
+    visitors, its services, and how its last deploy went. And who keeps deploys out.
 
     env
         The name of the environment.
 
     Returns a table; with ``--out json`` ``{"env", "wanted", "lock", "hosts": {host: {"linked", "serving", "answers",
-    "workers", "last", "wrong": [sentences]}}}``. The exit code is 1, and ``error`` says why, when a host does not
-    answer, serves another release than the one that is linked, or the hosts disagree.
+    "services", "workers", "last", "wrong": [sentences]}}}``. The exit code is 1, and ``error`` says why, when a host
+    does not answer, serves another release than the one that is linked, or the hosts disagree.
 
     CLI Example:
 

@@ -1,5 +1,5 @@
 """
-Workers and cron jobs are what the settings say, and of the current release.
+Services and cron jobs are what the settings say, and of the current release.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def __virtual__() -> bool | tuple[bool, str]:
 
 def followed(name: str) -> dict[str, Any]:
     """
-    Make sure that the workers run and stay up, of the release that is current, and that cron has its jobs. What is so
+    Make sure that the services run and stay up, of the release that is current, and that cron has its jobs. What is so
     already is left alone. Nothing is done where no release is live.
 
     name
@@ -42,7 +42,7 @@ def followed(name: str) -> dict[str, Any]:
           ckan_jobs.followed: []
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}}
-    ret["comment"] = "workers and cron are as they should be"
+    ret["comment"] = "services and cron are as they should be"
     try:
         # Taken here and not from arguments: the settings hold secrets, and states' arguments are logged.
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
@@ -67,9 +67,9 @@ def followed(name: str) -> dict[str, Any]:
 
 
 def _changes(done: dict[str, Any]) -> dict[str, str]:
-    changes = {f"worker {name}": what for name, what in done["workers"].items()}
+    changes = {f"{kind} {name}": what for kind in ("worker", "service") for name, what in done[f"{kind}s"].items()}
     return {**changes, **({"cron": "written"} if done["cron"] else {})}
 
 
 def _names(done: dict[str, Any]) -> str:
-    return ", ".join([*(f"worker {name}" for name in done["workers"]), *(["cron"] if done["cron"] else [])])
+    return ", ".join(_changes(done))

@@ -27,7 +27,7 @@ ckan-packages:
       - build-essential
       - python3-dev
       {%- endif %}
-      {%- if serves and (settings.web.app == 'uwsgi' or settings.workers) %}
+      {%- if serves and (settings.web.app == 'uwsgi' or settings.workers or settings.services) %}
       - supervisor
       {%- endif %}
       {%- if serves and settings.tls.acme.email %}

@@ -43,7 +43,7 @@ ckan-front:
       - file: ckan-apache.wsgi
 {%- endif %}
 {%- set services = {'nginx': ['nginx'], 'apache': ['apache2'], 'none': []}[settings.web.server]
-                  + (['supervisor'] if settings.web.app == 'uwsgi' or settings.workers else [])
+                  + (['supervisor'] if settings.web.app == 'uwsgi' or settings.workers or settings.services else [])
                   + (['cron'] if settings.cron else []) %}
 {%- if settings.manage.services and services %}
 

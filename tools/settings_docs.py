@@ -18,7 +18,7 @@ from settings_schema import schema  # noqa: E402
 
 from ckan_deploy.settings import model  # noqa: E402
 from ckan_deploy.settings.model import Settings  # noqa: E402
-from ckan_deploy.settings.parts import Acme, CronJob, Extension, Page, Worker  # noqa: E402
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Page, Service, Worker  # noqa: E402
 from ckan_deploy.settings.rules import Rule, groups, rules  # noqa: E402
 from ckan_deploy.settings.together import SOCKET_LIMIT  # noqa: E402
 
@@ -30,9 +30,11 @@ KINDS = {
     "list": "list of words",
     "lines": "list of text",
     "options": "dictionary",
+    "variables": "dictionary of text",
     "extension": "dictionary",
     "hooks": "list of dictionaries",
     "pages": "list of paths or dictionaries",
+    "service": "dictionary",
     "worker": "dictionary",
     "cronjob": "dictionary",
     "acme": "dictionary",
@@ -89,6 +91,9 @@ files have or the master makes. Only `ckan_settings.validate` checks how setting
 - **Several sites on one machine.** Another `site` has its own home (`/usr/lib/ckan/sites/SITE`), its own base in it,
   and its own configuration, data and virtual host; the log directory and supervisor's directory are shared.
   Give it a database, a Solr core, a Redis database and a domain of its own too: these do not follow from `site`.
+- **Environment variables** may hold quotes, `%` and line breaks. Refused are names that the formula sets itself or that
+  are read by other programs (`HOME`, `PATH`, `LANG`, `PYTHON...`, `LD_...`, `UWSGI_...`, `GIT_...`), and `CKAN_...`,
+  which would win over the ini.
 - **Paths**, `ckan:web:*_conf`, `ckan:tls:certificate` and `ckan:tls:key` among them, are absolute and without `..`,
   blanks or any of `"'{{}}$;%,`. The path of a release's socket has a limit of {SOCKET_LIMIT} bytes.
   `root` is put before every default path, and before none that is given.
@@ -103,11 +108,18 @@ and `ref`), the package index (`version`), or an archive (`archive` and `hash`).
 
 """
 
+SERVICES = """\
+## `ckan:services:NAME`
+
+One entry per service: a long-running command of CKAN or of an extension, in the current release, under supervisor; with
+a `command` or with `queues`. [operations.md](operations.md#services-and-cron-jobs) says more.
+
+"""
 WORKERS = """\
 ## `ckan:workers:NAME`
 
-One entry per worker, `default: {}` at the least: `ckan jobs worker` of the current release, under supervisor.
-[operations.md](operations.md#workers-and-cron-jobs) says more.
+The short form of a service with `queues`, `default: {}` at the least: `ckan jobs worker` of the current release.
+No worker and service have the same name.
 
 """
 CRONS = """\
@@ -137,7 +149,10 @@ A certificate that certbot gets and renews: [operations.md](operations.md#certif
 def page() -> str:
     """Return the whole text of the page."""
     own = _section("ckan", Settings)
-    parts = [EXTENSIONS + _table(Extension), WORKERS + _table(Worker), CRONS + _table(CronJob), SMOKE + _table(Page)]
+    parts = [
+        EXTENSIONS + _table(Extension), SERVICES + _table(Service), WORKERS + _table(Worker), CRONS + _table(CronJob),
+        SMOKE + _table(Page),
+    ]  # fmt: skip
     # In the order of their classes.
     order = list(vars(model))
     found = sorted(groups(Settings).items(), key=lambda group: order.index(group[1].__name__))

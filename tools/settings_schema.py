@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckan_deploy.settings import named_parts, origins
+from ckan_deploy.settings import named_parts, origins, variables
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.parts import PAGE, Acme, CronJob, Extension, Hook, Page, Worker
+from ckan_deploy.settings.parts import PAGE, Acme, CronJob, Extension, Hook, Page, Service, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules
 from ckan_deploy.settings.values import OPTION
 
@@ -18,7 +18,7 @@ _TEXT = r"[^\x00-\x08\x0b-\x1f\x7f-\x9f]*"
 _WORD = r"[^\s\x00-\x1f\x7f-\x9f]+"
 _FULL_LINE = rf"(?=.*\S){_NO_CONTROL}+"
 _REMOVED = {"required": ["remove"], "properties": {"remove": {"const": True}}}
-_PARTS = {"extension": Extension, "worker": Worker, "cronjob": CronJob}
+_PARTS = {"extension": Extension, "service": Service, "worker": Worker, "cronjob": CronJob}
 
 
 def schema() -> Schema:
@@ -37,6 +37,7 @@ def schema() -> Schema:
         "properties": {"ckan": settings},
         "$defs": {
             "extension": {**_object(Extension), "if": _REMOVED, "else": {"oneOf": list(map(_has, _origins()))}},
+            "service": {**_part(Service), "if": _REMOVED, "else": {"oneOf": [_has(["command"]), _listed("queues")]}},
             "worker": {**_object(Worker), "type": ["object", "null"]},
             "cronjob": {
                 **_part(CronJob),
@@ -93,6 +94,9 @@ def _typed(rule: Rule) -> Schema:
         return {**_named(OPTION), "additionalProperties": _option(rule.secret)}
     if rule.kind == "pages":
         return {"type": "array", "items": {"$ref": "#/$defs/page"}}
+    if rule.kind == "variables":
+        text = {} if rule.secret else {"pattern": _anchored(_TEXT)}
+        return {**_named(variables.NAME), "additionalProperties": {"type": ["string", "integer", "null"], **text}}
     if rule.kind == "hooks":
         return {"type": "array", "items": {"$ref": "#/$defs/hook"}}
     if rule.kind == "list":
@@ -136,6 +140,10 @@ def _origins() -> list[tuple[str, ...]]:
 
 def _has(names: list[str] | tuple[str, ...]) -> Schema:
     return {"required": list(names), "properties": {name: {"type": "string", "minLength": 1} for name in names}}
+
+
+def _listed(name: str) -> Schema:
+    return {"required": [name], "properties": {name: {"type": "array", "minItems": 1}}}
 
 
 def _is_plain(default: Any) -> bool:

@@ -16,6 +16,7 @@ import argparse
 import configparser
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -37,6 +38,7 @@ def main() -> int:
     told = parser.parse_args()
     if is_paused():
         return 0
+    os.environ.update(variables())
     tag = f"ckan-{told.site}-{told.name}"
     if told.once:
         try:
@@ -59,6 +61,15 @@ def is_paused() -> bool:
             return "workers" in json.loads(handle.read() or "{}")
     except FileNotFoundError:
         return False
+
+
+def variables() -> dict[str, str]:
+    """The environment variables of the release, which this runs in: lines of sh."""
+    try:
+        with open("environment.sh", encoding="utf-8") as handle:
+            return dict(word.split("=", 1) for word in shlex.split(handle.read()) if "=" in word)
+    except FileNotFoundError:
+        return {}
 
 
 def is_mine(told: argparse.Namespace) -> bool:

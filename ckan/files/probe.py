@@ -2,7 +2,7 @@
 Runs inside a release, by the release's own interpreter, as the user that runs CKAN. ``schema.py`` and ``search.py``
 come before it:
 
-    python - check INI                  a boot of CKAN that answers all questions of the stage `check`
+    python - check INI SETTINGS         a boot of CKAN that answers all questions of the stage `check`
     python - read INI                   where the database stands, seen from this release; no boot
     python - between INI TARGETS        the revisions of the database that whoever knows TARGETS does not know; no boot
     python - migrate INI SETTINGS       bring the database to the heads of this release
@@ -33,12 +33,16 @@ LOOK_SECONDS = 30
 # What a note of webassets has at most, in bytes.
 NOTE_SIZE = 512
 
+# Commands of services, cron jobs and extensions that CKAN must have, as words, by their settings.
+COMMANDS = {}
+
 
 def main(mode: str, ini: str, told: dict) -> dict:
     started = time.monotonic()
     result = {"ok": False, "errors": [], "warnings": [], "prefix": sys.prefix}
     try:
         if mode == "check":
+            COMMANDS.update(told.get("commands", {}))
             check(ini, result)
         elif mode in ("read", "between"):
             result["schema"] = read(ini) if mode == "read" else between(ini, told)
@@ -148,6 +152,7 @@ def started(ini: str, left_out: tuple, result: dict):
 
 def ask_everything(ini: str, app, result: dict) -> None:
     check_configuration(ini, result)
+    check_commands(result)
     build_assets(result)
     check_migrations(ini, result)
     check_solr_schema(result)
@@ -246,6 +251,39 @@ def check_configuration(ini: str, result: dict) -> None:
     for key, messages in sorted((errors or {}).items()):
         # The message may quote the value, and the value may be a secret: the key is enough.
         result["errors"].append(f"configuration option {key} is not valid ({len(messages)} problem)")
+
+
+def check_commands(result: dict) -> None:
+    """The commands that CKAN and its plugins do not have, each by its setting."""
+    try:
+        import click
+        from ckan.cli import cli
+    except ImportError:
+        return
+    add = getattr(cli, "_add_external_commands", None)
+    if not (COMMANDS and add and isinstance(cli.ckan, click.Group)):
+        return
+    context = click.Context(cli.ckan)
+    add(context)
+    for setting, words in COMMANDS.items():
+        result["errors"] += command_problem(setting, words, cli.ckan, context, click.Group)
+
+
+def command_problem(setting: str, words: list, at, context, group: type) -> list:
+    """What is wrong with a command: a sentence or none."""
+    for index, word in enumerate(words):
+        if not isinstance(at, group) or word.startswith("-"):
+            return []
+        found = at.get_command(context, word)
+        if found is None:
+            near = difflib.get_close_matches(word, at.list_commands(context), n=1)
+            hint = f" (did you mean {near[0]}?)" if near else "; is its plugin in ckan:plugins?" if not index else ""
+            return [f"{setting}: CKAN has no command '{' '.join(words[: index + 1])}'{hint}"]
+        at = found
+    if isinstance(at, group) and not at.invoke_without_command:
+        known = ", ".join(at.list_commands(context))
+        return [f"{setting}: '{' '.join(words)}' is no command by itself; add one of {known}"]
+    return []
 
 
 def check_names(ini: str, declaration, result: dict) -> None:

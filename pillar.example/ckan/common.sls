@@ -8,7 +8,7 @@ ckan:
       ref: 'main'
     ckanext-harvest:
       url: https://git.example.org/ckanext-harvest.git
-      ref: 'v1.6.2'
+      ref: 'v1.6.3'
   # Further origins (package index, archive, private git) and patches: docs/extensions.md.
   # The order counts: of two plugins that do the same, the first wins.
   plugins:
@@ -21,14 +21,18 @@ ckan:
     ckan.site_title: My City's Data
     ckan.locale_default: en
     ckan.auth.create_user_via_web: false
+    ckan.harvest.mq.type: redis
   # Background jobs, and what is run at set times: docs/operations.md.
   workers:
     default: {}
-  # cron:
-  #   harvest:
-  #     schedule: '*/15 * * * *'
-  #     command: harvester run
-  #     once: true
+  services:
+    gather: {command: harvester gather-consumer, once: true, stop_when_idle: true, stop_seconds: 600}
+    fetch: {command: harvester fetch-consumer, processes: 2, stop_when_idle: true, order: 1}
+  cron:
+    harvest: {schedule: '*/15 * * * *', command: harvester run, once: true}
+  # Environment variables of CKAN; secret ones under secrets:environment.
+  # environment:
+  #   https_proxy: http://proxy.example.org:3128
   web:
     processes: 4
     threads: 4

@@ -209,6 +209,8 @@ class Walk:
             "extensions": {"ckanext-mycity": {"url": str(self.repo)}, "ckanext-harvest": {"remove": True}},
             "plugins": ["mycity"],
             "workers": {"default": {"remove": True}},
+            "services": {"gather": {"remove": True}, "fetch": {"remove": True}},
+            "cron": {"harvest": {"remove": True}},
             "web": {"processes": 1, "drain_timeout": 5},
             "config": {"stub.database": str(database / "stub.json")},
         }

@@ -186,7 +186,8 @@ class FakeMaster:
     def _ckan_release_status(self, host: str, processes: bool = False) -> dict[str, Any]:
         release = self.current[host]
         last = {"stage": "finish", "result": "ok", "at": "2026-01-01T00:00:00Z"}
-        return {"current": release, "serving": [release], "answers": release, "workers": {}, "last": last}
+        told = {"current": release, "serving": [release], "answers": release}
+        return {**told, "services": [], "workers": {}, "last": last}
 
     def _ckan_schema_way_back(self, host: str, **about: Any) -> dict[str, Any]:
         return {"downgrade": False, "restore": "", "different": {}, "maintenance": False}

@@ -95,6 +95,8 @@ class Portal:
                 # Each has a root of its own, and nobody uploads.
                 "storage": {"kind": "elsewhere"},
                 "extensions": {"ckanext-harvest": {"remove": True}},
+                "services": {"gather": {"remove": True}, "fetch": {"remove": True}},
+                "cron": {"harvest": {"remove": True}},
                 "web": {
                     "listen": f"127.0.0.1:{self.ports[host]}",
                     "processes": 1,

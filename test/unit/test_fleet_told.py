@@ -36,13 +36,13 @@ def run(master: FakeMaster) -> Run:
 def test_hosts_that_agree_are_in_order_and_what_they_are_on_is_wanted(master: FakeMaster) -> None:
     found = status.look(master, "production")
     assert (found.wrong, found.wanted, found.lock) == ([], FIRST, None)
-    row = {"linked": FIRST, "serving": [FIRST], "answers": FIRST, "workers": {}, "wrong": [],
+    row = {"linked": FIRST, "serving": [FIRST], "answers": FIRST, "services": [], "workers": {}, "wrong": [],
            "last": "finish ok 2026-01-01T00:00:00Z"}  # fmt: skip
     assert found.to_json() == {"env": "production", "wanted": FIRST, "lock": None, "hosts": {"web1": row, "web2": row}}
     assert found.text() == (
-        "host  linked           serving          answers          workers  last stage\n"
-        f"web1  {FIRST}  {FIRST}  {FIRST}           finish ok 2026-01-01T00:00:00Z\n"
-        f"web2  {FIRST}  {FIRST}  {FIRST}           finish ok 2026-01-01T00:00:00Z\n"
+        "host  linked           serving          answers          services  last stage\n"
+        f"web1  {FIRST}  {FIRST}  {FIRST}            finish ok 2026-01-01T00:00:00Z\n"
+        f"web2  {FIRST}  {FIRST}  {FIRST}            finish ok 2026-01-01T00:00:00Z\n"
         f"wanted: {FIRST}; production is not locked"
     )
     assert master.told("ckan_release.status")[0][1] == {"processes": True}
@@ -73,11 +73,39 @@ def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(mas
     ]  # fmt: skip
     assert (found.hosts["web2"]["last"], found.hosts["web2"]["maintenance"]) == ("none", {"reason": "a move"})
     assert found.hosts["web3"] == {
-        "linked": "", "serving": [], "answers": silent, "workers": {}, "last": "", "wrong": [silent]
+        "linked": "", "serving": [], "answers": silent, "services": [], "workers": {}, "last": "", "wrong": [silent]
     }  # fmt: skip
     assert found.wrong[-2:] == [f"web3 {silent}", "the hosts do not all serve one release"]
     assert set(found.to_json()["lock"]) == {"env", "kind", "by", "since", "reason", "job"}
     assert "! in maintenance\n" in found.text() and found.text().endswith("(by hand, election night)")
+
+
+def test_services_are_shown_with_release_state_restarts_and_age_and_what_is_wrong_with_them(master: FakeMaster) -> None:
+    up = {"kind": "service", "release": FIRST, "pid": 7, "restarts": 0, "age_seconds": 7300}
+    rows = [
+        {**up, "service": "gather", "state": "RUNNING", "once": True},
+        {**up, "service": "fetch", "state": "RUNNING", "restarts": 4, "problem": "was started again 4 times within"},
+        {**up, "service": "old", "state": "RUNNING", "release": SECOND, "age_seconds": 59},
+        {**up, "service": "none", "state": "STANDBY", "once": True},
+        {"service": "gone", "kind": "service", "state": "FATAL", "release": "", "pid": 0, "restarts": 0},
+    ]
+    fine = master._ckan_release_status
+    waits = [{**rows[0], "state": "STANDBY", "age_seconds": 180000}, rows[3]]
+    given = {"web1": rows, "web2": waits}
+    master.answers["ckan_release.status"] = lambda host, processes: {**fine(host, processes), "services": given[host]}
+    found = status.look(master, "production")
+    assert found.hosts["web1"]["wrong"] == [
+        "has service fetch was started again 4 times within", f"has service old on {SECOND}", "has service gone FATAL",
+    ]  # fmt: skip
+    assert found.wrong[-1] == "service none, which is to run on one host, runs on none"
+    assert not any("gather" in said for said in found.wrong)
+    text = found.text()
+    assert f"gather {FIRST} up 2 h, fetch was started again 4 times within up 2 h 4 restarts" in text
+    assert f"old {SECOND} up 59 s" in text and f"gather {FIRST} standby up 2 d" in text and "gone FATAL" in text
+    # One that another host holds at the same time.
+    given["web2"] = [{**rows[0]}]
+    found = status.look(master, "production")
+    assert "service gather, which is to run on one host, runs on web1 and web2" in found.wrong
 
 
 def entry(stage: str, release: str = FIRST, at: str = "1", **about: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Workers and lines of cron, as the pillar names them."""
+"""Services, workers, environment variables and lines of cron, as the pillar names them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.serve import cron
+from ckan_deploy.settings import mask
+from ckan_deploy.settings.fingerprint import hashes
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.parts import Worker
+from ckan_deploy.settings.parts import Service, Worker
 from ckan_deploy.settings.resolve import resolve
 from fakes import fake_site
 
@@ -60,6 +62,96 @@ def test_an_environment_switches_on_again_what_the_shared_part_leaves_out():
     assert list(got.extensions) == ["git", "index", "archive"]
     with pytest.raises(FormulaError, match="ckan:workers:default:remove must be True or False"):
         settings(workers={"default": {"remove": "no"}})
+
+
+def test_f10_a_service_has_a_command_or_queues_and_a_worker_is_its_short_form():
+    got = settings(
+        services={
+            "gather": {"command": "harvester gather-consumer", "once": True, "stop_signal": "INT"},
+            "bulk": {"queues": ["bulk"], "processes": 2, "stop_seconds": 9, "remove": False},
+            "off": {"command": "x", "remove": True},
+        },
+        workers={"default": None},
+    )  # fmt: skip
+    assert got.services == {
+        "gather": Service(command="harvester gather-consumer", once=True, stop_signal="INT"),
+        "bulk": Service(queues=("bulk",), processes=2, stop_seconds=9),
+    }
+    assert got.all_services == {**got.services, "default": Service(queues=("default",), stop_seconds=180)}
+    assert settings().services == settings(services=None).services == {}
+
+
+@pytest.mark.parametrize(
+    ("about", "why"),
+    [
+        ({}, "ckan:services:a must have a command or queues, one of them"),
+        ({"command": "x", "queues": ["y"]}, "ckan:services:a must have a command or queues, one of them"),
+        ({"command": "ckan x"}, "ckan:services:a:command begins with 'ckan', which is put before it"),
+        ({"command": "-v x"}, "ckan:services:a:command begins with an option"),
+        ({"command": "x 'y"}, "ckan:services:a:command cannot be split into words"),
+        ({"command": "x\ny"}, "ckan:services:a:command has control characters or line breaks"),
+        ({"command": "x", "stop_signal": "KILL"}, "ckan:services:a:stop_signal is 'KILL'; use TERM or INT"),
+        ({"command": "x", "stop_seconds": 0}, "ckan:services:a:stop_seconds is 0; use 1 or more"),
+        ({"command": "x", "processes": 2, "once": True}, "ckan:services:a:processes is 2, while once is set"),
+        ({"queues": ["x"], "stop_when_idle": True}, "ckan:services:a:stop_when_idle is for a command"),
+        ({"command": "x", "restart": True}, "ckan:services:a:restart is not a setting"),
+        ({"command": "x", "environment": {"PATH": "/x"}}, "ckan:services:a:environment:PATH is set by the formula"),
+    ],
+)
+def test_what_cannot_be_a_service_is_refused_by_its_key(about, why):
+    assert why in refused(services={"a": about})
+
+
+def test_a_service_and_a_worker_of_one_name_are_refused():
+    said = refused(services={"a": {"command": "x"}}, workers={"a": {}})
+    assert said == "ckan:services:a and ckan:workers:a have one name; give one of them another"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("A B", "x", "environment: 'A B' cannot be the name of a variable"),
+        ("1A", "x", "environment: '1A' cannot be the name of a variable"),
+        ("CKAN_SQLALCHEMY_URL", "x", "environment:CKAN_SQLALCHEMY_URL would win over CKAN's ini"),
+        ("LD_PRELOAD", "x", "environment:LD_PRELOAD is set by the formula"),
+        ("PYTHONPATH", "x", "environment:PYTHONPATH is set by the formula"),
+        ("A", True, "environment:A is no text; put the value in quotes"),
+        ("A", 1.5, "environment:A is no text; put the value in quotes"),
+        ("A", "marked\x00secret", "environment:A has control characters"),
+        ("A", "marked" * 9999, "environment:A is longer than 32768 bytes"),
+    ],
+)
+def test_variables_that_cannot_be_are_refused_by_name_and_never_by_value(name, value, why):
+    secrets = {**PILLAR["secrets"], "environment": {name: value}}
+    for given in ({"environment": {name: value}}, {"build": {"environment": {name: value}}}, {"secrets": secrets}):
+        said = refused(**given)
+        assert why in said and "marked" not in said
+
+
+def test_variables_may_hold_quotes_percent_signs_and_line_breaks_and_whole_numbers():
+    odd = {"LDAP_URL": "a 'b' \"c\" 100%\nd\te", "http_proxy": "http://p:3128", "MALLOC_ARENA_MAX": 2, "NONE": None}
+    assert settings(environment=odd).environment == {
+        "LDAP_URL": odd["LDAP_URL"], "http_proxy": odd["http_proxy"], "MALLOC_ARENA_MAX": "2",
+    }  # fmt: skip
+    both = refused(environment={"A": "x"}, secrets={**PILLAR["secrets"], "environment": {"A": "y"}})
+    assert both == "A stands in ckan:environment and in ckan:secrets:environment; remove one"
+
+
+def test_secret_variables_are_masked_and_a_change_of_them_is_one_of_the_release():
+    dsn, proxy = "https://marked-one@sentry.example.org/1", "http://user:marked-two@proxy.example.org"
+    more = {"environment": {"https_proxy": proxy, "API_TOKEN": "marked-three"}}
+    secrets = {**PILLAR["secrets"], "environment": {"SENTRY_DSN": dsn}}
+    got = settings(**more, secrets=secrets, build=more, services={"a": {"command": "x", **more}})
+    assert "marked" not in str(mask.shown(got)) and "marked" not in repr(got.secrets)
+    for secret in (dsn, "marked-three"):
+        assert mask.text(f"it says {secret} here", got) == f"it says {mask.MASK} here"
+    assert "secrets:environment:*" in mask.secret_names()
+    other = settings(**more, secrets={**secrets, "environment": {"SENTRY_DSN": "another"}}, build=more)
+    before, after = hashes(got), hashes(other)
+    assert before["secrets"] == after["secrets"] and before["secrets:environment"] != after["secrets:environment"]
+    # A release of before has no note of them.
+    assert not {"secrets:environment", "environment", "services"} & hashes(settings()).keys()
+    assert {"environment", "services"} <= before.keys()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 from attrs import evolve
 from packaging.utils import parse_wheel_filename
 
-from ckan_deploy.build import base, editable, ini, layers, namespace, packages, plugins, virtualenv
+from ckan_deploy.build import base, editable, environment, ini, layers, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.layers import Layer
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.resolution import noted, prepare
@@ -82,7 +82,8 @@ def fields(
     site: Site, path: str, layer: Layer, cloned: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, Any]:  # fmt: skip
     """
-    Write the ini of a release that has all the rest, and say what its manifest says of how it was made.
+    Write the ini and the variables of a release that has all the rest, and say what its manifest says of how it was
+    made.
 
     site
         The site.
@@ -95,6 +96,7 @@ def fields(
     seconds
         How long each part took.
     """
+    environment.write(site, path)
     return {
         "plugins": site.settings.plugins,
         "layer": layer.key,

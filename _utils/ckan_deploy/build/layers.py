@@ -34,7 +34,9 @@ from ckan_deploy.system import files
 FORMAT = 2
 DONE = ".ckan-layer.json"
 # What is the formula's own at the top of a release: no package may bring it.
-OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|pylock\.toml|\.ckan-.*)$")
+OURS = re.compile(
+    r"^(run|starter|serve\.sh|environment\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|pylock\.toml|\.ckan-.*)$"
+)
 KEY = re.compile(r"[0-9a-f]{16}")
 # Beside a layer: its archive, for hosts that do not build, and what is known of that.
 ARCHIVES = (".tar.gz", ".tar.gz.part", ".json")

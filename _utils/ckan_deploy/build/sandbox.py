@@ -11,12 +11,14 @@ is not kept from the code then.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pwd
 import re
+import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from attrs import frozen
@@ -52,6 +54,8 @@ class Sandbox:
         Whether a build reaches the network.
     memory_mb, processes, seconds
         What one process may have of memory, how many processes there may be, and how long it may take.
+    environment
+        Variables of builds; they are passed by a file that nobody else sees, since a proxy may have a password.
     """
 
     kind: str = "bubblewrap"
@@ -61,6 +65,7 @@ class Sandbox:
     memory_mb: int = 4096
     processes: int = 512
     seconds: int = 1800
+    environment: Mapping[str, str] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> Sandbox:
@@ -79,6 +84,7 @@ class Sandbox:
             memory_mb=about.memory_mb,
             processes=about.processes,
             seconds=about.timeout,
+            environment=about.environment,
         )
 
     def run(
@@ -97,26 +103,41 @@ class Sandbox:
         env
             Its variables, beside PATH, HOME, LANG and TMPDIR.
         network
-            Whether this program may reach the network, where the settings allow it to builds.
+            Whether this program is a build: it has the variables of builds, and reaches the network where the settings
+            allow that.
 
         Returns ``Done``. Raises ``FormulaError`` where the sandbox cannot be had.
         """
         variables = {"PATH": PATH, "HOME": "/tmp", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", **(env or {})}
-        limited = [*self._limits(), *command]
+        limited, passed = [*self._limits(), *command], self.environment if network else {}
+        with _lent(passed, self.kind) as lent_fd:
+            return self._run(limited, variables, lent_fd, reads, writes, network, command[0])
+
+    def _run(
+        self, limited: list[str], variables: Mapping[str, str], passed: int, reads: Iterable[str], writes: str,
+        network: bool, program: str,
+    ) -> Done:  # fmt: skip
+        """``passed`` is the open file with further variables, -1 for none."""
+        fds = [passed] if passed >= 0 else []
         if self.kind == "user":
             variables = {**variables, "HOME": writes or "/nonexistent"}
             clean = ["env", "-i", *(f"{name}={value}" for name, value in variables.items())]
-            return processes.run([*clean, *limited], user=self.user, cwd=writes or "/", timeout=self.seconds)
+            if fds:
+                limited = ["sh", "-c", f'. /dev/fd/{passed}; exec "$@"', "sh", *limited]
+            return processes.run(
+                [*clean, *limited], user=self.user, cwd=writes or "/", timeout=self.seconds, pass_fds=fds
+            )
         options = [*_system(), *self._kept_apart(network)]
         for path in self.hidden:
             options += ["--tmpfs", path] if _is_in_sight(path) else []
-        lent = sorted({*reads, *_beside_system(command[0])})
+        lent = sorted({*reads, *_beside_system(program)})
         options += _parents([*lent, *filter(None, [writes])])
         for path in lent:
             options += ["--ro-bind", path, path]
         options += ["--bind", writes, writes, "--chdir", writes] if writes else ["--chdir", "/"]
         for name, value in variables.items():
             options += ["--setenv", name, value]
+        options += ["--args", str(passed)] if fds else []
         drop = []
         if os.geteuid() == 0:
             entry = _entry(self.user)
@@ -130,7 +151,7 @@ class Sandbox:
             ]
         else:
             options += ["--unshare-user"]
-        return processes.run(["bwrap", *options, "--", *drop, *limited], timeout=self.seconds)
+        return processes.run(["bwrap", *options, "--", *drop, *limited], timeout=self.seconds, pass_fds=fds)
 
     def over_time(self, done: Done) -> str:
         """
@@ -166,6 +187,23 @@ class Sandbox:
         if network and self.network:
             return [*options, "--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf"]
         return [*options, "--unshare-net"]
+
+
+@contextlib.contextmanager
+def _lent(variables: Mapping[str, str], kind: str) -> Iterator[int]:
+    """A file with variables, as bubblewrap or a shell reads them; yields -1 for none."""
+    if not variables:
+        yield -1
+        return
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+    words = [f"{word}\0" for name, value in variables.items() for word in ("--setenv", name, value)]
+    fd = os.memfd_create("variables")
+    try:
+        os.write(fd, "".join(lines if kind == "user" else words).encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 import attrs
 
-from ckan_deploy.build import ini, plugins
+from ckan_deploy.build import environment, ini, plugins
 from ckan_deploy.database.scripts import Script
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
@@ -54,7 +54,7 @@ class Newer(TypedDict):
 def check(site: Site, path: str) -> dict[str, Any]:
     """
     Boot CKAN once in a virtualenv and ask it everything: plugins load, configuration valid, migrations pending,
-    ``package_search`` answers.
+    ``package_search`` answers, the commands of the settings are there.
 
     site
         The site.
@@ -65,7 +65,7 @@ def check(site: Site, path: str) -> dict[str, Any]:
     "datasets", "warnings", "seconds", "broken_plugins": those that nobody enables and that cannot be imported,
     ``{plugin: reason}``}``. Raises ``FormulaError`` with one line that names the plugin and its exception.
     """
-    return _probe(site, "check", path, BOOT_TIMEOUT)
+    return _probe(site, "check", path, BOOT_TIMEOUT, {"commands": commands(site)})
 
 
 def heads(site: Site, path: str) -> dict[str, list[str]]:
@@ -222,6 +222,21 @@ def init_commands(site: Site) -> list[list[str]]:
     return [shlex.split(line) for extension in site.settings.extensions.values() for line in extension.init]
 
 
+def commands(site: Site) -> dict[str, list[str]]:
+    """
+    Return the commands of CKAN that the settings name, as words, by their settings.
+
+    site
+        The site.
+    """
+    settings = site.settings
+    found = {f"ckan:services:{name}:command": one.command for name, one in settings.services.items()}
+    found.update({f"ckan:cron:{name}:command": job.command for name, job in settings.cron.items()})
+    for name, extension in settings.extensions.items():
+        found.update({f"ckan:extensions:{name}:init:{index}": line for index, line in enumerate(extension.init)})
+    return {name: shlex.split(line) for name, line in found.items() if line}
+
+
 def _index_log(site: Site) -> str:
     return os.path.join(site.paths.log, f"{site.settings.site}-search-index.log")
 
@@ -235,7 +250,8 @@ def _probe(
     config = other_ini or ini.path(site, path)
     # As the user of the site: what a boot writes (web assets, caches) must be the site's own.
     arguments = ["-", mode, config, json.dumps(told or {})]
-    answer, last = SCRIPT.run(site, python, arguments, path, timeout, env={"CKAN_INI": config})
+    variables = {**environment.read(path), "CKAN_INI": config}
+    answer, last = SCRIPT.run(site, python, arguments, path, timeout, env=variables)
     if answer is None:
         raise FormulaError(f"CKAN in {path} ended without an answer: {last}")
     answer["errors"] = [plugins.advised(text, path, _plugin_of(text), site.settings) for text in answer["errors"]]

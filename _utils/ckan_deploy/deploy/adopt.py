@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from ckan_deploy.build import base, ini, packages, virtualenv
+from ckan_deploy.build import base, environment, ini, packages, virtualenv
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
@@ -181,6 +181,7 @@ def _fill(site: Site, path: str, plan: Adoption) -> dict[str, Any]:
         virtualenv.clone(plan.tree, path, link=link, sandbox=builder.sandbox)
     if adds:
         packages.install(path, [Wanted("uwsgi", "uwsgi")], builder)
+    environment.write(site, path)
     return {
         "resolution": Resolution(evolve(plan.base, path=plan.source), {}, packages=packages.freeze(path)),
         "plugins": plan.plugins,

@@ -142,9 +142,9 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
-    not as they were installed. With ``processes`` also ``{"serving": [ids],
-    "workers": {name: id or state}, "last": an entry of the history or {}}``, and ``warnings``: what the stages of the
-    current release found, where there is any.
+    not as they were installed. With ``processes`` also ``{"serving": [ids], "services": [rows, as ``services.status``
+    returns them], "workers": {name: id or state} of the job workers, "last": an entry of the history or {}}``, and
+    ``warnings``: what the stages of the current release found, where there is any.
     """
     current, answers, closed = site.releases.current(), "", maintenance.status(site)
     if current:
@@ -162,7 +162,7 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     more.update({"changed": changed} if changed else {})
     if processes:
         more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
-        more["workers"] = _workers(site)
+        more.update(_services(site))
         more["last"] = next(iter(site.log.read(1)), {})
         warned = _warnings(site, current)
         more.update({"warnings": warned} if warned else {})
@@ -198,15 +198,18 @@ def _link(site: Site) -> str:
     return f"{foreign}; deploy{back}"
 
 
-def _workers(site: Site) -> dict[str, str]:
-    """What each worker has loaded, or what is wrong with one that does not run, or ended and was started again."""
+def _services(site: Site) -> dict[str, Any]:
+    """
+    What each service has loaded; and of the job workers alone that, or what is wrong with one that does not run, or
+    ended and was started again.
+    """
     try:
-        rows = services.status(site)["workers"]
+        rows = services.status(site)["services"]
     except FormulaError as exc:
-        return {"all": str(exc)}
+        return {"services": [], "workers": {"all": str(exc)}}
     found: dict[str, str] = {}
     for row in rows:
         # Of several processes the one that is not as it should be.
-        if found.get(row["worker"], site.releases.current()) == site.releases.current():
-            found[row["worker"]] = row.get("problem") or row["release"] or row["state"]
-    return found
+        if row["kind"] == "worker" and found.get(row["service"], site.releases.current()) == site.releases.current():
+            found[row["service"]] = row.get("problem") or row["release"] or row["state"]
+    return {"services": rows, "workers": found}

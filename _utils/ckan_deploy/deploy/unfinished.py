@@ -27,10 +27,10 @@ def unfinished(site: Site) -> str:
     # One that is newer and not live yet is of a deploy that has come since.
     begun = [manifest.id for manifest in manifests if manifest.state in choice.UNFINISHED and manifest.id > found.id]
     said += [f"the app server of {name} runs on" for name in uwsgi.releases(site) if name not in (found.id, *begun)]
-    if site.settings.workers:
+    if site.settings.all_services:
         with contextlib.suppress(FormulaError):  # what keeps supervisor from being asked is told elsewhere
-            rows = services.status(site)["workers"]
-            said += [f"worker {row['worker']} is on {row['release'] or row['state']}" for row in rows
+            rows = services.status(site)["services"]
+            said += [f"{row['kind']} {row['service']} is on {row['release'] or row['state']}" for row in rows
                      if row["release"] != found.id]  # fmt: skip
     old = choice.prunable(manifests, found.id, site.settings.keep, _wanted(site))
     said += [f"{', '.join(old)} {'is' if len(old) == 1 else 'are'} to be pruned"] if old else []

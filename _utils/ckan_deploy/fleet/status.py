@@ -20,9 +20,9 @@ TIMEOUT = 20
 @frozen
 class Status:
     """
-    The hosts with what is said of each: ``linked``, ``serving``, ``answers``, ``workers``, ``last``, ``wrong``, and
-    ``maintenance`` where that is on, ``warnings`` where the deploy of what is live had any. ``wrong`` is what is wrong
-    on any of them, or between them.
+    The hosts with what is said of each: ``linked``, ``serving``, ``answers``, ``services``, ``workers``, ``last``,
+    ``wrong``, and ``maintenance`` where that is on, ``warnings`` where the deploy of what is live had any. ``wrong`` is
+    what is wrong on any of them, or between them.
     """
 
     env: str
@@ -36,7 +36,20 @@ class Status:
         said = [f"{host} {sentence}" for host, row in self.hosts.items() for sentence in row["wrong"]]
         if len({row["linked"] for row in self.hosts.values()} - {""}) > 1:
             said.append("the hosts do not all serve one release")
-        return said
+        return [*said, *self._once()]
+
+    def _once(self) -> list[str]:
+        """What is wrong with services that are to run on one host: on none, or on several."""
+        found: dict[str, list[str]] = {}
+        for host, row in self.hosts.items():
+            for service in row["services"]:
+                if service.get("once"):
+                    found.setdefault(service["service"], []).extend([host] if service["state"] == "RUNNING" else [])
+        return [
+            f"service {name}, which is to run on one host, runs on {' and '.join(where) or 'none'}"
+            for name, where in found.items()
+            if len(where) != 1 and not any("maintenance" in row for row in self.hosts.values())
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the answer of ``ckan.status``."""
@@ -47,11 +60,11 @@ class Status:
 
     def text(self) -> str:
         """Return it as a table for people."""
-        rows = [["host", "linked", "serving", "answers", "workers", "last stage", ""]]
+        rows = [["host", "linked", "serving", "answers", "services", "last stage", ""]]
         for host, row in self.hosts.items():
-            workers = ", ".join(f"{name} {what}" for name, what in row["workers"].items())
+            services = ", ".join(_shown(row))
             mark = " ".join(["!"] * bool(row["wrong"]) + ["in maintenance"] * ("maintenance" in row))
-            rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], workers, row["last"], mark])
+            rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], services, row["last"], mark])
         held = self.lock.sentence() if self.lock else f"{self.env} is not locked"
         warned = told_once({host: row.get("warnings", []) for host, row in self.hosts.items()})
         return (
@@ -86,7 +99,10 @@ def look(master: Master, env: Any) -> Status:
 
 def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, Any]:
     if failure:
-        return {"linked": "", "serving": [], "answers": failure, "workers": {}, "last": "", "wrong": [failure]}
+        return {
+            "linked": "", "serving": [], "answers": failure, "services": [], "workers": {}, "last": "",
+            "wrong": [failure],
+        }  # fmt: skip
     linked, last = answer["current"], answer["last"]
     wrong = []
     if answer["answers"] != linked:
@@ -102,8 +118,33 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
     for name, what in answer["workers"].items():
         if what != linked:
             wrong.append(f"has worker {name} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
+    for row in answer.get("services", []):
+        what = row.get("problem") or row["release"] or row["state"]
+        if row["kind"] != "worker" and what != linked:
+            wrong.append(f"has service {row['service']} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
     return {
-        "linked": linked, "serving": answer["serving"], "answers": answer["answers"], "workers": answer["workers"],
+        "linked": linked, "serving": answer["serving"], "answers": answer["answers"],
+        "services": answer.get("services", []), "workers": answer["workers"],
         "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,
         **{name: answer[name] for name in ("maintenance", "warnings") if name in answer},
     }  # fmt: skip
+
+
+def _shown(row: Mapping[str, Any]) -> list[str]:
+    """What is said of each service: its release or what is wrong with it, how long it is up, restarts."""
+    said = []
+    for one in row["services"]:
+        words = [one.get("problem") or one["release"] or one["state"]]
+        words += ["standby"] if one["state"] == "STANDBY" else []
+        words += [f"up {_span(one['age_seconds'])}"] if "age_seconds" in one else []
+        words += [f"{one['restarts']} restart{'s' if one['restarts'] > 1 else ''}"] if one["restarts"] else []
+        said.append(f"{one['service']} {' '.join(words)}")
+    told = {one["service"] for one in row["services"]}
+    return [*said, *(f"{name} {what}" for name, what in row["workers"].items() if name not in told)]
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -252,7 +252,7 @@ def supervisor_problem(site: Site) -> str:
     site
         The site.
     """
-    if site.settings.web.app != "uwsgi" and not site.settings.workers:
+    if site.settings.web.app != "uwsgi" and not site.settings.all_services:
         return ""
     return supervisor.problem(site.settings.web.supervisor_conf)
 

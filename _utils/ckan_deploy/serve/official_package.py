@@ -89,7 +89,7 @@ def _put_back(site: Site, kept: Mapping[str, str]) -> None:
         os.unlink(site.paths.nginx_site)
     virtual_host.reload(site)
     app_server.stop_others(site, "")
-    services.follow(attrs.evolve(site, settings=attrs.evolve(site.settings, workers={}, cron={})))
+    services.follow(attrs.evolve(site, settings=attrs.evolve(site.settings, services={}, workers={}, cron={})))
 
 
 def _drain(place: str, seconds: int) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import psutil
@@ -18,6 +18,8 @@ from attrs import define
 from ckan_deploy.releases.site import Site
 from ckan_deploy.system import disk, files
 
+# That of /proc/uptime, which nobody sets.
+CLOCK = time.CLOCK_BOOTTIME
 POLL_SECONDS = 0.2
 # For so long a process counts as just started, and it is told that it has taken the place of another one.
 YOUNG_SECONDS = 120
@@ -41,7 +43,7 @@ class _Process(NamedTuple):
 
     @property
     def age(self) -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started
+        return time.clock_gettime(CLOCK) - self.started
 
 
 def note(site: Site, program: str, pids: Iterable[int]) -> None:
@@ -68,7 +70,9 @@ def note(site: Site, program: str, pids: Iterable[int]) -> None:
         files.write(path, json.dumps({"boot": disk.boot_id(), "programs": known}))
 
 
-def watch(site: Site, programs: Iterable[str], booted: bool = False) -> dict[str, str]:
+def watch(
+    site: Site, programs: Iterable[str], booted: bool = False, trees: Collection[str] = ()
+) -> dict[str, str]:  # fmt: skip
     """
     Wait until programs that were noted have been up for ``stable_seconds``, all at once.
 
@@ -78,16 +82,19 @@ def watch(site: Site, programs: Iterable[str], booted: bool = False) -> dict[str
         Their names.
     booted
         They have answered already, so their boot is over.
+    trees
+        Those whose boot is that of the processes that they start.
 
     Returns ``{program: what is wrong}`` with those that do not stay up; none is watched where ``stable_seconds`` is 0.
     """
     notes, wrong = _notes(site), {}
-    left = {name: _Watched(notes.get(name, []), booted) for name in programs if site.settings.stable_seconds}
+    seconds = site.settings.stable_seconds
+    left = {name: _Watched(notes.get(name, []), booted, name in trees) for name in programs if seconds}
     while left:
         for name, watched in list(left.items()):
             if problem := watched.ended():
                 wrong[name] = problem
-            if problem or watched.settled(site.settings.stable_seconds):
+            if problem or watched.settled(seconds):
                 del left[name]
         if left:
             time.sleep(POLL_SECONDS)
@@ -116,13 +123,34 @@ def restarted(site: Site, program: str, pid: int) -> str:
     return f"ended and was started again {now.age:.0f} s ago" if now.age < YOUNG_SECONDS else ""
 
 
+def since(site: Site, program: str, pid: int) -> float:
+    """
+    Say since when a program has been up, restarts of supervisor's left aside: since it was started on purpose, or since
+    supervisor was.
+
+    site
+        The site.
+    program
+        The name of the program.
+    pid
+        One of its processes.
+
+    Returns seconds of ``CLOCK``.
+    """
+    noted, now = _notes(site).get(program, []), _look(pid)
+    if now and (mine := [process.started for process in noted if process.parent in (now.parent, 0)]):
+        return min(mine)
+    parent = _look(now.parent) if now else None
+    return parent.started if parent else 0.0
+
+
 class _Watched:
     """Processes that are watched."""
 
-    def __init__(self, noted: list[_Process], booted: bool) -> None:
+    def __init__(self, noted: list[_Process], booted: bool, tree: bool) -> None:
         self.noted = [process for process in noted if not process.started or process.age < YOUNG_SECONDS]
         self.booted = booted
-        self.windows = {process: _Window(time.monotonic(), _taken(process.pid)) for process in self.noted}
+        self.windows = {process: _Window(time.monotonic(), _taken(process.pid, tree), tree) for process in self.noted}
 
     def ended(self) -> str:
         for process in self.noted:
@@ -147,28 +175,33 @@ class _Window:
 
     begun: float
     taken: float
+    tree: bool  # with all that it has started
     asleep: bool = True
     idle: bool = False  # in the window before
 
     def idle_after_a_look(self, pid: int) -> bool:
         try:
             # On a busy machine a boot gets little time, but it waits for more of it.
-            self.asleep = self.asleep and psutil.Process(pid).status() not in AT_WORK
+            self.asleep = self.asleep and not any(one.status() in AT_WORK for one in _tree(pid, self.tree))
         except psutil.Error:
             return True
         now = time.monotonic()
         if now - self.begun >= 1:
-            taken = _taken(pid)
+            taken = _taken(pid, self.tree)
             self.idle = self.asleep and (taken - self.taken) / (now - self.begun) < BUSY
             self.begun, self.taken, self.asleep = now, taken, True
         return self.idle
 
 
-def _taken(pid: int) -> float:
+def _tree(pid: int, tree: bool) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *(process.children(recursive=True) if tree else [])]
+
+
+def _taken(pid: int, tree: bool) -> float:
     """The seconds of a core that a process has taken."""
     with contextlib.suppress(psutil.Error):
-        times = psutil.Process(pid).cpu_times()
-        return float(times.user + times.system)
+        return float(sum(one.cpu_times().user + one.cpu_times().system for one in _tree(pid, tree)))
     return 0.0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 
+from ckan_deploy.build import environment
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import shared_files
 from ckan_deploy.system import disk, files, safely
@@ -139,6 +140,7 @@ if [ "$(readlink -f {site.paths.current})" != "$(readlink -f {path})" ] &&
     sleep 3  # longer than startsecs, so that it is not tried again
     exit {NOT_CURRENT}
 fi
+{environment.SOURCED}
 exec {path}/bin/uwsgi --ini {path}/uwsgi.ini
 """
 

@@ -15,6 +15,9 @@ NOT_OF_A_RELEASE = (
     "aliases", "domain", "tls", "stable_seconds", "config_known", "storage",
 )  # fmt: skip
 
+# What a release made by an older version has no note of; where there is none, nothing has changed.
+CAME_LATER = ("services", "environment")
+
 
 def hashes(settings: Settings) -> dict[str, str]:
     """
@@ -25,9 +28,11 @@ def hashes(settings: Settings) -> dict[str, str]:
     settings
         The settings.
     """
-    key = settings.secrets.session.encode("utf-8")
+    key, found = settings.secrets.session.encode("utf-8"), as_dict(settings)
+    if variables := found["secrets"].pop("environment"):
+        found["secrets:environment"] = variables
     return {
         name: hmac.new(key, json.dumps(value, sort_keys=True).encode("utf-8"), hashlib.sha256).hexdigest()[:16]
-        for name, value in as_dict(settings).items()
-        if name not in NOT_OF_A_RELEASE
+        for name, value in found.items()
+        if name not in NOT_OF_A_RELEASE and (value or name not in CAME_LATER)
     }

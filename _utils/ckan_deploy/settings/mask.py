@@ -20,6 +20,7 @@ MASK = "**********"
 ADDRESSES = ("redis_url", "solr_url", "installer:index_url", "installer:find_links")
 # Lists of such.
 LISTS = ("installer:index_urls",)
+DICTIONARIES = ("options", "variables")
 # A password of three letters would be found everywhere.
 SHORTEST = 4
 _SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|$)", re.I)
@@ -27,7 +28,7 @@ _SECRET_WORDS = re.compile(r"passw|passphrase|secret|token|credential|key([._-]|
 
 def secret_names() -> list[str]:
     """Return the names of the settings that are secrets; ``*`` stands for any name."""
-    names = [f"{name}:*" if rule.kind == "options" else name for name, rule in table(Settings) if rule.secret]
+    names = [f"{name}:*" if rule.kind in DICTIONARIES else name for name, rule in table(Settings) if rule.secret]
     names += [f"extensions:*:{leaf}" for leaf, rule in rules(Extension).items() if rule.secret]
     return [*names, *ADDRESSES, "config:*"]
 
@@ -43,7 +44,7 @@ def secret_values(settings: Settings) -> list[str]:
     for name, rule in table(Settings):
         if rule.secret:
             value = _at(settings, name)
-            values += map(str, value.values()) if rule.kind == "options" else [value]
+            values += map(str, value.values()) if rule.kind in DICTIONARIES else [value]
     for extension in settings.extensions.values():
         values += [getattr(extension, leaf) for leaf, rule in rules(Extension).items() if rule.secret]
     addresses = [_at(settings, name) for name in ADDRESSES]
@@ -63,11 +64,14 @@ def shown(settings: Settings) -> dict[str, Any]:
     """
     found = as_dict(settings)
     found["config"] = options(settings.config, (), settings)
+    for place in (found, found["build"], *found["services"].values()):
+        # A proxy's address may hold a password.
+        place["environment"] = options(place["environment"], (), settings)
     for hook in found["hooks"]:
         hook.update(args=[MASK for _ in hook["args"]], kwargs=dict.fromkeys(hook["kwargs"], MASK))
     for place, name, rule in _secrets_of(found):
         if place[name]:
-            place[name] = dict.fromkeys(place[name], MASK) if rule == "options" else MASK
+            place[name] = dict.fromkeys(place[name], MASK) if rule in DICTIONARIES else MASK
     for name in ADDRESSES:
         group, _, leaf = name.rpartition(":")
         place = found[group] if group else found
@@ -130,7 +134,8 @@ def text(said: str, settings: Settings, longest: int = 300) -> str:
     """
     line = " ".join(said.split())
     secrets = list(secret_values(settings))
-    secrets += [value for option, value in settings.config.items()
+    own = [settings.config, settings.environment, *(service.environment for service in settings.services.values())]
+    secrets += [value for given in own for option, value in given.items()
                 if isinstance(value, str) and _SECRET_WORDS.search(option)]  # fmt: skip
     for secret in sorted(_spellings(_long(secrets)), key=len, reverse=True):
         line = line.replace(secret, MASK)

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from ckan_deploy.settings.parts import PAGE, Acme, CronJob, Extension, Hook, Page, Worker
+from ckan_deploy.settings.parts import PAGE, Acme, CronJob, Extension, Hook, Page, Service, Worker
 from ckan_deploy.settings.rules import setting
 
 LISTEN = r"[0-9A-Za-z_.:\[\]-]+"
@@ -113,6 +113,11 @@ class Build:
         pattern=r"((https?:/)?/\S*[^\s/])?",
     )
     publish: str = setting("", "With an address as `store`: the directory on the builder whose files are found there.")
+    environment: Mapping[str, str] = setting(
+        {},
+        "Environment variables of build code (wheels, `build` lines), such as a proxy. That code reads them: nothing "
+        "secret here.",
+    )
 
 
 @frozen
@@ -205,6 +210,9 @@ class Secrets:
         {}, "Options of CKAN with secret values; as `config`, but shown nowhere.", secret=True
     )
     smoke: Mapping[str, Any] = setting({}, "Passwords of the users that `web:smoke` names, by user.", secret=True)
+    environment: Mapping[str, str] = setting(
+        {}, "Environment variables with secret values; as `environment`, but shown nowhere.", secret=True
+    )
 
 
 @frozen
@@ -373,10 +381,14 @@ class Settings:
     tls: Tls = field(factory=Tls)
     storage: Storage = field(factory=Storage)
     manage: Manage = field(factory=Manage)
-    workers: Mapping[str, Worker] = setting({}, "Background workers by name; see below.")
+    environment: Mapping[str, str] = setting(
+        {}, "Environment variables of CKAN: app server, services, cron jobs, and the commands of a deploy."
+    )
+    services: Mapping[str, Service] = setting({}, "Long-running commands by name; see below.")
+    workers: Mapping[str, Worker] = setting({}, "Job workers by name, the short form of `services`; see below.")
     stable_seconds: int = setting(
         5,
-        "Seconds that workers and the app server of a release must stay up after their start for a deploy to be good. "
+        "Seconds that services and the app server of a release must stay up after their start for a deploy to be good. "
         "0: not watched.",
     )
     cron: Mapping[str, CronJob] = setting({}, "What is run at set times, by name; see below.")
@@ -385,3 +397,8 @@ class Settings:
     search: Search = field(factory=Search)
     backup: Backup = field(factory=Backup)
     disk_free_mb: int = setting(500, "A deploy is refused with less disk free, in MB.")
+
+    @property
+    def all_services(self) -> dict[str, Service]:
+        """All services by name, workers among them."""
+        return {**{name: worker.as_service() for name, worker in self.workers.items()}, **self.services}

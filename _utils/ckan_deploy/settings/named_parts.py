@@ -1,16 +1,16 @@
-"""Hooks, workers, cron jobs, smoke pages and ACME of the pillar against their rules."""
+"""Hooks, services, cron jobs, smoke pages and ACME of the pillar against their rules."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from ckan_deploy.settings.parts import Acme, CronJob, Hook, Page, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Hook, Page, Service, Worker
 from ckan_deploy.settings.rules import rules
-from ckan_deploy.settings.schedules import check_cron_job
+from ckan_deploy.settings.schedules import check_command, check_cron_job
 from ckan_deploy.settings.values import check_fields, refuse_unknown
 
-# Of a worker and of a cron job.
+# Of a service and of a cron job.
 NAME = r"[a-z][a-z0-9-]{0,39}"
 
 
@@ -55,6 +55,25 @@ def check_workers(key: str, value: Any, problems: list[str]) -> dict[str, dict[s
     for name, worker in found.items():
         if worker["queues"] == []:
             problems.append(f"{key}:{name}:queues is empty; name a queue, or leave it out for 'default'")
+    return found
+
+
+def check_services(key: str, value: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """
+    Check the services: parameters as for ``check_hooks``.
+
+    Returns the settings of each by its name, without those that are removed.
+    """
+    found = _by_name(key, value, Service, problems)
+    for name, service in found.items():
+        at = f"{key}:{name}"
+        if bool(service["command"]) == bool(service["queues"]):
+            problems.append(f"{at} must have a command or queues, one of them")
+        check_command(at, service["command"], problems)
+        if service["once"] and service["processes"] != 1:
+            problems.append(f"{at}:processes is {service['processes']}, while once is set; take one of them out")
+        if service["queues"] and service["stop_when_idle"]:
+            problems.append(f"{at}:stop_when_idle is for a command: a job worker finishes its job anyway; take it out")
     return found
 
 

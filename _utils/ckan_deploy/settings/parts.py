@@ -1,7 +1,8 @@
-"""The parts of the pillar that there may be any number of: extensions, hooks, workers, cron jobs, pages. And ACME."""
+"""The parts of the pillar that there may be any number of: extensions, hooks, services, cron jobs, pages. And ACME."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
@@ -10,6 +11,8 @@ from ckan_deploy.settings.rules import setting
 
 # Of a page that is asked for: what an address may have, without quotes.
 PAGE = r"/[0-9A-Za-z_.~!$&()*+,;=:@%/?-]*"
+# The name of a queue of jobs.
+QUEUE = r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*"
 
 
 @frozen
@@ -89,17 +92,47 @@ class Hook:
 
 
 @frozen
+class Service:
+    """A long-running command of CKAN or of an extension, beside the app server."""
+
+    remove: bool = setting(False, "Leave the service out here, though a shared part of the pillar has it.")
+    command: str = setting("", "What: a command of CKAN, without `ckan -c INI`, such as `harvester gather-consumer`.")
+    queues: tuple[str, ...] = setting(
+        (), "Instead of a command: the queues of a job worker; the first goes first.", pattern=QUEUE
+    )
+    processes: int = setting(1, "How many of it run on each host.", least=1)
+    stop_signal: str = setting(
+        "TERM", "The signal that asks it to end.", choices=("TERM", "INT", "QUIT", "HUP", "USR1", "USR2")
+    )
+    stop_seconds: int = setting(180, "Seconds it has to end after that signal, before it is killed.", least=1)
+    stop_when_idle: bool = setting(
+        False,
+        "For a command that knows no signals and waits for Redis (BLPOP), such as the consumers of ckanext-harvest: it "
+        "finishes what it is at, and ends when it next waits.",
+    )
+    environment: Mapping[str, str] = setting({}, "Environment variables, beside and before those of `environment`.")
+    once: bool = setting(
+        False,
+        "On exactly one host of the environment; the hosts agree by Redis, and when that host is down another one "
+        "takes over.",
+    )
+    order: int = setting(0, "Start order: those with a lower number run before one with a higher one starts.", most=400)
+
+
+@frozen
 class Worker:
-    """A background worker of CKAN's job queues."""
+    """A job worker: the short form of a service with `queues`."""
 
     remove: bool = setting(False, "Leave the worker out here, though a shared part of the pillar has it.")
-    queues: tuple[str, ...] = setting(
-        ("default",), "Its queues; the first goes first.", pattern=r"[A-Za-z0-9_.:][A-Za-z0-9_.:-]*"
-    )
+    queues: tuple[str, ...] = setting(("default",), "Its queues; the first goes first.", pattern=QUEUE)
     processes: int = setting(1, "How many of it run on each host.", least=1)
     timeout: int = setting(
         180, "Seconds that the job under way has to end, when the worker is to change to another release.", least=1
     )
+
+    def as_service(self) -> Service:
+        """Return it in the long form."""
+        return Service(queues=self.queues, processes=self.processes, stop_seconds=self.timeout)
 
 
 @frozen

@@ -19,6 +19,7 @@ def as_dict(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = attr.asdict(settings, retain_collection_types=False)
     for name, extension in found["extensions"].items():
         extension["kind"] = settings.extensions[name].kind
-    for part in (*found["extensions"].values(), *found["workers"].values(), *found["cron"].values()):
-        del part["remove"]  # what is removed is not here
+    for group in ("extensions", "services", "workers", "cron"):
+        for part in found[group].values():
+            del part["remove"]  # what is removed is not here
     return found

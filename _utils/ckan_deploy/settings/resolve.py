@@ -11,9 +11,16 @@ from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.settings.named_parts import check_acme, check_cron_jobs, check_hooks, check_pages, check_workers
+from ckan_deploy.settings.named_parts import (
+    check_acme,
+    check_cron_jobs,
+    check_hooks,
+    check_pages,
+    check_services,
+    check_workers,
+)
 from ckan_deploy.settings.origins import ORIGINS, check_extensions, server
-from ckan_deploy.settings.parts import Acme, CronJob, Extension, Hook, Page, Worker
+from ckan_deploy.settings.parts import Acme, CronJob, Extension, Hook, Page, Service, Worker
 from ckan_deploy.settings.rules import Rule, groups, rules, table
 from ckan_deploy.settings.together import check_together, derive
 from ckan_deploy.settings.values import check_value, named, refuse_unknown
@@ -22,6 +29,7 @@ _PARTS = {
     "extension": check_extensions,
     "hooks": check_hooks,
     "pages": check_pages,
+    "service": check_services,
     "worker": check_workers,
     "cronjob": check_cron_jobs,
     "acme": check_acme,
@@ -111,6 +119,7 @@ def _frozen(settings: dict[str, Any]) -> Settings:
     settings["tls"]["acme"] = Acme(**_tuples(settings["tls"]["acme"]))
     made.update({group: cls(**_tuples(settings[group])) for group, cls in groups(Settings).items()})
     made["extensions"] = {name: Extension(**_tuples(part)) for name, part in settings["extensions"].items()}
+    made["services"] = {name: Service(**_tuples(part)) for name, part in settings["services"].items()}
     made["workers"] = {name: Worker(**_tuples(part)) for name, part in settings["workers"].items()}
     made["cron"] = {name: CronJob(**_tuples(part)) for name, part in settings["cron"].items()}
     made["hooks"] = tuple(Hook(**part) for part in settings["hooks"])

@@ -103,4 +103,6 @@ def _kind(annotation: Any) -> str:
     if typing.get_origin(annotation) is tuple:
         return "list" if arguments[0] is str else "hooks"
     # Mappings: of CKAN's options, or of parts by name.
+    if arguments[1] is str:
+        return "variables"
     return "options" if arguments[1] is Any else arguments[1].__name__.lower()

@@ -1,4 +1,6 @@
-"""What is wrong with a cron job, before cron finds out: it reads no line of a file in which one is not right."""
+"""
+What is wrong with a command or a schedule, before cron finds out: it reads no line of a file in which one is not right.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,9 @@ def check_cron_job(key: str, job: dict[str, Any], problems: list[str]) -> None:
     """
     if bool(job["command"]) == bool(job["shell"]):
         problems.append(f"{key} must have a command or a shell, one of them")
-    for leaf in ("command", "shell"):
-        if len(job[leaf]) > _LIMIT:
-            problems.append(f"{key}:{leaf} is longer than {_LIMIT} characters; put it into a script")
-    try:
-        words = shlex.split(job["command"])
-        if words and words[0] == "ckan":
-            problems.append(f"{key}:command begins with 'ckan', which is put before it; leave it out")
-    except ValueError as exc:
-        problems.append(f"{key}:command cannot be split into words ({str(exc).lower()}); correct it")
+    if len(job["shell"]) > _LIMIT:
+        problems.append(f"{key}:shell is longer than {_LIMIT} characters; put it into a script")
+    check_command(key, job["command"], problems)
     schedule = job["schedule"]
     if not schedule or re.fullmatch(r"@(reboot|yearly|annually|monthly|weekly|daily|midnight|hourly)", schedule):
         return
@@ -50,6 +46,29 @@ def check_cron_job(key: str, job: dict[str, Any], problems: list[str]) -> None:
     for text, (name, (least, most)) in zip(fields, _FIELDS.items(), strict=True):
         if not all(_is_item(item, name) for item in text.split(",")):
             problems.append(f"{key}:schedule ({schedule!r}) has {text!r} for the {name}; use {least} to {most}, or *")
+
+
+def check_command(key: str, command: str, problems: list[str]) -> None:
+    """
+    Check a command of CKAN.
+
+    key
+        What it belongs to in messages, such as ``ckan:cron:harvest``.
+    command
+        The command, without ``ckan -c INI``; '' for none.
+    problems
+        Gets a sentence for each thing that is wrong.
+    """
+    if len(command) > _LIMIT:
+        problems.append(f"{key}:command is longer than {_LIMIT} characters; put it into a script")
+    try:
+        words = shlex.split(command)
+        if words and words[0] == "ckan":
+            problems.append(f"{key}:command begins with 'ckan', which is put before it; leave it out")
+        if words and words[0].startswith("-"):
+            problems.append(f"{key}:command begins with an option; begin it with a command of CKAN")
+    except ValueError as exc:
+        problems.append(f"{key}:command cannot be split into words ({str(exc).lower()}); correct it")
 
 
 def _is_item(item: str, field: str) -> bool:

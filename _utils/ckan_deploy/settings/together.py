@@ -66,6 +66,10 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     _check_datastore(settings, problems)
     for option in sorted(settings["config"].keys() & settings["secrets"]["config"].keys()):
         problems.append(f"{option} stands in ckan:config and in ckan:secrets:config; remove one")
+    for name in sorted(settings["environment"].keys() & settings["secrets"]["environment"].keys()):
+        problems.append(f"{name} stands in ckan:environment and in ckan:secrets:environment; remove one")
+    for name in sorted(settings["services"].keys() & settings["workers"].keys()):
+        problems.append(f"ckan:services:{name} and ckan:workers:{name} have one name; give one of them another")
     if any(map(has_secret, settings["base"]["packages"])):
         problems.append("ckan:base:packages has an item with a password or a token in its address; take it out")
     for name in ("packages", "override"):

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ckan_deploy.settings.rules import Rule
+from ckan_deploy.settings.variables import check_variables
 
 # The name of an option of CKAN.
 OPTION = r"[A-Za-z0-9_.-]+"
@@ -39,8 +40,8 @@ def check_value(key: str, value: Any, rule: Rule, problems: list[str]) -> Any:
             made = ", or let the master make it (docs/secrets.md)" if key.startswith("ckan:secrets:") else ""
             problems.append(f"{key} is missing; set it in the pillar{made}")
         return copy.copy(rule.default)
-    if rule.kind == "options":
-        return _options(key, value, problems)
+    if rule.kind in ("options", "variables"):
+        return _options(key, value, problems) if rule.kind == "options" else check_variables(key, value, problems)
     if rule.kind in ("list", "lines"):
         return _lines(key, value, problems) if rule.kind == "lines" else _words(key, value, rule, problems)
     wanted = {"str": str, "text": str, "int": int, "bool": bool}[rule.kind]

@@ -12,6 +12,11 @@ ckan:
     ckanext-harvest:
       remove: true
   plugins: []
+  services:
+    gather: {remove: true}
+    fetch: {remove: true}
+  cron:
+    harvest: {remove: true}
   web:
     server: apache
     processes: 2

@@ -12,5 +12,10 @@ ckan:
     ckanext-harvest:
       remove: true
   plugins: []
+  services:
+    gather: {remove: true}
+    fetch: {remove: true}
+  cron:
+    harvest: {remove: true}
   web:
     processes: 2
