@@ -23,7 +23,7 @@ import attrs
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
-from ckan_deploy.settings.model import Database, Datastore
+from ckan_deploy.settings.data import Database, Datastore
 from ckan_deploy.system import files
 
 SECTION = "app:main"

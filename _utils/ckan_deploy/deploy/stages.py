@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
@@ -16,7 +15,7 @@ from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import backends, compatibility, migration, probe, search_index
-from ckan_deploy.deploy import options, preflight, prune, switch
+from ckan_deploy.deploy import candidates, options, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
@@ -26,8 +25,6 @@ from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, health, maintenance, shared_files, smoke
 from ckan_deploy.sources import seen
 from ckan_deploy.system import arguments
-
-log = logging.getLogger(__name__)
 
 # Seconds that a deploy which is reverted waits for what is still at work on the host.
 ABORT_WAIT = 60
@@ -61,8 +58,8 @@ def build(
         planned = planned or resolution.resolve(site)
         warned += planned.notes
         if not (shipped and shipping.begun(path)):
-            _create(site, release, planned, by, job)
-        with _marking_failed(site, release, by):
+            candidates.create(site, release, planned, by, job)
+        with candidates.marking_failed(site, release, by):
             filled = shipping.receive(site, path, planned, shipped) if shipped else assembly.fill(site, path, planned)
             return site.releases.set_state(release, "built", by, **filled)
 
@@ -80,7 +77,7 @@ def clone(site: Site, release: str, planned: Resolution, layer: str, by: str = "
     Returns ``{"cloned": layer}``. Raises ``FormulaError``.
     """
     with stage.running(site, "clone", release, by, job):
-        _create(site, release, planned, by, job)
+        candidates.create(site, release, planned, by, job)
         try:
             shipping.clone(site, site.releases.directory(release), layer)
         except BaseException:
@@ -101,7 +98,7 @@ def pack(site: Site, release: str, by: str = "", job: str = "", layer: bool = Tr
     Returns ``{"shipped": what their build takes, "contents": what it holds}``. Raises ``FormulaError``; the release is
     then ``failed``.
     """
-    with stage.running(site, "pack", release, by, job), _marking_failed(site, release, by):
+    with stage.running(site, "pack", release, by, job), candidates.marking_failed(site, release, by):
         made = shipping.pack(site, release, layer)
         holds = site.releases.read(release).resolution
         assert holds
@@ -129,7 +126,7 @@ def check(
         candidate = site.release(release)
         path, manifest = candidate.directory, candidate.manifest
         candidate.expect("built", "checked")
-        with _marking_failed(site, release, by):
+        with candidates.marking_failed(site, release, by):
             if not manifest.built_on:  # where it was built they were asked for all
                 overridden = manifest.resolution.overridden if manifest.resolution else {}
                 packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
@@ -321,7 +318,7 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
         # First: what is current is never one that failed, whenever this dies.
         if candidate.is_current:
             warned += _leave(site, candidate.manifest)
-        _note_failed(site, release, by, reason)
+        candidates.note_failed(site, release, by, reason)
         app_server.stop(site, candidate.directory)
         warned += _removed(site, candidate)
         warned += switch.serving(site, back_to, by, reason)
@@ -363,14 +360,6 @@ def _pruned(site: Site, warned: list[str]) -> list[str]:
     return done.gone
 
 
-def _note_failed(site: Site, release: str, by: str, reason: str) -> None:
-    """Mark a release failed, if that can be written: the failure itself is what is to be told."""
-    try:
-        site.releases.set_state(release, "failed", by, reason)
-    except (FormulaError, OSError) as exc:
-        log.warning("release %s is not marked failed: %s", release, sentence(exc))
-
-
 def _behind(site: Site, path: str) -> backends.Backends:
     """What is behind CKAN, asked by the very release: a first one could not be asked for at plan by a CKAN."""
     behind = backends.ask(site, path)
@@ -387,18 +376,3 @@ def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
     lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
     if lost:
         raise FormulaError("; ".join(lost) + ".")
-
-
-def _create(site: Site, release: str, planned: Resolution, by: str, job: str) -> None:
-    about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
-    # What it is to hold from the start: a prune spares the checkouts that it names.
-    site.releases.create(release, resolution=planned, **about)
-
-
-@contextlib.contextmanager
-def _marking_failed(site: Site, release: str, by: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as exc:
-        _note_failed(site, release, by, sentence(exc))
-        raise
