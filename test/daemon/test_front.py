@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import socketserver
 import ssl
 import subprocess
@@ -25,7 +26,7 @@ import pytest
 from ckan_deploy.deploy.status import status as host_status
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site as HostSite
-from ckan_deploy.serve import health, virtual_host
+from ckan_deploy.serve import health, maintenance, virtual_host
 from daemon.conftest import Site
 from functional.conftest import Host, host, session_dir, session_loaders  # noqa: F401
 from parts.apache import Apache
@@ -149,14 +150,18 @@ class WebHost:
         secure: bool = False,
         source: str = "127.0.0.1",
         size: int = 0,
+        at: str = "",
+        port: int = 0,
         **headers: str,
     ) -> tuple[int, Any, dict[str, str]]:
         """Ask once; returns status, body and headers. A status of 0 means that nobody answered."""
-        port = self.tls_port if secure else self.port
+        port = port or (self.tls_port if secure else self.port)
         context = ssl._create_unverified_context()
         made = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         options = {"context": context} if secure else {}
-        connection = made("127.0.0.1", port, timeout=10, source_address=(source, 0), **options)
+        # From the address that the kernel takes, where another address is asked.
+        bound = {} if at else {"source_address": (source, 0)}
+        connection = made(at or "127.0.0.1", port, timeout=10, **bound, **options)
         try:
             method, body = ("POST", b"x" * size) if size else ("GET", None)
             connection.request(method, path, body=body, headers={"Host": name, **headers})
@@ -221,6 +226,8 @@ def test_domain_and_aliases_answer_and_other_names_do_not_get_the_site(web_host)
     for name in (DOMAIN, DOMAIN.upper(), "www.example.org", "a.open.example.org"):
         status, told, _ = web_host.ask(name=name)
         assert (status, told["HTTP_HOST"].lower()) == (200, name.lower())
+        # The port of the site's address is the one that its scheme has anyway.
+        assert web_host.ask(name=f"{name}:{web_host.port}")[1]["HTTP_HOST"].lower() == name.lower()
     for name in ("open.example.org", "example.org", "127.0.0.1"):
         status, told, _ = web_host.ask(name=name)
         assert (status, "HTTP_HOST" in told) == (410, False)
@@ -266,6 +273,66 @@ def test_a_redirect_names_the_port_of_the_site_s_address(web_host):
     web_host.host.pillar["site_url"] = f"https://{DOMAIN}:8443"
     web_host.install()
     eventually(lambda: web_host.ask("/x")[2].get("Location"), f"https://{DOMAIN}:8443/x")
+
+
+def test_f08_ckan_is_told_the_port_of_the_site_s_address(web_host):
+    """Also by a load balancer before us that leaves it out, or names its own."""
+    web_host.with_tls(redirect=False)
+    web_host.host.pillar["site_url"] = f"https://{DOMAIN}:8443"
+    web_host.install()
+    eventually(lambda: (web_host.ask()[0], web_host.ask(secure=True)[0]), (200, 200))
+    for name in (DOMAIN, "www.example.org"):
+        for port in (":8443", ":8080", ""):
+            for secure in (True, False):
+                assert web_host.ask(name=f"{name}{port}", secure=secure)[1]["HTTP_HOST"] == f"{name}:8443"
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return probe.getsockname()[0]
+
+
+def test_f26_a_port_is_ipv4_and_ipv6_and_there_may_be_several(web_host):
+    """The default, `80`, is a port, too."""
+    one, two, three, here = free_port(), free_port(), free_port(), own_address()
+    web_host.host.pillar["web"]["listen"] = [str(one), f"127.0.0.1:{two}", f"{here}:{two}", f"[::1]:{three}"]
+    web_host.install()
+    served = [("127.0.0.1", one), ("::1", one), ("127.0.0.1", two), (here, two), ("::1", three)]
+    for at, port in served:
+        eventually(lambda at=at, port=port: web_host.ask(at=at, port=port)[0], 200)
+        # The health check can come by any of them, and is told the release.
+        assert web_host.ask(at=at, port=port)[2]["X-CKAN-Release"] == RELEASE, at
+    assert web_host.ask(at="127.0.0.1", port=three)[0] == 0
+    assert not web_host.state()["changes"]
+
+
+@pytest.mark.parametrize("where", ["::1", "127.0.0.1", "of this machine"])
+def test_f26_the_health_check_asks_where_the_server_listens(web_host, where):
+    at, port = own_address() if where.startswith("of") else where, free_port()
+    web_host.host.pillar["web"]["listen"] = f"[{at}]:{port}" if ":" in at else f"{at}:{port}"
+    assert f"does not listen on {web_host.host.pillar['web']['listen']} " in health.front_problem(web_host.site())
+    web_host.install()
+    eventually(lambda: web_host.ask(at=at, port=port)[0], 200)
+    assert health.front_problem(web_host.site()) == ""
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+    maintenance.on(web_host.site())
+    assert web_host.ask(at=at, port=port)[0] == 503
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+    maintenance.off(web_host.site())
+
+
+def test_f26_https_and_its_redirect_answer_on_both_families(web_host):
+    web_host.with_tls()
+    web_host.host.pillar["tls"]["listen"], web_host.host.pillar["web"]["listen"] = str(free_port()), str(free_port())
+    web_host.install()
+    ports = {secure: int(web_host.host.pillar["tls" if secure else "web"]["listen"]) for secure in (True, False)}
+    for at in ("127.0.0.1", "::1"):
+        for secure, status in ((True, 200), (False, 301)):
+            asked = {"at": at, "port": ports[secure], "secure": secure}
+            eventually(lambda asked=asked: web_host.ask(**asked)[0], status)
 
 
 def test_without_the_redirect_both_ports_serve_the_site(web_host):

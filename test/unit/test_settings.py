@@ -120,7 +120,7 @@ def test_a_program_uv_that_is_given_is_taken_as_it_is():
 def test_a_key_with_nothing_behind_it_has_its_default():
     given = yaml.safe_load("keep:\nweb:\npaths: {home: }\nextensions:\nplugins:\nconfig:\n")
     settings = resolve({**pillar(), **given})
-    assert (settings.keep, settings.web.listen, settings.extensions) == (5, "80", {})
+    assert (settings.keep, settings.web.listen, settings.extensions) == (5, ("80",), {})
     assert settings.paths.releases == "/usr/lib/ckan/releases"
 
 
@@ -517,7 +517,9 @@ def with_text(name: str, odd: str) -> dict:
         "web:supervisor_conf": "/a", "deploy_group": "a", "base:version": "1", "search:second_core": "a", "root": "/a",
         "database:host": "a", "datastore:host": "a", "web:warm": "/",
     }  # fmt: skip
-    value = usual.get(name) or rule_of(name).default.format(root="", home="/usr/lib/ckan", site="default", shared="/a")
+    default = rule_of(name).default
+    default = "".join(default[:1]) if isinstance(default, tuple) else default
+    value = usual.get(name) or default.format(root="", home="/usr/lib/ckan", site="default", shared="/a")
     # A domain that is an address may have a zone.
     value = f"fe80::1%{odd}" if name in ("domain", "aliases") and odd in ";}" else f"{value}{odd}b"
     made = pillar(tls={"certificate": "/a", "key": "/a"}) if name.startswith("tls") else pillar()
@@ -703,12 +705,22 @@ def test_a_port_that_does_not_exist_is_refused_by_its_key(port):
 
 @pytest.mark.parametrize("listen", ["80", "127.0.0.1:8080", "[::]:80", "localhost:65535"])
 def test_usual_places_to_listen_are_accepted(listen):
-    assert resolve(pillar(web__listen=listen)).web.listen == listen
+    for given in (listen, [listen]):
+        assert resolve(pillar(web__listen=given)).web.listen == (listen,)
+
+
+def test_several_places_to_listen_are_accepted_and_none_are_refused():
+    assert resolve(pillar(web__listen=["80", "127.0.0.1:8080"])).web.listen == ("80", "127.0.0.1:8080")
+    assert refused(pillar(web__listen=[])) == (
+        "ckan:web:listen is an empty list; name a port such as '8080', or leave it out"
+    )
+    message = refused(pillar(web__listen=["80", "70000"]))
+    assert message == "ckan:web:listen (70000) has no port from 1 to 65535; use one such as '8080'"
 
 
 def test_a_certificate_has_a_key_and_both_are_absolute_paths():
     both = {"certificate": "/etc/ssl/c.pem", "key": "/etc/ssl/k.pem"}
-    assert attrs.asdict(resolve(pillar(tls=both)).tls) == {**both, "listen": "443", "redirect": True}
+    assert attrs.asdict(resolve(pillar(tls=both)).tls) == {**both, "listen": ("443",), "redirect": True}
     for there, missing in (("certificate", "key"), ("key", "certificate")):
         assert refused(pillar(tls={there: both[there]})) == (
             f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none"

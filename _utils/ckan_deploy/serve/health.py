@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 import ssl
 import time
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server
+from ckan_deploy.serve import addresses, app_server
 from ckan_deploy.serve.answers import judge
 
 POLL_SECONDS = 0.2
 ATTEMPT_SECONDS = 1.0
 # A server that was just told to listen on a port needs a moment to do so.
 LISTEN_SECONDS = 3.0
-
-
-class _Address(NamedTuple):
-    scheme: str
-    host: str
-    port: int
+# Nobody is there: the other family of addresses may be served.
+NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 class _Tls(http.client.HTTPSConnection):
@@ -64,7 +60,7 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
     apache = web.server == "apache"
     attempts = 0
     while True:
-        problem = _problem(site, release)
+        address, problem = _problem(site, release)
         seconds = time.monotonic() - begun
         if not problem:
             return {"status": web.health_status, "release": release, "seconds": round(seconds, 3)}
@@ -73,11 +69,9 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
         if enough or not wait:
             break
         time.sleep(POLL_SECONDS if apache else ATTEMPT_SECONDS)
-    scheme, host, port = _address(site)
     times = f" ({attempts} attempts)" if attempts > 1 and not apache else ""
     raise FormulaError(
-        f"the web server at {scheme}://{host}:{port}{web.health_path} {problem}{times}; "
-        f"see {app_server.log_place(site, release)}"
+        f"the web server at {address}{web.health_path} {problem}{times}; see {app_server.log_place(site, release)}"
     )
 
 
@@ -91,17 +85,25 @@ def front_problem(site: Site) -> str:
     server = site.settings.web.server
     if server == "none" or site.settings.web.health_url:
         return ""
-    _, host, port = _address(site)
+    places = addresses.asked(site)
     deadline = time.monotonic() + LISTEN_SECONDS
     while True:
-        try:
-            socket.create_connection((host, port), timeout=LISTEN_SECONDS).close()
+        why = [_refusal(address) for address in places]
+        if not all(why):
             return ""
-        except OSError as exc:
-            if time.monotonic() > deadline:
-                why = exc.strerror or exc
-                return f"{server} does not listen on {host}:{port} ({why}); start it, or run state.apply ckan"
+        if time.monotonic() > deadline:
+            where = " or ".join(str(addresses.Place(address.host, address.port)) for address in places)
+            return f"{server} does not listen on {where} ({why[0]}); start it, or run state.apply ckan"
         time.sleep(POLL_SECONDS)
+
+
+def _refusal(address: addresses.Address) -> str:
+    """Why nobody can be connected to; '' where somebody can."""
+    try:
+        socket.create_connection((address.host, address.port), timeout=LISTEN_SECONDS).close()
+    except OSError as exc:
+        return exc.strerror or str(exc)
+    return ""
 
 
 def _of_own_server(site: Site, release: str) -> dict[str, Any]:
@@ -112,30 +114,28 @@ def _of_own_server(site: Site, release: str) -> dict[str, Any]:
     return {"status": site.settings.web.health_status, "release": answered, "seconds": 0.0}
 
 
-def _problem(site: Site, release: str) -> str:
-    scheme, host, port = _address(site)
+def _problem(site: Site, release: str) -> tuple[addresses.Address, str]:
+    """What is wrong with the answer, '' for nothing, and where that was."""
+    first: tuple[addresses.Address, str] | None = None
+    for address in addresses.asked(site):
+        try:
+            problem, answered = judge(site, _connection(site, address))
+        except OSError as exc:
+            first = first or (address, f"does not answer ({exc})")
+            if exc.errno not in NOBODY:
+                break
+            continue
+        if not problem and answered != release:
+            problem = f"is answered by release {answered or 'unknown'} instead of {release}"
+        return address, problem
+    assert first
+    return first
+
+
+def _connection(site: Site, address: addresses.Address) -> http.client.HTTPConnection:
     web = site.settings.web
     # A process of Apache loads CKAN while it is asked.
     timeout = web.boot_timeout if web.server == "apache" else web.health_timeout
-    connection: http.client.HTTPConnection
-    if scheme == "https":
-        connection = _Tls(host, port, timeout, site.settings.domain)
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    try:
-        problem, answered = judge(site, connection)
-    except OSError as exc:
-        return f"does not answer ({exc})"
-    if not problem and answered != release:
-        return f"is answered by release {answered or 'unknown'} instead of {release}"
-    return problem
-
-
-def _address(site: Site) -> _Address:
-    """Where the site is asked for."""
-    web, tls = site.settings.web, site.settings.tls
-    if web.health_url:
-        url = urlsplit(web.health_url)
-        return _Address(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-    scheme, listen = ("https", tls.listen) if tls.certificate else ("http", web.listen)
-    return _Address(scheme, "127.0.0.1", int(listen.rpartition(":")[2]))
+    if address.scheme == "https":
+        return _Tls(address.host, address.port, timeout, site.settings.domain)
+    return http.client.HTTPConnection(address.host, address.port, timeout=timeout)

@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,10 +20,12 @@ import jinja2
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import maintenance, official_files
+from ckan_deploy.serve import addresses, maintenance, official_files
 from ckan_deploy.system import files, processes, safely
 from ckan_deploy.system.processes import Done
 
+# Debian's ports.conf of Apache has these.
+PORTS_CONF = (80, 443)
 # What was there before may be in any encoding, and is put back as it was.
 UNDECODED = "surrogateescape"
 _NOT_RUNNING = re.compile(r"No such file or directory|No such process|invalid PID number")
@@ -135,10 +138,11 @@ def _facts(site: Site) -> dict[str, Any]:
     """What the templates need besides the settings."""
     settings = site.settings
     url = urlsplit(settings.site_url)
-    port = f":{url.port}" if url.scheme == "https" and url.port else ""
+    port = addresses.port(site)
     secure = bool(settings.tls.certificate)
     redirects = secure and settings.tls.redirect
-    plain = _place(settings.web.listen)
+    plain = _group(settings.web.listen)
+    own = addresses.own(site)
     health_path = settings.web.health_path.partition("?")[0]
     return {
         "name": f"ckan_{settings.site.replace('-', '_')}",
@@ -146,23 +150,34 @@ def _facts(site: Site) -> dict[str, Any]:
         "before": official_files.address(site),
         # Without TLS here a load balancer before us may end it: visitors use the scheme of the site's address.
         "scheme": url.scheme,
+        # What a browser names in the address of a form; a load balancer, or we, may listen elsewhere.
+        "port": port,
+        "own": own,
+        "own_pattern": "|".join(map(re.escape, own)),
         "redirect": {**plain, "to": f"https://{settings.domain}{port}"} if redirects else None,
         "health": health_path,
         "health_pattern": re.escape(health_path),
         "maintenance": maintenance.directory(site),
         # Where CKAN says its web assets are elsewhere, that is the site's own business.
         "assets": not {"ckan.webassets.path", "ckan.webassets.url"} & {*settings.config, *settings.secrets.config},
-        "serve": [*([] if redirects else [plain]), *([_place(settings.tls.listen, True)] if secure else [])],
+        "serve": [*([] if redirects else [plain]), *([_group(settings.tls.listen, True)] if secure else [])],
     }
 
 
-def _place(listen: str, secure: bool = False) -> dict[str, Any]:
-    """A port as the templates want it."""
+def _group(values: Iterable[str], secure: bool = False) -> dict[str, Any]:
+    """Where one scheme is served, as the templates want it."""
+    places = list(dict.fromkeys(map(addresses.Place.of, values)))
+    wide = {place.port for place in places if place.everywhere}
     return {
-        "listen": listen,
-        "number": int(listen.rpartition(":")[2]),
-        "define": f"ckan_listen_{re.sub(r'[^0-9A-Za-z]', '_', listen)}",
         "secure": secure,
+        "nginx": [str(place).removeprefix("0.0.0.0:") for place in addresses.listens(values)],
+        # A port alone is both families for Apache, and each port that it listens on is named once.
+        "apache": [
+            {"listen": str(place), "define": f"ckan_listen_{re.sub(r'[^0-9A-Za-z]', '_', str(place))}"}
+            for place in places
+            if place.port not in PORTS_CONF and (place.everywhere or place.port not in wide)
+        ],
+        "hosts": list(dict.fromkeys(f"*:{place.port}" if place.everywhere else str(place) for place in places)),
     }
 
 

@@ -205,7 +205,12 @@ class Web:
         "What runs CKAN: a uWSGI for each release under supervisor, or with `server: none` what you run yourself.",
         choices=("uwsgi", "none"),
     )
-    listen: str = setting("80", "Where http is served: a port or address:port.", pattern=LISTEN)
+    listen: tuple[str, ...] = setting(
+        ("80",),
+        "Where http is served: ports, which are every address of IPv4 and IPv6, or address:port.",
+        pattern=LISTEN,
+        one=True,
+    )
     extra: str = setting("", "Lines put as they are into the site's `server` block or `VirtualHost`.", kind="text")
     processes: int = setting(2, "Processes that run CKAN.", least=1)
     threads: int = setting(4, "Threads of each process.", least=1)
@@ -260,7 +265,7 @@ class Tls:
 
     certificate: str = setting("", "File on the host with the certificate and its chain; empty for no https.")
     key: str = setting("", "File on the host with the certificate's key.")
-    listen: str = setting("443", "Where https is served: a port or address:port.", pattern=LISTEN)
+    listen: tuple[str, ...] = setting(("443",), "Where https is served, as `web:listen`.", pattern=LISTEN, one=True)
     redirect: bool = setting(True, "Answer plain http with a redirect (301) to https.")
 
 

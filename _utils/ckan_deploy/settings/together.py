@@ -99,13 +99,19 @@ def _check_web(settings: dict[str, Any], problems: list[str]) -> None:
     if web["server"] == "nginx" and web["app"] == "none":
         problems.append("ckan:web:app is none, but nginx asks an app server; use uwsgi, or server: none")
     for name, group in (("web:listen", web), ("tls:listen", tls)):
-        if not _port(group["listen"].rpartition(":")[2]):
-            problems.append(f"ckan:{name} ({group['listen']}) has no port from 1 to 65535; use one such as '8080'")
+        problems += [
+            f"ckan:{name} ({listen}) has no port from 1 to 65535; use one such as '8080'"
+            for listen in group["listen"]
+            if not _port(listen.rpartition(":")[2])
+        ]
+        if not group["listen"]:
+            problems.append(f"ckan:{name} is an empty list; name a port such as '8080', or leave it out")
     if bool(tls["certificate"]) != bool(tls["key"]):
         there, missing = ("certificate", "key") if tls["certificate"] else ("key", "certificate")
         problems.append(f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none")
-    if tls["certificate"] and tls["listen"] == web["listen"]:
-        problems.append(f"ckan:tls:listen and ckan:web:listen are both {tls['listen']}; give each a port of its own")
+    both = [listen for listen in web["listen"] if listen in tls["listen"]]
+    if tls["certificate"] and both:
+        problems.append(f"ckan:tls:listen and ckan:web:listen are both {both[0]}; give each a port of its own")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
     if web["app"] == "uwsgi" and len(socket.encode()) > SOCKET_LIMIT:
         problems.append(
