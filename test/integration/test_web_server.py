@@ -73,7 +73,7 @@ class Portal:
             "paths": {**behind.settings["paths"], f"{server}_site": str(self.sites / "ckan.conf")},
             "web": {
                 "server": server, "listen": f"127.0.0.1:{free_port()}", f"{server}_conf": str(self.web.conf),
-                "processes": 1,
+                "processes": 1, "upload_limit_mb": 20,
             },
             **{key: value for key, value in changes.items() if key != "web"},
         }  # fmt: skip
@@ -203,9 +203,28 @@ def portal(request: pytest.FixtureRequest, database: Behind) -> Iterator[Portal]
         made.stop()
 
 
+def said(answer: requests.Response) -> str:
+    """What a page says of what went wrong."""
+    errors = re.findall(r'class="(?:error-explanation|alert|error-block)[^"]*".*?</div>', answer.text, re.S)
+    return f"{answer.status_code} {answer.url}: {' '.join(errors) or answer.text[:500]}"
+
+
 def test_f08_a_form_is_taken_by_https_on_another_port(portal: Portal) -> None:
     browser = Browser(portal)
     browser.log_in()
     name = f"office-{portal.server}"
     done = browser.submit("/organization/new", name=name, title="Office", save="")
-    assert (done.status_code, done.url) == (200, f"{portal.url}/organization/{name}"), done.text[:500]
+    assert (done.status_code, done.url) == (200, f"{portal.url}/organization/{name}"), said(done)
+
+
+def test_an_image_above_ckan_s_own_limit_is_taken_and_one_above_ours_is_told_by_ckan(portal: Portal) -> None:
+    browser = Browser(portal)
+    browser.log_in()
+    picture, name = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0" + bytes(11 * 2**20), f"picture-{portal.server}"
+    done = browser.submit("/organization/new", name=name, title="P", image_upload=("a.png", picture, "image/png"))
+    assert (done.status_code, done.url) == (200, f"{portal.url}/organization/{name}"), said(done)
+    stored = Path(portal.site.paths.data) / "storage/storage/uploads/group"
+    assert [file.stat().st_size for file in stored.iterdir()] == [len(picture)]
+    large = picture + bytes(9 * 2**20 + 2**19)
+    done = browser.submit("/organization/new", name="x", title="P", image_upload=("a.png", large, "image/png"))
+    assert done.status_code == 200 and "upload too large" in done.text.lower()

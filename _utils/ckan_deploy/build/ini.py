@@ -29,6 +29,8 @@ from ckan_deploy.system import files
 SECTION = "app:main"
 CHANGED = "(changed)"
 WEBASSETS = "%(here)s/run/webassets"
+# The largest file, in MB.
+UPLOADS = ("ckan.max_resource_size", "ckan.max_image_size")
 
 LOGGING = """
 [loggers]
@@ -232,6 +234,7 @@ def options(site: Site) -> dict[str, Any]:
         "WTF_CSRF_SECRET_KEY": secrets.session,
         "api_token.jwt.encode.secret": f"string:{secrets.api_token}",
         "api_token.jwt.decode.secret": f"string:{secrets.api_token}",
+        **dict.fromkeys(UPLOADS, settings.web.upload_limit_mb),
     }
     store = settings.datastore
     if store.name:

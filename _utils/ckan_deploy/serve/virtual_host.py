@@ -18,14 +18,18 @@ from urllib.parse import urlsplit
 
 import jinja2
 
+from ckan_deploy.build.ini import UPLOADS
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import addresses, maintenance, official_files
+from ckan_deploy.serve.uwsgi import LATER_SECONDS, NO_LIMIT
 from ckan_deploy.system import files, processes, safely
 from ckan_deploy.system.processes import Done
 
 # Debian's ports.conf of Apache has these.
 PORTS_CONF = (80, 443)
+# Cookies and policies of a login extension; the answer's, and the cookies that come back.
+HEADER_KB = 32
 # What was there before may be in any encoding, and is put back as it was.
 UNDECODED = "surrogateescape"
 _NOT_RUNNING = re.compile(r"No such file or directory|No such process|invalid PID number")
@@ -152,6 +156,10 @@ def _facts(site: Site) -> dict[str, Any]:
         "scheme": url.scheme,
         # What a browser names in the address of a form; a load balancer, or we, may listen elsewhere.
         "port": port,
+        "wait": settings.web.request_timeout + LATER_SECONDS if settings.web.request_timeout else NO_LIMIT,
+        # A form is more than the file in it; what is too large for CKAN alone is told by CKAN.
+        "body_mb": _largest_upload(site) + 1,
+        "header_kb": HEADER_KB,
         "own": own,
         "own_pattern": "|".join(map(re.escape, own)),
         "redirect": {**plain, "to": f"https://{settings.domain}{port}"} if redirects else None,
@@ -179,6 +187,13 @@ def _group(values: Iterable[str], secure: bool = False) -> dict[str, Any]:
         ],
         "hosts": list(dict.fromkeys(f"*:{place.port}" if place.everywhere else str(place) for place in places)),
     }
+
+
+def _largest_upload(site: Site) -> int:
+    """In MB: of our setting and of CKAN's own, where the pillar has them."""
+    config = {**site.settings.config, **site.settings.secrets.config}
+    given = [str(config.get(name, "")) for name in UPLOADS]
+    return max(site.settings.web.upload_limit_mb, *(int(value) if value.isdecimal() else 0 for value in given))
 
 
 def _path(site: Site) -> str:

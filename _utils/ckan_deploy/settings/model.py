@@ -224,12 +224,18 @@ class Web:
         "Seconds the app server of the previous release is kept after a deploy; a rollback within them is a rename.",
     )
     request_timeout: int = setting(
-        0, "Seconds a request may take; the process that is at it is then ended. 0: no limit."
+        0,
+        "Seconds a request may take; the process that is at it is then ended. 0: no limit, in the web server neither.",
     )
     memory_limit_mb: int = setting(
         0, "Memory of a process of uWSGI, after which it is replaced between requests. 0: no limit."
     )
-    upload_limit_mb: int = setting(100, "Largest upload, in MB.", least=1)
+    upload_limit_mb: int = setting(
+        100,
+        "Largest file of an upload, in MB: for the web server, and as `ckan.max_resource_size` and "
+        "`ckan.max_image_size`, unless `config` has these. The web server takes the largest of the three.",
+        least=1,
+    )
     health_path: str = setting(
         "/api/3/action/status_show",
         "What the health check asks for: a path without quotes, blanks and characters that web servers read otherwise.",
