@@ -49,8 +49,9 @@ def make_app(config):
         kind, _, size = environ["PATH_INFO"][1:].partition("/")
         time.sleep(2.5 if kind == "slow" else 0)
         more = [("X-Large", "x" * int(size))] if kind == "header" else []
+        environ["RAW"] = environ["PATH_INFO"] + "?" + environ.get("QUERY_STRING", "")
         names = ("HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_FOR", "HTTP_HOST", "HTTP_AUTHORIZATION", "wsgi.url_scheme")
-        told = {name: environ.get(name, "") for name in names}
+        told = {name: environ.get(name, "") for name in ("RAW", *names)}
         start_response("200 OK", [("Content-Type", "application/json"), *more])
         return [json.dumps(told).encode()]
     return app
@@ -63,7 +64,7 @@ class Backend(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         told = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in self.headers.items()}
-        body = json.dumps(told).encode()
+        body = json.dumps({**told, "RAW": self.path}).encode()
         kind, _, size = self.path[1:].partition("/")
         time.sleep(2.5 if kind == "slow" else 0)
         self.send_response(200)
@@ -345,6 +346,33 @@ def test_f08_ckan_is_told_the_port_of_the_site_s_address(web_host):
             for secure in (True, False):
                 assert web_host.ask(name=f"{name}{port}", secure=secure)[1]["HTTP_HOST"] == f"{name}:8443"
     assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+
+
+def test_f18_a_portal_below_a_path_leaves_the_rest_of_its_host_to_others(web_host):
+    web_host.host.pillar["site_url"] = f"http://{DOMAIN}/open/data"
+    rest = {"nginx": "location / { return 418; }", "apache": "RedirectMatch 410 ^/(?!open/data/)"}[web_host.server]
+    web_host.with_extra(rest)
+    assets = web_host.host.root / "var/lib/ckan/default/webassets"
+    assets.mkdir(parents=True)
+    (assets / "a.css").write_text("body {}")
+    web_host.install()
+    eventually(lambda: web_host.ask("/open/data/")[0], 200)
+    # CKAN gets it as the visitor wrote it; Apache takes away the quoting, and lets no quoted slash pass.
+    path, seen = {"nginx": ("a%20b%2Fc", "a%20b%2Fc"), "apache": ("a%20b", "a b")}[web_host.server]
+    assert web_host.ask(f"/open/data/dataset/{path}?q=x%26y")[1]["RAW"] == f"/dataset/{seen}?q=x%26y"
+    assert web_host.ask("/open/data")[2]["Location"] == f"http://{DOMAIN}/open/data/"
+    assert web_host.ask("/open/data/webassets/a.css")[1] == "body {}"
+    assert web_host.ask("/open/data/webassets/b.css?c")[1]["RAW"] == "/webassets/b.css?c"
+    other = {"nginx": 418, "apache": 410}[web_host.server]
+    assert [web_host.ask(path)[0] for path in ("/", "/open/dataset", "/api/3")] == [other] * 3
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+    maintenance.on(web_host.site())
+    assert web_host.ask("/")[0] == other
+    status, page, _ = web_host.ask("/open/data/dataset")
+    assert (status, "We will be back soon" in page) == (503, True)
+    assert web_host.ask("/open/data/api/3/action/x")[1]["success"] is False
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+    maintenance.off(web_host.site())
 
 
 def own_address() -> str:

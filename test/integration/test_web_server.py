@@ -220,11 +220,58 @@ def test_f08_a_form_is_taken_by_https_on_another_port(portal: Portal) -> None:
 def test_an_image_above_ckan_s_own_limit_is_taken_and_one_above_ours_is_told_by_ckan(portal: Portal) -> None:
     browser = Browser(portal)
     browser.log_in()
-    picture, name = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0" + bytes(11 * 2**20), f"picture-{portal.server}"
+    picture, name = (
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0" + bytes(11 * 2**20),
+        f"picture-{portal.server}",
+    )
     done = browser.submit("/organization/new", name=name, title="P", image_upload=("a.png", picture, "image/png"))
     assert (done.status_code, done.url) == (200, f"{portal.url}/organization/{name}"), said(done)
     stored = Path(portal.site.paths.data) / "storage/storage/uploads/group"
     assert [file.stat().st_size for file in stored.iterdir()] == [len(picture)]
     large = picture + bytes(9 * 2**20 + 2**19)
-    done = browser.submit("/organization/new", name="x", title="P", image_upload=("a.png", large, "image/png"))
-    assert done.status_code == 200 and "upload too large" in done.text.lower()
+    done = browser.submit(
+        "/organization/new", name=f"large-{name}", title="P", image_upload=("a.png", large, "image/png")
+    )
+    assert done.status_code == 200 and "File upload too large" in said(done), said(done)
+
+
+@pytest.fixture(scope="module", params=["nginx", "apache"])
+def below(request: pytest.FixtureRequest, database: Behind) -> Iterator[Portal]:
+    """A portal that is below a path of its host."""
+    made = Portal(
+        database,
+        request.param,
+        site_url=f"https://{DOMAIN}:{{port}}/open/data",
+        config={"ckan.locales_offered": "en de"},
+    )
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+def test_f18_a_portal_below_a_path(below: Portal) -> None:
+    browser, url = Browser(below), below.url
+    page = browser.see("/")
+    assert (page.status_code, browser.see("").url) == (200, f"{url}/")
+    # Whatever the page names of its own host is there.
+    links = set(re.findall(r'(?:href|src)="((?:/|https://data\.example\.org)[^"#]*)"', page.text))
+    assets = [link for link in links if re.search(r"\.(css|js)(\?|$)", link)]
+    assert len(assets) > 2 and len(links) > 10
+    for link in sorted(links):
+        address = urllib.parse.urljoin(f"{url}/", link)
+        # CKAN's own favicon is said without the path; pictures are of another portal with this database.
+        if not address.endswith("ckan.ico") and "/uploads/" not in address:
+            assert address.startswith(url), address
+            assert browser.get(address, timeout=60).status_code == 200, address
+    # Languages.
+    german = browser.see("/de/dataset/")
+    assert german.status_code == 200 and "Datensätze" in german.text and "/open/data/de/organization/" in german.text
+    languages = re.findall(r'<option value="([^"]*/dataset/)"', german.text)
+    assert sorted(languages) == ["/open/data/de/dataset/", "/open/data/en/dataset/"]
+    # API, login and forms.
+    assert browser.see("/api/3/action/status_show").json()["result"]["site_url"] == url.removesuffix("/open/data")
+    assert browser.log_in().url.startswith(f"{url}/")
+    name = f"below-{below.server}"
+    done = browser.submit("/organization/new", name=name, title="Below", save="")
+    assert (done.status_code, done.url) == (200, f"{url}/organization/{name}"), said(done)

@@ -635,14 +635,18 @@ def test_nginx_without_an_app_server_is_refused_and_apache_needs_none():
     "url",
     [
         "data.example.org", "//data.example.org", "ftp://data.example.org", "https://", "https:///x",
-        "https://data.example.org/", "https://data.example.org/path", "https://data.example.org?x=1",
+        "https://data.example.org/", "https://data.example.org/a/", "https://data.example.org?x=1",
+        "https://data.example.org/a/../b", "https://data.example.org/a;b", "https://data.example.org//a",
         "https://me:hunter2@data.example.org", "https://data example.org", "https://[data", "https://a;b.org",
         "https://data.example.org:http", " https://data.example.org",
     ],
 )  # fmt: skip
-def test_a_site_url_that_is_more_or_less_than_scheme_host_and_port_is_refused(url):
+def test_a_site_url_that_is_more_or_less_than_scheme_host_port_and_path_is_refused(url):
     message = refused(pillar(site_url=url))
-    assert message == "ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it"
+    assert (
+        message
+        == "ckan:site_url must be http(s)://host, with :port or a /path where it has one, and no more; correct it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -651,11 +655,20 @@ def test_a_site_url_that_is_more_or_less_than_scheme_host_and_port_is_refused(ur
         ("http://data.example.org", "data.example.org"),
         ("https://Data.Example.org:8443", "data.example.org"),
         ("http://127.0.0.1:5000", "127.0.0.1"),
+        ("https://www.example.org:8443/open/data", "www.example.org"),
         ("http://[::1]:5000", "::1"),
     ],
 )
 def test_the_domain_is_the_host_of_the_site_url(url, domain):
     assert resolve(pillar(site_url=url)).domain == domain
+
+
+def test_a_root_path_beside_a_site_url_with_a_path_is_refused():
+    config = {"ckan.root_path": "/data/{{LANG}}"}
+    assert refused(pillar(site_url="https://www.example.org/data", config=config)) == (
+        "ckan.root_path follows from ckan:site_url, which has /data; take it out of ckan:config"
+    )
+    resolve(pillar(site_url="https://www.example.org", config=config))
 
 
 def test_a_domain_that_is_given_wins():

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 
@@ -218,8 +218,10 @@ def options(site: Site) -> dict[str, Any]:
         The site.
     """
     settings, secrets, data = site.settings, site.settings.secrets, site.paths.data
+    url = urlsplit(settings.site_url)
     found = {
-        "ckan.site_url": settings.site_url,
+        "ckan.site_url": f"{url.scheme}://{url.netloc}",
+        **({"ckan.root_path": f"{url.path}/{{{{LANG}}}}"} if url.path else {}),
         "ckan.site_id": settings.site_id,
         "sqlalchemy.url": _database_url(site.settings.database),
         "solr_url": settings.solr_url,

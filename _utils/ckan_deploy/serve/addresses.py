@@ -130,6 +130,16 @@ def port(site: Site) -> str:
     return f":{url.port}" if url.port and url.port != DEFAULT_PORTS[url.scheme] else ""
 
 
+def path(site: Site) -> str:
+    """
+    Return the path that the portal is below, such as ``/data``; ``""`` where it has its host name for itself.
+
+    site
+        The site.
+    """
+    return urlsplit(site.settings.site_url).path
+
+
 def _is_here(host: str) -> bool:
     """Whether an address is one of this machine, and not that of a load balancer before it."""
     try:

@@ -70,9 +70,8 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
             break
         time.sleep(POLL_SECONDS if apache else ATTEMPT_SECONDS)
     times = f" ({attempts} attempts)" if attempts > 1 and not apache else ""
-    raise FormulaError(
-        f"the web server at {address}{web.health_path} {problem}{times}; see {app_server.log_place(site, release)}"
-    )
+    asked = f"{address}{addresses.path(site)}{web.health_path}"
+    raise FormulaError(f"the web server at {asked} {problem}{times}; see {app_server.log_place(site, release)}")
 
 
 def front_problem(site: Site) -> str:
@@ -119,7 +118,7 @@ def _problem(site: Site, release: str) -> tuple[addresses.Address, str]:
     first: tuple[addresses.Address, str] | None = None
     for address in addresses.asked(site):
         try:
-            problem, answered = judge(site, _connection(site, address))
+            problem, answered = judge(site, _connection(site, address), addresses.path(site))
         except OSError as exc:
             first = first or (address, f"does not answer ({exc})")
             if exc.errno not in NOBODY:

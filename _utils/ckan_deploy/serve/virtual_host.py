@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ from ckan_deploy.system.processes import Done
 
 # Debian's ports.conf of Apache has these.
 PORTS_CONF = (80, 443)
+# Debian's nginx takes names of 46 bytes in its hashes, and ours get a word at the end.
+MOST_VARIABLE = 32
 # Cookies and policies of a login extension; the answer's, and the cookies that come back.
 HEADER_KB = 32
 # What was there before may be in any encoding, and is put back as it was.
@@ -147,9 +150,15 @@ def _facts(site: Site) -> dict[str, Any]:
     redirects = secure and settings.tls.redirect
     plain = _group(settings.web.listen)
     own = addresses.own(site)
-    health_path = settings.web.health_path.partition("?")[0]
+    path = addresses.path(site)
+    health_path = path + settings.web.health_path.partition("?")[0]
+    name = f"ckan_{settings.site.replace('-', '_')}"
     return {
-        "name": f"ckan_{settings.site.replace('-', '_')}",
+        "name": name,
+        # Of nginx's variables, which have a limit to their length.
+        "var": name if len(name) <= MOST_VARIABLE else f"ckan_{hashlib.sha256(name.encode()).hexdigest()[:12]}",
+        "path": path,
+        "path_pattern": re.escape(path),
         "names": [settings.domain, *settings.aliases],
         "before": official_files.address(site),
         # Without TLS here a load balancer before us may end it: visitors use the scheme of the site's address.
@@ -163,7 +172,6 @@ def _facts(site: Site) -> dict[str, Any]:
         "own": own,
         "own_pattern": "|".join(map(re.escape, own)),
         "redirect": {**plain, "to": f"https://{settings.domain}{port}"} if redirects else None,
-        "health": health_path,
         "health_pattern": re.escape(health_path),
         "maintenance": maintenance.directory(site),
         # Where CKAN says its web assets are elsewhere, that is the site's own business.

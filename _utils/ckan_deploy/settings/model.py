@@ -325,7 +325,12 @@ class Settings:
     git: Git = field(factory=Git)
     plugins: tuple[str, ...] = setting((), "`ckan.plugins`, in order.")
     config: Mapping[str, Any] = setting({}, "Any option of CKAN; wins over what follows from the settings.")
-    site_url: str = setting("", "Address of the site, without a slash at the end.", required=True)
+    site_url: str = setting(
+        "",
+        "Address of the site, without a slash at the end. It may have a port, and a path that the portal is below, as in "
+        "`https://www.example.org/data`.",
+        required=True,
+    )
     site_id: str = setting("default", "`ckan.site_id`.")
     domain: str = setting("", "Host name; by default that of `site_url`.")
     aliases: tuple[str, ...] = setting((), "Further host names; one may begin with `*.`.")

@@ -13,7 +13,9 @@ from ckan_deploy.settings.origins import has_secret, requirement_problems
 
 # What a unix socket's path may have at most, in bytes.
 SOCKET_LIMIT = 107
-_SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_SITE_URL = re.compile(
+    r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)"
+)
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NAME_HINT = "write one such as data.example.org (letters beyond a-z as xn--...)"
 
@@ -123,15 +125,19 @@ def _check_names(settings: dict[str, Any], problems: list[str]) -> None:
     """The names that visitors type: those of `domain` and `aliases`, and the one in `site_url`."""
     match = _SITE_URL.fullmatch(settings["site_url"])
     if not match:
-        problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
+        problems.append(
+            "ckan:site_url must be http(s)://host, with :port or a /path where it has one, and no more; correct it"
+        )
         return
-    host, port = match.groups()
+    host, port, path = match.groups()
     if not _host(host.strip("[]")):
         problems.append(f"ckan:site_url has {host} in it, which is not a host name; {_NAME_HINT}")
     elif not _host(settings["domain"]):
         problems.append(f"ckan:domain ({settings['domain']}) is not a host name; {_NAME_HINT}")
     if port and not _port(port[1:]):
         problems.append(f"ckan:site_url has the port {port[1:]}; use one from 1 to 65535")
+    if path and any("ckan.root_path" in options for options in (settings["config"], settings["secrets"]["config"])):
+        problems.append(f"ckan.root_path follows from ckan:site_url, which has {path}; take it out of ckan:config")
     for alias in settings["aliases"]:
         if not _host(alias.removeprefix("*.")):
             problems.append(f"ckan:aliases has the item {alias!r}, which is not a host name; {_NAME_HINT}")
