@@ -7,6 +7,7 @@ tells what reached it. The last tests are a web host under a master, with Apache
 
 from __future__ import annotations
 
+import datetime
 import http.client
 import json
 import os
@@ -22,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from ckan_deploy.deploy.status import status as host_status
 from ckan_deploy.errors import FormulaError
@@ -29,6 +33,7 @@ from ckan_deploy.releases.site import Site as HostSite
 from ckan_deploy.serve import health, maintenance, virtual_host
 from daemon.conftest import Site
 from functional.conftest import Host, host, session_dir, session_loaders  # noqa: F401
+from parts import nginx
 from parts.apache import Apache
 from parts.nginx import host_nginx
 from parts.portal import next_second
@@ -480,6 +485,149 @@ def test_a_certificate_that_is_not_there_is_said_in_the_server_s_words(web_host)
     (web_host.place / "cert.pem").unlink()
     done = web_host.state()
     assert done["result"] is False and str(web_host.place / "cert.pem") in done["comment"], done["comment"]
+
+
+def make_expired(name: Path) -> None:
+    """Write a certificate of a key that was good for a day of 2020."""
+    key = serialization.load_pem_private_key(Path(f"{name}.key").read_bytes(), None)
+    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, DOMAIN)])
+    made = x509.CertificateBuilder(who, who, key.public_key(), 7)
+    made = made.not_valid_before(datetime.datetime(2020, 1, 1)).not_valid_after(datetime.datetime(2020, 1, 2))
+    text = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    Path(f"{name}.pem").write_bytes(text)
+
+
+def test_a_certificate_that_is_of_no_use_is_refused_by_its_setting_and_nothing_is_touched(web_host):
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    before, name = web_host.file.read_text(), web_host.place / "cert"
+    web_host.with_tls()
+    key = Path(f"{name}.key").read_text()
+    other = subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    locked = subprocess.run(
+        ["openssl", "ec", "-in", f"{name}.key", "-aes128", "-passout", "pass:x"], capture_output=True, check=True
+    ).stdout
+    for text, sentence in (
+        (other, f"ckan:tls:key: {name}.key is not the key of {name}.pem; "),
+        (locked, f"ckan:tls:key: {name}.key has a passphrase, "),
+        (b"nothing", f"ckan:tls:key: {name}.key holds no key that can be read"),
+    ):
+        Path(f"{name}.key").write_bytes(text)
+        done = web_host.state()
+        assert done["result"] is False and done["comment"].startswith(sentence), done["comment"]
+    Path(f"{name}.key").write_text(key)
+    make_expired(name)
+    done = web_host.state()
+    assert done["result"] is False
+    assert done["comment"].startswith(f"ckan:tls:certificate: {name}.pem has expired on 20"), done["comment"]
+    with pytest.raises(FormulaError, match="has expired on 2020-01-02; renew it"):
+        virtual_host.reload(web_host.site())
+    assert web_host.file.read_text() == before and web_host.ask()[0] == 200
+
+
+def test_a_port_that_another_program_has_is_refused_by_its_setting_and_nothing_is_touched(web_host):
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    before, listen = web_host.file.read_text(), web_host.host.pillar["web"]["listen"]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        for wanted in (str(port), f"127.0.0.1:{port}"):
+            web_host.host.pillar["web"]["listen"] = [listen, wanted]
+            done = web_host.state()
+            assert done["result"] is False
+            assert done["comment"].startswith("ckan:web:listen: ") and f"(process {os.getpid()})" in done["comment"]
+            assert done["comment"].endswith(f" listens on port {port}; stop it, or choose another port")
+    web_host.host.pillar["web"]["listen"] = f"192.0.2.77:{free_port()}"
+    assert web_host.state()["comment"] == "ckan:web:listen: 192.0.2.77 is no address of this host; correct it"
+    assert web_host.file.read_text() == before and web_host.ask()[0] == 200
+
+
+def test_f27_long_names_and_paths_are_taken(stopped_web_host, monkeypatch):
+    """With an nginx.conf that has Debian's sizes, and one that says its own."""
+    web_host, long = stopped_web_host, "budget-and-spending-of-all-departments." + "x" * 30 + ".example.org"
+    own = "    server_names_hash_bucket_size 128;\n"
+    monkeypatch.setattr(nginx, "_MAIN", nginx._MAIN.replace(own, ""))
+    web_host.host.pillar["aliases"] = [long, f"*.{long}"]
+    web_host.host.pillar["site"] = "default"
+    path = "/dataset/annual-budget-of-the-city-by-department-and-year-2026"
+    web_host.host.pillar["web"]["health_path"] = path
+    web_host.part.start()
+    web_host.install()
+    for name in (long, f"a.{long}"):
+        eventually(lambda name=name: web_host.ask(path, name=name)[0], 200)
+    assert health.health(web_host.site(), RELEASE)["release"] == RELEASE
+    # Our own line is not taken for somebody else's.
+    assert not web_host.state()["changes"]
+    if web_host.server == "nginx":
+        assert "\nserver_names_hash_bucket_size 128;" in web_host.file.read_text()
+        web_host.part.http += f"\n{own}"
+        web_host.part._write()
+        assert "server_names_hash_bucket_size" not in virtual_host.render(web_host.site())
+        web_host.install()
+        web_host.part.conf.write_text(web_host.part.conf.read_text().replace("bucket_size 128", "bucket_size 64"))
+        with pytest.raises(FormulaError, match=r"a name of 8\d letters, .* 64 in .*nginx.conf; write 128 there"):
+            virtual_host.render(web_host.site())
+
+
+def test_https_is_of_mozilla_s_intermediate_profile_with_http_2_and_hsts_where_it_is_set(web_host):
+    web_host.with_tls(redirect=False)
+    web_host.install()
+    eventually(lambda: (web_host.ask()[0], web_host.ask(secure=True)[0]), (200, 200))
+    assert "Strict-Transport-Security" not in web_host.ask(secure=True)[2]
+    web_host.host.pillar["tls"]["hsts"] = 63072000
+    web_host.install()
+    header = "Strict-Transport-Security"
+    eventually(lambda: web_host.ask(secure=True)[2].get(header), "max-age=63072000")
+    assert header not in web_host.ask()[2]
+    maintenance.on(web_host.site())
+    assert web_host.ask("/x", secure=True)[2][header] == "max-age=63072000"
+    maintenance.off(web_host.site())
+
+    def spoken(**versions: ssl.TLSVersion) -> tuple[str | None, str | None]:
+        context = ssl._create_unverified_context()
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        for name, version in versions.items():
+            setattr(context, name, version)
+        with socket.create_connection(("127.0.0.1", web_host.tls_port)) as plain:
+            with context.wrap_socket(plain, server_hostname=DOMAIN) as secure:
+                return secure.version(), secure.selected_alpn_protocol()
+
+    assert spoken() == ("TLSv1.3", "h2")
+    assert spoken(maximum_version=ssl.TLSVersion.TLSv1_2) == ("TLSv1.2", "h2")
+    with pytest.raises(OSError):
+        spoken(minimum_version=ssl.TLSVersion.TLSv1, maximum_version=ssl.TLSVersion.TLSv1_1)
+
+
+def test_the_access_log_has_the_release_that_answered_visitors_too(web_host):
+    web_host.install()
+    eventually(lambda: web_host.ask("/seen")[0], 200)
+    assert web_host.ask("/visited?x=1", source="127.0.0.2")[0] == 200
+    log = web_host.host.root / f"var/log/{web_host.site().paths.access_log.split('/')[-2]}/ckan-default-access.log"
+
+    def lines() -> list[str]:
+        return [line.split()[-1] for line in log.read_text().splitlines() if '"GET /visited?x=1 ' in line]
+
+    eventually(lines, [RELEASE])
+
+
+def test_assets_are_compressed_and_kept_by_browsers(web_host):
+    assets = web_host.host.root / "var/lib/ckan/default/webassets/base"
+    assets.mkdir(parents=True)
+    (assets / "1f_main.css").write_text("body { color: red }\n" * 200)
+    (assets / "1f_main.js").write_text("var a = 1;\n" * 200)
+    web_host.install()
+    eventually(lambda: web_host.ask()[0], 200)
+    for name in ("1f_main.css", "1f_main.js"):
+        packed = requests.get(
+            f"http://127.0.0.1:{web_host.port}/webassets/base/{name}", headers={"Host": DOMAIN}, timeout=10
+        )
+        assert (packed.headers["Content-Encoding"], packed.headers["Vary"]) == ("gzip", "Accept-Encoding"), name
+        assert "max-age=31536000" in packed.headers["Cache-Control"] and len(packed.content) > 2000
 
 
 def test_a_server_that_is_down_reads_the_file_when_it_starts(stopped_web_host):

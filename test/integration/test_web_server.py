@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
@@ -275,3 +276,16 @@ def test_f18_a_portal_below_a_path(below: Portal) -> None:
     name = f"below-{below.server}"
     done = browser.submit("/organization/new", name=name, title="Below", save="")
     assert (done.status_code, done.url) == (200, f"{url}/organization/{name}"), said(done)
+
+
+def test_the_socket_of_the_app_server_is_for_the_group_of_the_web_server_only(portal: Portal) -> None:
+    if portal.server == "apache":
+        pytest.skip("mod_wsgi has no app server of ours")
+    place = portal.release / "run/web.sock"
+    assert (stat.S_IMODE(place.stat().st_mode), place.group()) == (0o660, "www-data")
+    ask = f"import socket; socket.socket(socket.AF_UNIX).connect({str(place)!r})"
+    codes = [
+        subprocess.run(["runuser", "-u", user, "--", "python3", "-c", ask], cwd="/", capture_output=True).returncode
+        for user in ("www-data", "nobody")
+    ]
+    assert codes == [0, 1]

@@ -78,6 +78,7 @@ def test_the_least_pillar_gets_every_default():
         "base": "/usr/lib/ckan/default",
         "releases": "/usr/lib/ckan/releases",
         "current": "/usr/lib/ckan/current",
+        "access_log": "/var/log/nginx/ckan-default-access.log",
         "shared": "/usr/lib/ckan/shared",
         "config": "/etc/ckan/default",
         "data": "/var/lib/ckan/default",
@@ -515,11 +516,13 @@ def with_text(name: str, odd: str) -> dict:
         "site_url": "https://a.org", "domain": "a.org", "aliases": "a.org", "web:health_url": "http://a:80", "env": "a",
         "tls:certificate": "/a", "tls:key": "/a", "web:nginx_conf": "/a", "web:apache_conf": "/a",
         "web:supervisor_conf": "/a", "deploy_group": "a", "base:version": "1", "search:second_core": "a", "root": "/a",
-        "database:host": "a", "datastore:host": "a", "web:warm": "/",
+        "database:host": "a", "datastore:host": "a", "web:warm": "/", "web:group": "a",
     }  # fmt: skip
     default = rule_of(name).default
     default = "".join(default[:1]) if isinstance(default, tuple) else default
-    value = usual.get(name) or default.format(root="", home="/usr/lib/ckan", site="default", shared="/a")
+    value = usual.get(name) or default.format(
+        root="", home="/usr/lib/ckan", site="default", shared="/a", server="nginx"
+    )
     # A domain that is an address may have a zone.
     value = f"fe80::1%{odd}" if name in ("domain", "aliases") and odd in ";}" else f"{value}{odd}b"
     made = pillar(tls={"certificate": "/a", "key": "/a"}) if name.startswith("tls") else pillar()
@@ -733,7 +736,7 @@ def test_several_places_to_listen_are_accepted_and_none_are_refused():
 
 def test_a_certificate_has_a_key_and_both_are_absolute_paths():
     both = {"certificate": "/etc/ssl/c.pem", "key": "/etc/ssl/k.pem"}
-    assert attrs.asdict(resolve(pillar(tls=both)).tls) == {**both, "listen": ("443",), "redirect": True}
+    assert attrs.asdict(resolve(pillar(tls=both)).tls) == {**both, "listen": ("443",), "redirect": True, "hsts": 0}
     for there, missing in (("certificate", "key"), ("key", "certificate")):
         assert refused(pillar(tls={there: both[there]})) == (
             f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none"

@@ -10,7 +10,7 @@ import os
 import re
 
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import shared_files
+from ckan_deploy.serve import shared_files, web_group
 from ckan_deploy.system import disk, files, safely
 
 # What servers take for ever: 24 days, the most that fits into their milliseconds.
@@ -113,7 +113,7 @@ def _server(site: Site, path: str) -> str:
     return f"""# Written by the CKAN formula.
 [uwsgi]
 http-socket = {path}/run/web.sock
-chmod-socket = 666
+chmod-socket = {660 if web_group.name(site) else 666}
 vacuum = true
 virtualenv = {path}
 chdir = {path}

@@ -39,6 +39,7 @@ class Paths:
     apache_site: str = setting(
         "{root}/etc/apache2/sites-enabled/ckan-{site}.conf", "Apache's virtual host of the site."
     )
+    access_log: str = setting("{root}/var/log/{server}/ckan-{site}-access.log", "Log of requests, with the release.")
     supervisor_programs: str = setting("{root}/etc/supervisor/conf.d", "Where supervisor finds its programs.")
     cron: str = setting("{root}/etc/cron.d/ckan-{site}", "The site's cron jobs.")
 
@@ -200,6 +201,12 @@ class Web:
         "The web server: nginx, Apache with mod_wsgi, or what you run yourself in front of `current/run/web.sock`.",
         choices=("nginx", "apache", "none"),
     )
+    group: str = setting(
+        "",
+        "The group that may ask the app server on its socket. By default that of nginx, by the line `user` of its "
+        "configuration; with `server: none` everybody may, unless this is set.",
+        pattern=r"([a-z_][a-z0-9_-]*)?",
+    )
     app: str = setting(
         "uwsgi",
         "What runs CKAN: a uWSGI for each release under supervisor, or with `server: none` what you run yourself.",
@@ -273,6 +280,9 @@ class Tls:
     key: str = setting("", "File on the host with the certificate's key.")
     listen: tuple[str, ...] = setting(("443",), "Where https is served, as `web:listen`.", pattern=LISTEN, one=True)
     redirect: bool = setting(True, "Answer plain http with a redirect (301) to https.")
+    hsts: int = setting(
+        0, "Seconds for which browsers are told to ask by https only (HSTS), such as 63072000. 0: they are not told."
+    )
 
 
 @frozen
@@ -327,7 +337,7 @@ class Settings:
     config: Mapping[str, Any] = setting({}, "Any option of CKAN; wins over what follows from the settings.")
     site_url: str = setting(
         "",
-        "Address of the site, without a slash at the end. It may have a port, and a path that the portal is below, as in "
+        "Address of the site, without a slash at the end. It may have a port, and a path that the portal is below: "
         "`https://www.example.org/data`.",
         required=True,
     )

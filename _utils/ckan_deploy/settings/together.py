@@ -34,9 +34,10 @@ def derive(settings: dict[str, Any], pillar: dict[str, Any]) -> None:
         paths["home"] += f"/sites/{site}"
     if "home" not in pillar["paths"]:
         paths["home"] = paths["home"].format(root=root)
+    server = "apache2" if settings["web"]["server"] == "apache" else "nginx"
     for name, value in paths.items():
         if name != "home" and name not in pillar["paths"]:
-            paths[name] = value.format(root=root, site=site, home=paths["home"])
+            paths[name] = value.format(root=root, site=site, home=paths["home"], server=server)
     if "uv" not in pillar["installer"]:
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
     database, store = settings["database"], settings["datastore"]
