@@ -9,6 +9,8 @@ from salt.exceptions import CommandExecutionError
 
 from functional.steps import deployed
 
+pytestmark = pytest.mark.slow
+
 
 def say(host, stage: str, when: str, text: str = "") -> dict:
     """A hook that writes a line into a file."""

@@ -14,6 +14,8 @@ from parts.base import uv_path
 from stub import repos
 from stub.wheels import make_wheel
 
+pytestmark = pytest.mark.slow
+
 FILE = "lib/python3.11/site-packages/ckan/__init__.py"
 FIX = "\nHOTFIX = True\n"
 

@@ -13,6 +13,8 @@ from functional.steps import deployed, extension
 from stub import repos
 from stub.wheels import make_wheel
 
+pytestmark = pytest.mark.slow
+
 SITE = "lib/python3.11/site-packages"
 
 

@@ -22,6 +22,8 @@ from functional.conftest import Host
 from functional.steps import deployed, extension, later_id
 from stub import repos
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).resolve().parents[2]
 PLANTED = "planted-secret"
 # What the formula itself may write to, below the root of a host.

@@ -8,6 +8,8 @@ from salt.exceptions import CommandExecutionError
 from functional.steps import deployed
 from stub import wheels
 
+pytestmark = pytest.mark.slow
+
 
 def refused(host) -> str:
     with pytest.raises(CommandExecutionError) as failure:

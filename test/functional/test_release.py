@@ -77,6 +77,7 @@ def test_a_branch_can_be_deployed_for_once_without_a_change_of_the_pillar(host, 
     assert (shown["ref"], shown["commit"]) == ("fix-42", commit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["boot", "import"])
 def test_a_plugin_that_raises_is_named_and_nothing_live_is_touched(host, mycity, where):
     first = deployed(host)
@@ -101,6 +102,7 @@ def test_a_plugin_that_raises_is_named_and_nothing_live_is_touched(host, mycity,
             assert after[name] == value, name
 
 
+@pytest.mark.slow
 def test_a_failure_stands_in_the_history_with_its_reason(host, mycity):
     deployed(host)
     repos.commit_broken(mycity, "boom")
@@ -185,6 +187,7 @@ def test_a_value_that_is_still_encrypted_stops_a_deploy_before_any_ini(host):
     assert host.tree() == {}
 
 
+@pytest.mark.slow
 def test_migrations_run_once_and_only_when_some_are_pending(host, mycity):
     deployed(host)
     assert host.show()["migration"]
@@ -219,6 +222,7 @@ def test_rollback_goes_back_marks_what_it_left_and_can_be_repeated(host, mycity)
     assert host.tree() == before
 
 
+@pytest.mark.slow
 def test_rollback_to_a_name_and_refused_ones_change_nothing(host, mycity):
     releases = [deployed(host) for _ in range(3)]
     for to, why in ((releases[2], "current already"), ("20200101000000Z", "no release"), ("../x", "not a release id")):
@@ -241,6 +245,7 @@ def test_a16_a_deploy_that_was_killed_is_no_target_and_is_pruned_by_the_next(hos
         host.rollback(to=killed)
 
 
+@pytest.mark.slow
 def test_a15_failed_deploys_do_not_push_out_good_releases(host, mycity):
     host.pillar["keep"] = 3
     good = [deployed(host) for _ in range(3)]
@@ -255,6 +260,7 @@ def test_a15_failed_deploys_do_not_push_out_good_releases(host, mycity):
     assert host.python(good[2], "import ckanext.mycity.plugin as p; print(p.TEXT)") == "Hello one"
 
 
+@pytest.mark.slow
 def test_directories_of_others_are_never_in_the_way(host, mycity):
     host.pillar["keep"] = 2
     strangers = [host.home / "releases" / name for name in ("20200101000000Z", "20990101000000Z", "backup")]
@@ -307,6 +313,7 @@ def test_one_more_release_shares_its_files_with_the_base(host, mycity, stub_base
     assert (host.home / "releases" / release / inside).stat().st_ino == (stub_base / inside).stat().st_ino
 
 
+@pytest.mark.slow
 def test_the_pillar_of_two_sites_on_one_host_gives_two_trees(host, mycity):
     first = deployed(host)
     host.pillar["site"] = "second"
@@ -318,6 +325,7 @@ def test_the_pillar_of_two_sites_on_one_host_gives_two_trees(host, mycity):
     assert (host.home / "sites/second/current").resolve().name == second
 
 
+@pytest.mark.slow
 def test_the_wsgi_pointer_serves_the_release_it_was_started_for_and_else_the_current_one(host, mycity, tmp_path):
     first = deployed(host)
     repos.commit_change(mycity, "Hello two")

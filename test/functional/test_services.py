@@ -23,6 +23,8 @@ from ckan_deploy.system import supervisor
 from fakes import fake_site
 from parts.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow
+
 RELEASE = "20261128120000Z"
 STAYS = "exec sleep 600"
 # Long after supervisor has called it RUNNING, and after a boot that keeps a core busy.

@@ -15,6 +15,8 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.system import supervisor
 from parts.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """\
 [program:{name}]
 command = {command}
@@ -101,6 +103,7 @@ def test_a_stop_waits_for_the_end_of_the_program_and_a_start_does_not(place, mon
 def test_beside_a_file_that_supervisor_cannot_read_a_group_can_still_be_removed(place):
     place.write("mine")
     supervisor.update(place.conf, "mine")
+    place.wait("mine", "RUNNING")
     (place.programs / "theirs.conf").write_text("[program:theirs]\nnumprocs = many\n")
     with pytest.raises(FormulaError, match=r"supervisor refuses reloadConfig \(CANT_REREAD: .*theirs"):
         supervisor.update(place.conf, "mine")
@@ -156,7 +159,10 @@ def test_a_supervisor_that_asks_for_a_password_gets_it(place, monkeypatch):
 
 def _talk(server: socket.socket, said: bytes) -> None:
     while True:
-        connection, _ = server.accept()
+        try:
+            connection, _ = server.accept()
+        except OSError:  # The test is over and has closed it.
+            return
         with connection:
             connection.recv(4096)
             connection.sendall(said)

@@ -145,6 +145,7 @@ def test_f07_what_was_written_down_of_a_tree_goes_with_it(tree):
     assert os.listdir(f"{tree.shared}/installed") == []
 
 
+@pytest.mark.slow
 def test_f07_a_look_at_15000_files_takes_no_more_than_a_fifth_of_a_second(tmp_path):
     tree = Tree(tmp_path)
     for number in range(150):

@@ -28,6 +28,9 @@ from ckan_deploy.system import arguments, files, places, safely
 
 log = logging.getLogger(__name__)
 
+# Somebody who only looks (``busy``) holds it for a moment, too.
+SHORTEST_WAIT = 0.5  # seconds
+
 # The locks that this job holds already: a deploy that runs its stages one after the other holds one for all.
 HELD: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("ckan_lock_held", default=())
 
@@ -151,8 +154,7 @@ def _sweep(site: Site) -> None:
 
 
 def _take(handle: TextIO, wait: float) -> None:
-    # Somebody who only looks (``busy``) holds it for a moment, too.
-    deadline = time.monotonic() + max(wait, 0.5)
+    deadline = time.monotonic() + max(wait, SHORTEST_WAIT)
     while True:
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
