@@ -48,12 +48,13 @@ ckan-packages:
 
 ckan-apache-modules:
   cmd.run:
-    - name: a2enmod -q wsgi headers ssl rewrite
+    - name: a2enmod -q wsgi headers ssl rewrite http2
     - creates:
       - /etc/apache2/mods-enabled/wsgi.load
       - /etc/apache2/mods-enabled/headers.load
       - /etc/apache2/mods-enabled/ssl.load
       - /etc/apache2/mods-enabled/rewrite.load
+      - /etc/apache2/mods-enabled/http2.load
     - require:
       - pkg: ckan-packages
     - require_in:

@@ -176,7 +176,7 @@ def _table(cls: type) -> str:
 def _kind(rule: Rule) -> str:
     if rule.choices:
         return " or ".join(f"`{choice}`" for choice in rule.choices)
-    kind = KINDS[rule.kind] + (", secret" if rule.secret else "")
+    kind = ("word, or " if rule.one else "") + KINDS[rule.kind] + (", secret" if rule.secret else "")
     # Seconds, counts and megabytes from 0 or 1 up need no word.
     return f"{kind}, {rule.least} or more" if rule.least > 1 else kind
 

@@ -76,7 +76,8 @@ def _setting(rule: Rule) -> Schema:
     found = _typed(rule)
     if not rule.required:
         # A key with nothing behind it is as good as none.
-        found["type"] = [found["type"], "null"]
+        types = found["type"] if isinstance(found["type"], list) else [found["type"]]
+        found["type"] = [*types, "null"]
         if "enum" in found:
             found["enum"] = [*found["enum"], None]
         if _is_plain(rule.default) and rule.kind != "acme":
@@ -101,7 +102,8 @@ def _typed(rule: Rule) -> Schema:
         return {"type": "array", "items": {"$ref": "#/$defs/hook"}}
     if rule.kind == "list":
         words = {"type": "string", "pattern": _anchored(rule.pattern or _WORD)}
-        return {"type": "array", "items": words, "uniqueItems": True}
+        many: Schema = {"type": "array", "items": words, "uniqueItems": True}
+        return {**many, **words, "type": ["array", "string"]} if rule.one else many
     if rule.kind == "lines":
         return {"type": "array", "items": {"type": "string", "pattern": _anchored(_FULL_LINE)}}
     if rule.kind == "int":

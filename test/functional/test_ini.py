@@ -167,11 +167,11 @@ def test_config_diff_shows_what_a_deploy_would_change_and_no_secret(host):
     host.pillar["config"] = {"ckan.site_title": "Old", "ckan.locale_default": "en", "ckanext.x.password": "old-hidden"}
     release = deployed(host)
     assert host.config_diff() == {"release": release, "added": {}, "removed": {}, "changed": {}}
-    host.pillar["config"] = {"ckan.site_title": TITLE, "ckanext.x.password": "new-hidden", "ckan.max_resource_size": 50}
+    host.pillar["config"] = {"ckan.site_title": TITLE, "ckanext.x.password": "new-hidden", "ckan.max_thing_size": 50}
     host.pillar["secrets"] = {**host.pillar["secrets"], "session": "new-session-secret"}
     host.pillar["database"] = {"password": "new-database-password", "host": "db2"}
     found = host.config_diff()
-    assert found["added"] == {"ckan.max_resource_size": "50"}
+    assert found["added"] == {"ckan.max_thing_size": "50"}
     assert found["removed"] == {"ckan.locale_default": "en"}
     assert found["changed"] == {
         "ckan.site_title": f"Old -> {TITLE}",
@@ -189,4 +189,4 @@ def test_config_diff_shows_what_a_deploy_would_change_and_no_secret(host):
     # And a deploy does just that.
     latest = deployed(host)
     assert host.config_diff() == {"release": latest, "added": {}, "removed": {}, "changed": {}}
-    assert host.config_diff(release)["added"] == {"ckan.max_resource_size": "50"}
+    assert host.config_diff(release)["added"] == {"ckan.max_thing_size": "50"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from parts.ports import answers, free_port
 from parts.process import PartError, Service, last_lines
 
-_MODULES = "mpm_event authz_core alias mime headers env rewrite setenvif socache_shmcb ssl wsgi"
+_MODULES = "mpm_event authz_core alias mime headers env rewrite setenvif socache_shmcb ssl http2 filter deflate wsgi"
 _MAIN = """\
 ServerRoot {directory}
 DefaultRuntimeDir {directory}

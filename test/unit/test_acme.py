@@ -14,7 +14,7 @@ import pytest
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import acme, certificates, health, virtual_host
+from ckan_deploy.serve import acme, addresses, certificates, virtual_host
 from fakes import fake_site
 from parts.process import sandbox
 
@@ -77,7 +77,7 @@ def test_before_the_first_certificate_the_virtual_host_and_the_health_check_go_b
         site = fake_site(root, tls={"acme": EMAIL}, web={"server": server})
         text = virtual_host.render(site)
         assert "/.well-known/acme-challenge/" in text and "letsencrypt" not in text
-        assert health._address(site).scheme == "http"
+        assert addresses.asked(site)[0].scheme == "http"
         # Nothing of it without ACME.
         assert "challenge" not in virtual_host.render(fake_site(root, web={"server": server}))
 

@@ -21,7 +21,7 @@ from salt.utils.secret import MaskedDict, MaskedList
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
-from ckan_deploy.settings.model import Paths, Settings, Tls
+from ckan_deploy.settings.model import Paths, Settings
 from ckan_deploy.settings.resolve import resolve
 from ckan_deploy.settings.rules import rules, table
 from ckan_deploy.settings.together import SOCKET_LIMIT
@@ -78,6 +78,7 @@ def test_the_least_pillar_gets_every_default():
         "base": "/usr/lib/ckan/default",
         "releases": "/usr/lib/ckan/releases",
         "current": "/usr/lib/ckan/current",
+        "access_log": "/var/log/nginx/ckan-default-access.log",
         "shared": "/usr/lib/ckan/shared",
         "config": "/etc/ckan/default",
         "data": "/var/lib/ckan/default",
@@ -120,7 +121,7 @@ def test_a_program_uv_that_is_given_is_taken_as_it_is():
 def test_a_key_with_nothing_behind_it_has_its_default():
     given = yaml.safe_load("keep:\nweb:\npaths: {home: }\nextensions:\nplugins:\nconfig:\n")
     settings = resolve({**pillar(), **given})
-    assert (settings.keep, settings.web.listen, settings.extensions) == (5, "80", {})
+    assert (settings.keep, settings.web.listen, settings.extensions) == (5, ("80",), {})
     assert settings.paths.releases == "/usr/lib/ckan/releases"
 
 
@@ -517,9 +518,13 @@ def with_text(name: str, odd: str) -> dict:
         "site_url": "https://a.org", "domain": "a.org", "aliases": "a.org", "web:health_url": "http://a:80", "env": "a",
         "tls:certificate": "/a", "tls:key": "/a", "web:nginx_conf": "/a", "web:apache_conf": "/a",
         "web:supervisor_conf": "/a", "deploy_group": "a", "base:version": "1", "search:second_core": "a", "root": "/a",
-        "database:host": "a", "datastore:host": "a", "web:warm": "/", "web:smoke_skip": "/",
+        "database:host": "a", "datastore:host": "a", "web:warm": "/", "web:smoke_skip": "/", "web:group": "a",
     }  # fmt: skip
-    value = usual.get(name) or rule_of(name).default.format(root="", home="/usr/lib/ckan", site="default", shared="/a")
+    default = rule_of(name).default
+    default = "".join(default[:1]) if isinstance(default, tuple) else default
+    value = usual.get(name) or default.format(
+        root="", home="/usr/lib/ckan", site="default", shared="/a", server="nginx"
+    )
     # A domain that is an address may have a zone.
     value = f"fe80::1%{odd}" if name in ("domain", "aliases") and odd in ";}" else f"{value}{odd}b"
     made = pillar(tls={"certificate": "/a", "key": "/a"}) if name.startswith("tls") else pillar()
@@ -635,14 +640,18 @@ def test_nginx_without_an_app_server_is_refused_and_apache_needs_none():
     "url",
     [
         "data.example.org", "//data.example.org", "ftp://data.example.org", "https://", "https:///x",
-        "https://data.example.org/", "https://data.example.org/path", "https://data.example.org?x=1",
+        "https://data.example.org/", "https://data.example.org/a/", "https://data.example.org?x=1",
+        "https://data.example.org/a/../b", "https://data.example.org/a;b", "https://data.example.org//a",
         "https://me:hunter2@data.example.org", "https://data example.org", "https://[data", "https://a;b.org",
         "https://data.example.org:http", " https://data.example.org",
     ],
 )  # fmt: skip
-def test_a_site_url_that_is_more_or_less_than_scheme_host_and_port_is_refused(url):
+def test_a_site_url_that_is_more_or_less_than_scheme_host_port_and_path_is_refused(url):
     message = refused(pillar(site_url=url))
-    assert message == "ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it"
+    assert (
+        message
+        == "ckan:site_url must be http(s)://host, with :port or a /path where it has one, and no more; correct it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -651,11 +660,20 @@ def test_a_site_url_that_is_more_or_less_than_scheme_host_and_port_is_refused(ur
         ("http://data.example.org", "data.example.org"),
         ("https://Data.Example.org:8443", "data.example.org"),
         ("http://127.0.0.1:5000", "127.0.0.1"),
+        ("https://www.example.org:8443/open/data", "www.example.org"),
         ("http://[::1]:5000", "::1"),
     ],
 )
 def test_the_domain_is_the_host_of_the_site_url(url, domain):
     assert resolve(pillar(site_url=url)).domain == domain
+
+
+def test_a_root_path_beside_a_site_url_with_a_path_is_refused():
+    config = {"ckan.root_path": "/data/{{LANG}}"}
+    assert refused(pillar(site_url="https://www.example.org/data", config=config)) == (
+        "ckan.root_path follows from ckan:site_url, which has /data; take it out of ckan:config"
+    )
+    resolve(pillar(site_url="https://www.example.org", config=config))
 
 
 def test_a_domain_that_is_given_wins():
@@ -705,12 +723,24 @@ def test_a_port_that_does_not_exist_is_refused_by_its_key(port):
 
 @pytest.mark.parametrize("listen", ["80", "127.0.0.1:8080", "[::]:80", "localhost:65535"])
 def test_usual_places_to_listen_are_accepted(listen):
-    assert resolve(pillar(web__listen=listen)).web.listen == listen
+    for given in (listen, [listen]):
+        assert resolve(pillar(web__listen=given)).web.listen == (listen,)
+
+
+def test_several_places_to_listen_are_accepted_and_none_are_refused():
+    assert resolve(pillar(web__listen=["80", "127.0.0.1:8080"])).web.listen == ("80", "127.0.0.1:8080")
+    assert refused(pillar(web__listen=[])) == (
+        "ckan:web:listen is an empty list; name a port such as '8080', or leave it out"
+    )
+    message = refused(pillar(web__listen=["80", "70000"]))
+    assert message == "ckan:web:listen (70000) has no port from 1 to 65535; use one such as '8080'"
 
 
 def test_a_certificate_has_a_key_and_both_are_absolute_paths():
     both = {"certificate": "/etc/ssl/c.pem", "key": "/etc/ssl/k.pem"}
-    assert resolve(pillar(tls=both)).tls == Tls(**both, listen="443", redirect=True)
+    found = resolve(pillar(tls=both)).tls
+    assert (found.certificate, found.key, found.listen) == (*both.values(), ("443",))
+    assert found.redirect and found.hsts == 0
     for there, missing in (("certificate", "key"), ("key", "certificate")):
         assert refused(pillar(tls={there: both[there]})) == (
             f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none"

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 
@@ -29,6 +29,8 @@ from ckan_deploy.system import files
 SECTION = "app:main"
 CHANGED = "(changed)"
 WEBASSETS = "%(here)s/run/webassets"
+# The largest file, in MB.
+UPLOADS = ("ckan.max_resource_size", "ckan.max_image_size")
 
 LOGGING = """
 [loggers]
@@ -216,8 +218,10 @@ def options(site: Site) -> dict[str, Any]:
         The site.
     """
     settings, secrets, data = site.settings, site.settings.secrets, site.paths.data
+    url = urlsplit(settings.site_url)
     found = {
-        "ckan.site_url": settings.site_url,
+        "ckan.site_url": f"{url.scheme}://{url.netloc}",
+        **({"ckan.root_path": f"{url.path}/{{{{LANG}}}}"} if url.path else {}),
         "ckan.site_id": settings.site_id,
         "sqlalchemy.url": database_url(site.settings.database),
         "solr_url": settings.solr_url,
@@ -232,6 +236,7 @@ def options(site: Site) -> dict[str, Any]:
         "WTF_CSRF_SECRET_KEY": secrets.session,
         "api_token.jwt.encode.secret": f"string:{secrets.api_token}",
         "api_token.jwt.decode.secret": f"string:{secrets.api_token}",
+        **dict.fromkeys(UPLOADS, settings.web.upload_limit_mb),
     }
     store = settings.datastore
     if store.name:

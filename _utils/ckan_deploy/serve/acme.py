@@ -18,7 +18,7 @@ from cryptography import x509
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import certificates, virtual_host
+from ckan_deploy.serve import addresses, certificates, virtual_host
 from ckan_deploy.system import files, processes, safely
 from ckan_deploy.system.processes import Done
 
@@ -150,8 +150,9 @@ def _refuse(site: Site) -> None:
     try:
         for name in certificates.names(site):
             if said := _asked(site, name, token):
+                listens = ", ".join(site.settings.web.listen)
                 raise FormulaError(
-                    f"{site.settings.web.server} does not answer challenges for {name} on {site.settings.web.listen} "
+                    f"{site.settings.web.server} does not answer challenges for {name} on {listens} "
                     f"(ckan:web:listen): {said}; run state.apply ckan.web and look which virtual host has that name; "
                     f"{GOES_ON}."
                 )
@@ -161,8 +162,9 @@ def _refuse(site: Site) -> None:
 
 def _asked(site: Site, name: str, token: str) -> str:
     """Ask this host's web server for a challenge; returns what is wrong with the answer, '' for nothing."""
-    host, _, port = site.settings.web.listen.rpartition(":")
-    connection = http.client.HTTPConnection(host.strip("[]") or "127.0.0.1", int(port), timeout=ASK_SECONDS)
+    place = addresses.listens(site.settings.web.listen)[0]
+    host = addresses.loopback(place)
+    connection = http.client.HTTPConnection(host, place.port, timeout=ASK_SECONDS)
     try:
         connection.request("GET", certificates.CHALLENGES + token, headers={"Host": name})
         answer = connection.getresponse()

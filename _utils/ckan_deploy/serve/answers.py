@@ -38,7 +38,7 @@ def headers(site: Site) -> dict[str, str]:
     return {"Host": site.settings.domain, "User-Agent": "ckan-formula"}
 
 
-def judge(site: Site, connection: http.client.HTTPConnection) -> Answer:
+def judge(site: Site, connection: http.client.HTTPConnection, below: str = "") -> Answer:
     """
     Ask over a connection what the health check asks, and judge the answer.
 
@@ -46,12 +46,14 @@ def judge(site: Site, connection: http.client.HTTPConnection) -> Answer:
         The site.
     connection
         A connection that is not yet open.
+    below
+        The path that visitors have the portal below.
 
     Returns ``Answer``. Raises ``OSError`` when nobody answers.
     """
     web = site.settings.web
     try:
-        connection.request("GET", web.health_path, headers=headers(site))
+        connection.request("GET", below + web.health_path, headers=headers(site))
         response = connection.getresponse()
         body = response.read(MOST_BYTES)
     except http.client.HTTPException as exc:

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 import ssl
 import time
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, certificates
+from ckan_deploy.serve import addresses, app_server
 from ckan_deploy.serve.answers import judge
 
 POLL_SECONDS = 0.2
 ATTEMPT_SECONDS = 1.0
 # A server that was just told to listen on a port needs a moment to do so.
 LISTEN_SECONDS = 3.0
+# Nobody is there: the other family of addresses may be served.
+NOBODY = (errno.ECONNREFUSED, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
-class _Address(NamedTuple):
-    scheme: str
-    host: str
-    port: int
+class _Plain(http.client.HTTPConnection):
+    """http to the first of some addresses of this machine at which somebody listens."""
+
+    def __init__(self, places: Sequence[addresses.Address], timeout: float) -> None:
+        super().__init__(places[0].host, places[0].port, timeout=timeout)
+        self._places = places
+
+    def connect(self) -> None:
+        self.sock = _reached(self._places, self.timeout)
 
 
 class _Tls(http.client.HTTPSConnection):
-    """https to an address of this machine, under the name of the site."""
+    """The same by https, under the name of the site."""
 
-    def __init__(self, host: str, port: int, timeout: float, name: str) -> None:
+    def __init__(self, places: Sequence[addresses.Address], timeout: float, name: str) -> None:
         # Whether visitors trust the certificate is not what is asked here: it may be of a CA that this host does not
         # know, or stand in for one that is still to come, and the site answers all the same.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        super().__init__(host, port, timeout=timeout, context=context)
-        self._tls, self._name = context, name
+        super().__init__(places[0].host, places[0].port, timeout=timeout, context=context)
+        self._places, self._tls, self._name = places, context, name
 
     def connect(self) -> None:
-        plain = socket.create_connection((self.host, self.port), self.timeout)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self._name)
+        self.sock = self._tls.wrap_socket(_reached(self._places, self.timeout), server_hostname=self._name)
 
 
 def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
     apache = web.server == "apache"
     attempts = 0
     while True:
-        problem = _problem(site, release)
+        address, problem = _problem(site, release)
         seconds = time.monotonic() - begun
         if not problem:
             return {"status": web.health_status, "release": release, "seconds": round(seconds, 3)}
@@ -73,12 +80,9 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
         if enough or not wait:
             break
         time.sleep(POLL_SECONDS if apache else ATTEMPT_SECONDS)
-    scheme, host, port = _address(site)
     times = f" ({attempts} attempts)" if attempts > 1 and not apache else ""
-    raise FormulaError(
-        f"the web server at {scheme}://{host}:{port}{web.health_path} {problem}{times}; "
-        f"see {app_server.log_place(site, release)}"
-    )
+    asked = f"{address}{addresses.path(site)}{web.health_path}"
+    raise FormulaError(f"the web server at {asked} {problem}{times}; see {app_server.log_place(site, release)}")
 
 
 def front_problem(site: Site) -> str:
@@ -91,32 +95,37 @@ def front_problem(site: Site) -> str:
     server = site.settings.web.server
     if server == "none" or site.settings.web.health_url:
         return ""
-    _, host, port = _address(site)
+    places = addresses.asked(site)
     deadline = time.monotonic() + LISTEN_SECONDS
     while True:
-        try:
-            socket.create_connection((host, port), timeout=LISTEN_SECONDS).close()
+        why = [_refusal(address) for address in places]
+        if not all(why):
             return ""
-        except OSError as exc:
-            if time.monotonic() > deadline:
-                why = exc.strerror or exc
-                return f"{server} does not listen on {host}:{port} ({why}); start it, or run state.apply ckan"
+        if time.monotonic() > deadline:
+            where = " or ".join(str(addresses.Place(address.host, address.port)) for address in places)
+            return f"{server} does not listen on {where} ({why[0]}); start it, or run state.apply ckan"
         time.sleep(POLL_SECONDS)
 
 
 def connection(site: Site, seconds: float) -> http.client.HTTPConnection:
     """
-    Return a connection to the web server of this host, not yet open.
+    Return a connection to the web server of this host, where somebody listens; not yet open.
 
     site
         The site.
     seconds
         What connecting and each read may take.
     """
-    scheme, host, port = _address(site)
-    if scheme == "https":
-        return _Tls(host, port, seconds, site.settings.domain)
-    return http.client.HTTPConnection(host, port, timeout=seconds)
+    return _connection(site, addresses.asked(site), seconds)
+
+
+def _refusal(address: addresses.Address) -> str:
+    """Why nobody can be connected to; '' where somebody can."""
+    try:
+        socket.create_connection((address.host, address.port), timeout=LISTEN_SECONDS).close()
+    except OSError as exc:
+        return exc.strerror or str(exc)
+    return ""
 
 
 def _of_own_server(site: Site, release: str) -> dict[str, Any]:
@@ -127,24 +136,42 @@ def _of_own_server(site: Site, release: str) -> dict[str, Any]:
     return {"status": site.settings.web.health_status, "release": answered, "seconds": 0.0}
 
 
-def _problem(site: Site, release: str) -> str:
+def _problem(site: Site, release: str) -> tuple[addresses.Address, str]:
+    """What is wrong with the answer, '' for nothing, and where that was."""
     web = site.settings.web
     # A process of Apache loads CKAN while it is asked.
     timeout = web.boot_timeout if web.server == "apache" else web.health_timeout
-    try:
-        problem, answered = judge(site, connection(site, timeout))
-    except OSError as exc:
-        return f"does not answer ({exc})"
-    if not problem and answered != release:
-        return f"is answered by release {answered or 'unknown'} instead of {release}"
-    return problem
+    first: tuple[addresses.Address, str] | None = None
+    for address in addresses.asked(site):
+        try:
+            problem, answered = judge(site, _connection(site, [address], timeout), addresses.path(site))
+        except OSError as exc:
+            first = first or (address, f"does not answer ({exc})")
+            if exc.errno not in NOBODY:
+                break
+            continue
+        if not problem and answered != release:
+            problem = f"is answered by release {answered or 'unknown'} instead of {release}"
+        return address, problem
+    assert first
+    return first
 
 
-def _address(site: Site) -> _Address:
-    """Where the site is asked for."""
-    web, tls = site.settings.web, site.settings.tls
-    if web.health_url:
-        url = urlsplit(web.health_url)
-        return _Address(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-    scheme, listen = ("https", tls.listen) if certificates.https(site) else ("http", web.listen)
-    return _Address(scheme, "127.0.0.1", int(listen.rpartition(":")[2]))
+def _connection(site: Site, places: Sequence[addresses.Address], seconds: float) -> http.client.HTTPConnection:
+    if places[0].scheme == "https":
+        return _Tls(places, seconds, site.settings.domain)
+    return _Plain(places, seconds)
+
+
+def _reached(places: Sequence[addresses.Address], timeout: float | None) -> socket.socket:
+    """A connection to the first address at which somebody listens. Raises what the first one of them all did."""
+    first: OSError | None = None
+    for place in places:
+        try:
+            return socket.create_connection((place.host, place.port), timeout)
+        except OSError as exc:
+            first = first or exc
+            if exc.errno not in NOBODY:
+                break
+    assert first
+    raise first

@@ -22,6 +22,7 @@ from ckan_deploy.build import ini
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import web_group
 from ckan_deploy.system import ownership, safely
 
 # CKAN may live well with what it can only read, such as an archive, or NFS that takes root for nobody.
@@ -179,7 +180,8 @@ def forget(site: Site) -> list[str]:
 
 def own_run(site: Site, path: str) -> None:
     """
-    Make the directory ``run`` of a release, for its socket and what else CKAN writes: it belongs to CKAN's user.
+    Make the directory ``run`` of a release, for its socket and what else CKAN writes: it belongs to CKAN's user, and
+    the group of the web server may enter it. What is made there, such as the socket, is of that group.
 
     site
         The site.
@@ -193,6 +195,9 @@ def own_run(site: Site, path: str) -> None:
         with safely.directory(place, make=True, owner=owner) as folder:
             if os.geteuid() == 0 and os.fstat(folder).st_uid == 0:
                 os.fchown(folder, *owner)
+            if os.geteuid() == 0 and (group := web_group.number(site)) is not None:
+                os.fchown(folder, -1, group)
+                os.fchmod(folder, 0o2750)
 
 
 def clear_log(site: Site, path: str) -> None:

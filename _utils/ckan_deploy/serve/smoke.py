@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers, app_server, health, maintenance
+from ckan_deploy.serve import addresses, answers, app_server, health, maintenance
 from ckan_deploy.serve.visit import NOBODY, Answer, Connect, visit
 from ckan_deploy.settings.parts import PAGE, Page
 from ckan_deploy.system.unix_http import UnixConnection
@@ -120,7 +120,7 @@ def after(site: Site, release: str) -> list[str]:
     else:
         # What is known to fail has been asked on both sides; one that hangs would keep visitors waiting.
         asked = [page for page in pages(site, manifest.check) if page.label not in known]
-    answered = visit(site, asked, lambda seconds: health.connection(site, seconds))
+    answered = _at_the_web_server(site, asked)
     live = {label: Answer(**answer) for label, answer in manifest.smoke.get("live", {}).items()}
     failures = [
         Failure(page, answer, live.get(page.label))
@@ -144,8 +144,12 @@ def _live(site: Site, asked: Iterable[Page]) -> list[Answer]:
     if not current:
         return []
     if (web.server != "none" or web.health_url) and not maintenance.status(site)["on"]:
-        return visit(site, asked, lambda seconds: health.connection(site, seconds))
+        return _at_the_web_server(site, asked)
     return visit(site, asked, _socket(site, current)) if web.app == "uwsgi" else []
+
+
+def _at_the_web_server(site: Site, asked: Iterable[Page]) -> list[Answer]:
+    return visit(site, asked, lambda seconds: health.connection(site, seconds), addresses.path(site))
 
 
 def _socket(site: Site, release: str) -> Connect:

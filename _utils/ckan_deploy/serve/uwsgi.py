@@ -11,9 +11,13 @@ import re
 
 from ckan_deploy.build import environment
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import shared_files
+from ckan_deploy.serve import shared_files, web_group
 from ckan_deploy.system import disk, files, safely
 
+# What servers take for ever: 24 days, the most that fits into their milliseconds.
+NO_LIMIT = 24 * 86400
+# The web server waits a little longer than the app server works.
+LATER_SECONDS = 5
 # Not an error: supervisor is not to try again.
 NOT_CURRENT = 77
 
@@ -101,7 +105,7 @@ def log(site: Site, release: str) -> str:
 
 def _server(site: Site, path: str) -> str:
     web = site.settings.web
-    limits = ""
+    limits = f"socket-timeout = {web.request_timeout + LATER_SECONDS if web.request_timeout else NO_LIMIT}\n"
     if web.request_timeout:
         limits += f"harakiri = {web.request_timeout}\n"
     if web.memory_limit_mb:
@@ -110,7 +114,7 @@ def _server(site: Site, path: str) -> str:
     return f"""# Written by the CKAN formula.
 [uwsgi]
 http-socket = {path}/run/web.sock
-chmod-socket = 666
+chmod-socket = {660 if web_group.name(site) else 666}
 vacuum = true
 virtualenv = {path}
 chdir = {path}
@@ -122,7 +126,7 @@ lazy-apps = true
 enable-threads = true
 processes = {web.processes}
 threads = {web.threads}
-buffer-size = 32768
+buffer-size = 65535
 disable-logging = true
 {limits}; TERM means: finish what you are at, then end.
 hook-master-start = unix_signal:15 gracefully_kill_them_all

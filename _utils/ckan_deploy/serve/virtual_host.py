@@ -9,20 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 import jinja2
 
+from ckan_deploy.build.ini import UPLOADS
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import certificates, maintenance, official_files
+from ckan_deploy.serve import addresses, certificates, fitness, maintenance, official_files
+from ckan_deploy.serve.uwsgi import LATER_SECONDS, NO_LIMIT
 from ckan_deploy.system import files, processes, safely
 from ckan_deploy.system.processes import Done
 
+# Debian's ports.conf of Apache has these.
+PORTS_CONF = (80, 443)
+# Debian's nginx takes names of 46 bytes in its hashes, and ours get a word at the end.
+MOST_VARIABLE = 32
+# Mozilla's intermediate profile, version 5.7, without those that need parameters of one's own (DHE).
+SUITES = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
+)
+# What gets much smaller.
+COMPRESSED = (
+    "text/css text/plain text/csv text/javascript application/javascript application/json application/xml "
+    "application/rdf+xml application/ld+json image/svg+xml"
+)
+# Cookies and policies of a login extension; the answer's, and the cookies that come back.
+HEADER_KB = 32
 # What was there before may be in any encoding, and is put back as it was.
 UNDECODED = "surrogateescape"
 _NOT_RUNNING = re.compile(r"No such file or directory|No such process|invalid PID number")
@@ -81,14 +101,17 @@ def install(site: Site) -> dict[str, Any]:
         The site.
 
     Returns ``{"path", "changes": {path: what differs}, "reloaded": bool}``; a server that does not run is not reloaded.
-    Raises ``FormulaError`` with the server's own words when it does not take the new file: the old one is back then,
-    and the server goes on as before.
+    Raises ``FormulaError`` for a certificate or a port that the server cannot use, before anything is written; and with
+    the server's own words when it does not take the new file: the old one is back then, and the server goes on as
+    before.
     """
     differs, path = changes(site), _path(site)
     if not differs:
         return {"path": path, "changes": {}, "reloaded": False}
+    _refuse(fitness.certificate_problem(site) or fitness.port_problem(site))
     old = _read(path)
-    safely.ensure(os.path.dirname(path))
+    for file in (path, site.paths.access_log):
+        safely.ensure(os.path.dirname(file))
     files.write(path, render(site), errors=UNDECODED)
     try:
         reloaded = reload(site)
@@ -115,6 +138,7 @@ def reload(site: Site) -> bool:
     server = site.settings.web.server
     if server == "none":
         return False
+    _refuse(fitness.certificate_problem(site))
     tested = _run(site, "-t")
     if tested.retcode != 0:
         raise FormulaError(
@@ -143,41 +167,115 @@ def reload_commands(site: Site) -> tuple[list[str], list[str]]:
     return [program, *own, "-t"], [program, *own, *told]
 
 
+def _refuse(problem: str) -> None:
+    if problem:
+        raise FormulaError(problem)
+
+
 def _facts(site: Site) -> dict[str, Any]:
     """What the templates need besides the settings."""
     settings = site.settings
     url = urlsplit(settings.site_url)
-    port = f":{url.port}" if url.scheme == "https" and url.port else ""
-    secure = certificates.https(site)
+    port = addresses.port(site)
+    secure, nginx = certificates.https(site), settings.web.server == "nginx"
     redirects = secure and settings.tls.redirect
-    plain = _place(settings.web.listen)
-    health_path = settings.web.health_path.partition("?")[0]
+    plain = _group(settings.web.listen)
+    own = addresses.own(site)
+    path = addresses.path(site)
+    health_path = path + settings.web.health_path.partition("?")[0]
+    name = f"ckan_{settings.site.replace('-', '_')}"
     return {
-        "name": f"ckan_{settings.site.replace('-', '_')}",
+        "name": name,
+        # Of nginx's variables, which have a limit to their length.
+        "var": name if len(name) <= MOST_VARIABLE else f"ckan_{hashlib.sha256(name.encode()).hexdigest()[:12]}",
+        "hash": _hash_size(site) if nginx else 0,
+        # Said in another way since 1.25.1.
+        "http2": "directive" if nginx and secure and _version(site) >= (1, 25, 1) else "listen",
+        "path": path,
+        "path_pattern": re.escape(path),
         "names": [settings.domain, *settings.aliases],
         "before": official_files.address(site),
         # Without TLS here a load balancer before us may end it: visitors use the scheme of the site's address.
         "scheme": url.scheme,
+        # What a browser names in the address of a form; a load balancer, or we, may listen elsewhere.
+        "port": port,
+        "wait": settings.web.request_timeout + LATER_SECONDS if settings.web.request_timeout else NO_LIMIT,
+        # A form is more than the file in it; what is too large for CKAN alone is told by CKAN.
+        "body_mb": _largest_upload(site) + 1,
+        "header_kb": HEADER_KB,
+        "suites": SUITES,
+        "compressed": COMPRESSED,
+        "own": own,
+        "own_pattern": "|".join(map(re.escape, own)),
         "redirect": {**plain, "to": f"https://{settings.domain}{port}"} if redirects else None,
         "secure": secure,
         "acme": certificates.answered(site),
-        "health": health_path,
         "health_pattern": re.escape(health_path),
         "maintenance": maintenance.directory(site),
         # Where CKAN says its web assets are elsewhere, that is the site's own business.
         "assets": not {"ckan.webassets.path", "ckan.webassets.url"} & {*settings.config, *settings.secrets.config},
-        "serve": [*([] if redirects else [plain]), *([_place(settings.tls.listen, True)] if secure else [])],
+        "serve": [*([] if redirects else [plain]), *([_group(settings.tls.listen, True)] if secure else [])],
     }
 
 
-def _place(listen: str, secure: bool = False) -> dict[str, Any]:
-    """A port as the templates want it."""
+def _group(values: Iterable[str], secure: bool = False) -> dict[str, Any]:
+    """Where one scheme is served, as the templates want it."""
+    places = list(dict.fromkeys(map(addresses.Place.of, values)))
+    wide = {place.port for place in places if place.everywhere}
     return {
-        "listen": listen,
-        "number": int(listen.rpartition(":")[2]),
-        "define": f"ckan_listen_{re.sub(r'[^0-9A-Za-z]', '_', listen)}",
         "secure": secure,
+        "nginx": [str(place).removeprefix("0.0.0.0:") for place in addresses.listens(values)],
+        # A port alone is both families for Apache, and each port that it listens on is named once.
+        "apache": [
+            {"listen": str(place), "define": f"ckan_listen_{re.sub(r'[^0-9A-Za-z]', '_', str(place))}"}
+            for place in places
+            if place.port not in PORTS_CONF and (place.everywhere or place.port not in wide)
+        ],
+        "hosts": list(dict.fromkeys(f"*:{place.port}" if place.everywhere else str(place) for place in places)),
     }
+
+
+def _hash_size(site: Site) -> int:
+    """What nginx needs for the longest name, where that is more than it takes by default; 0 where others say it."""
+    longest = max(map(len, (site.settings.domain, *site.settings.aliases)))
+    # A pointer, the length in two bytes, the name, and a pointer behind the last one.
+    wanted = next(size for size in (64, 128, 256, 512) if longest + 2 <= size - 16)
+    if wanted == 64:
+        return 0
+    told = _said(site, "-T")
+    if '"server_names_hash_bucket_size" directive is duplicate' in told:
+        return 0  # ours and somebody else's
+    said = re.split(r"^# configuration file (.+):$", told, flags=re.M)
+    for file, text in zip(said[1::2], said[2::2], strict=True):
+        there = re.search(r"^\s*server_names_hash_bucket_size\s+(\d+)", text, re.M)
+        if there and file != _path(site) and int(there[1]) < wanted:
+            raise FormulaError(
+                f"ckan:domain or ckan:aliases has a name of {longest} letters, which is too long for "
+                f"server_names_hash_bucket_size {there[1]} in {file}; write {wanted} there"
+            )
+        if there and file != _path(site):
+            return 0
+    return wanted
+
+
+def _version(site: Site) -> tuple[int, ...]:
+    told = re.search(r"nginx/([0-9.]+)", _said(site, "-v"))
+    return tuple(map(int, told[1].split("."))) if told else ()
+
+
+def _said(site: Site, question: str) -> str:
+    """What nginx tells of itself; '' where it is still to be installed."""
+    if not shutil.which("nginx"):
+        return ""
+    done = _run(site, question)
+    return done.stdout + done.stderr
+
+
+def _largest_upload(site: Site) -> int:
+    """In MB: of our setting and of CKAN's own, where the pillar has them."""
+    config = {**site.settings.config, **site.settings.secrets.config}
+    given = [str(config.get(name, "")) for name in UPLOADS]
+    return max(site.settings.web.upload_limit_mb, *(int(value) if value.isdecimal() else 0 for value in given))
 
 
 def _path(site: Site) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers
+from ckan_deploy.serve import addresses, answers
 from ckan_deploy.settings.parts import Page
 
 # Makes a connection that is not yet open; what it is told is the seconds that connecting and each read may take.
@@ -52,7 +52,7 @@ class _NoAnswer(Exception):
         self.status = status
 
 
-def visit(site: Site, pages: Iterable[Page], connect: Connect) -> list[Answer]:
+def visit(site: Site, pages: Iterable[Page], connect: Connect, below: str = "") -> list[Answer]:
     """
     Ask a server for pages.
 
@@ -62,11 +62,13 @@ def visit(site: Site, pages: Iterable[Page], connect: Connect) -> list[Answer]:
         The pages.
     connect
         Makes a connection to the server.
+    below
+        The path that the server has the portal below; an app server has none.
 
     Returns the answers, in the order of the pages.
     """
     pages = list(pages)
-    visitor = _Visitor(site, connect)
+    visitor = _Visitor(site, connect, below)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         names = sorted({page.login for page in pages if page.login})
         visitor.sessions = dict(zip(names, pool.map(visitor.log_in, names), strict=True))
@@ -76,9 +78,9 @@ def visit(site: Site, pages: Iterable[Page], connect: Connect) -> list[Answer]:
 class _Visitor:
     """Who asks one server. ``sessions`` are cookies by login, or what went wrong with it."""
 
-    def __init__(self, site: Site, connect: Connect) -> None:
+    def __init__(self, site: Site, connect: Connect, below: str) -> None:
         web = site.settings.web
-        self.site, self.connect = site, connect
+        self.site, self.connect, self.below = site, connect, below
         self.sessions: Mapping[str, dict[str, str] | Answer] = {}
         # A process of Apache loads CKAN while it is asked.
         waits = web.boot_timeout if web.server == "apache" else 0
@@ -115,7 +117,9 @@ class _Visitor:
             cookies = _cookies(shown.headers)
             fields = {**form.hidden, "login": name, "password": str(self.site.settings.secrets.smoke[name])}
             target = urlsplit(urljoin(LOGIN_PAGE, form.action))
-            path = f"{target.path}?{target.query}" if target.query else target.path
+            # CKAN names the path of the site; what is asked here is without it.
+            path = target.path.removeprefix(addresses.path(self.site))
+            path = f"{path}?{target.query}" if target.query else path
             done = self._ask("POST", path, cookies, urlencode(fields))
         except _NoAnswer as exc:
             return Answer(exc.status, f"cannot be asked: the login {exc}")
@@ -139,7 +143,7 @@ class _Visitor:
             raise _NoAnswer(f"does not answer ({exc})", NOBODY) from exc
         with _cut_after(connection, seconds, over):
             try:
-                connection.request(method, path, body, headers)
+                connection.request(method, self.below + path, body, headers)
                 response = connection.getresponse()
                 text = _read(response, most)
                 if not over.is_set():
@@ -152,6 +156,8 @@ class _Visitor:
 
     def _headers(self, path: str, cookies: Mapping[str, str], body: str | None) -> dict[str, str]:
         headers = {**answers.headers(self.site), "Connection": "close"}
+        # As browsers do: CKAN compares it with where a form comes from.
+        headers["Host"] += addresses.port(self.site)
         if cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
         if body is not None:

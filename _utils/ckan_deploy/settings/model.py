@@ -37,6 +37,7 @@ class Paths:
     apache_site: str = setting(
         "{root}/etc/apache2/sites-enabled/ckan-{site}.conf", "Apache's virtual host of the site."
     )
+    access_log: str = setting("{root}/var/log/{server}/ckan-{site}-access.log", "Log of requests, with the release.")
     supervisor_programs: str = setting("{root}/etc/supervisor/conf.d", "Where supervisor finds its programs.")
     cron: str = setting("{root}/etc/cron.d/ckan-{site}", "The site's cron jobs.")
 
@@ -144,12 +145,23 @@ class Web:
         "The web server: nginx, Apache with mod_wsgi, or what you run yourself in front of `current/run/web.sock`.",
         choices=("nginx", "apache", "none"),
     )
+    group: str = setting(
+        "",
+        "The group that may ask the app server on its socket. By default that of nginx, by the line `user` of its "
+        "configuration; with `server: none` everybody may, unless this is set.",
+        pattern=r"([a-z_][a-z0-9_-]*)?",
+    )
     app: str = setting(
         "uwsgi",
         "What runs CKAN: a uWSGI for each release under supervisor, or with `server: none` what you run yourself.",
         choices=("uwsgi", "none"),
     )
-    listen: str = setting("80", "Where http is served: a port or address:port.", pattern=LISTEN)
+    listen: tuple[str, ...] = setting(
+        ("80",),
+        "Where http is served: ports, which are every address of IPv4 and IPv6, or address:port.",
+        pattern=LISTEN,
+        one=True,
+    )
     extra: str = setting("", "Lines put as they are into the site's `server` block or `VirtualHost`.", kind="text")
     processes: int = setting(2, "Processes that run CKAN.", least=1)
     threads: int = setting(4, "Threads of each process.", least=1)
@@ -174,12 +186,18 @@ class Web:
         "Seconds the app server of the previous release is kept after a deploy; a rollback within them is a rename.",
     )
     request_timeout: int = setting(
-        0, "Seconds a request may take; the process that is at it is then ended. 0: no limit."
+        0,
+        "Seconds a request may take; the process that is at it is then ended. 0: no limit, in the web server neither.",
     )
     memory_limit_mb: int = setting(
         0, "Memory of a process of uWSGI, after which it is replaced between requests. 0: no limit."
     )
-    upload_limit_mb: int = setting(100, "Largest upload, in MB.", least=1)
+    upload_limit_mb: int = setting(
+        100,
+        "Largest file of an upload, in MB: for the web server, and as `ckan.max_resource_size` and "
+        "`ckan.max_image_size`, unless `config` has these. The web server takes the largest of the three.",
+        least=1,
+    )
     health_path: str = setting(
         "/api/3/action/status_show",
         "What the health check asks for: a path without quotes, blanks and characters that web servers read otherwise.",
@@ -216,8 +234,11 @@ class Tls:
     certificate: str = setting("", "File on the host with the certificate and its chain; empty for no https.")
     key: str = setting("", "File on the host with the certificate's key.")
     acme: Acme = setting(Acme(), "Instead of these two: how certbot gets the certificate; see below.")
-    listen: str = setting("443", "Where https is served: a port or address:port.", pattern=LISTEN)
+    listen: tuple[str, ...] = setting(("443",), "Where https is served, as `web:listen`.", pattern=LISTEN, one=True)
     redirect: bool = setting(True, "Answer plain http with a redirect (301) to https.")
+    hsts: int = setting(
+        0, "Seconds for which browsers are told to ask by https only (HSTS), such as 63072000. 0: they are not told."
+    )
 
 
 @frozen
@@ -288,7 +309,12 @@ class Settings:
         "`scheming.*`. The check does not warn of them.",
         pattern=r"\S+",
     )
-    site_url: str = setting("", "Address of the site, without a slash at the end.", required=True)
+    site_url: str = setting(
+        "",
+        "Address of the site, without a slash at the end. It may have a port, and a path that the portal is below: "
+        "`https://www.example.org/data`.",
+        required=True,
+    )
     site_id: str = setting("default", "`ckan.site_id`.")
     domain: str = setting("", "Host name; by default that of `site_url`.")
     aliases: tuple[str, ...] = setting((), "Further host names; one may begin with `*.`.")

@@ -29,6 +29,8 @@ class Rule:
     secret: bool = False
     least: int = 0
     most: int = 0
+    # Of a list: one value may stand there alone.
+    one: bool = False
 
 
 def setting(default: Any, text: str, **rule: Any) -> Any:

@@ -13,7 +13,9 @@ from ckan_deploy.settings.origins import has_secret, requirement_problems
 
 # What a unix socket's path may have at most, in bytes.
 SOCKET_LIMIT = 107
-_SITE_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_SITE_URL = re.compile(
+    r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*)"
+)
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NAME_HINT = "write one such as data.example.org (letters beyond a-z as xn--...)"
 
@@ -32,9 +34,10 @@ def derive(settings: dict[str, Any], pillar: dict[str, Any]) -> None:
         paths["home"] += f"/sites/{site}"
     if "home" not in pillar["paths"]:
         paths["home"] = paths["home"].format(root=root)
+    server = "apache2" if settings["web"]["server"] == "apache" else "nginx"
     for name, value in paths.items():
         if name != "home" and name not in pillar["paths"]:
-            paths[name] = value.format(root=root, site=site, home=paths["home"])
+            paths[name] = value.format(root=root, site=site, home=paths["home"], server=server)
     if "uv" not in pillar["installer"]:
         settings["installer"]["uv"] = settings["installer"]["uv"].format(shared=paths["shared"])
     database, store = settings["database"], settings["datastore"]
@@ -127,13 +130,19 @@ def _check_web(settings: dict[str, Any], problems: list[str]) -> None:
     if web["server"] == "nginx" and web["app"] == "none":
         problems.append("ckan:web:app is none, but nginx asks an app server; use uwsgi, or server: none")
     for name, group in (("web:listen", web), ("tls:listen", tls)):
-        if not _port(group["listen"].rpartition(":")[2]):
-            problems.append(f"ckan:{name} ({group['listen']}) has no port from 1 to 65535; use one such as '8080'")
+        problems += [
+            f"ckan:{name} ({listen}) has no port from 1 to 65535; use one such as '8080'"
+            for listen in group["listen"]
+            if not _port(listen.rpartition(":")[2])
+        ]
+        if not group["listen"]:
+            problems.append(f"ckan:{name} is an empty list; name a port such as '8080', or leave it out")
     if bool(tls["certificate"]) != bool(tls["key"]):
         there, missing = ("certificate", "key") if tls["certificate"] else ("key", "certificate")
         problems.append(f"ckan:tls:{missing} is missing, while ckan:tls:{there} is set; set both or none")
-    if tls["certificate"] and tls["listen"] == web["listen"]:
-        problems.append(f"ckan:tls:listen and ckan:web:listen are both {tls['listen']}; give each a port of its own")
+    both = [listen for listen in web["listen"] if listen in tls["listen"]]
+    if tls["certificate"] and both:
+        problems.append(f"ckan:tls:listen and ckan:web:listen are both {both[0]}; give each a port of its own")
     socket = os.path.join(settings["paths"]["releases"], "YYYYMMDDhhmmssZ", "run", "web.sock")
     if web["app"] == "uwsgi" and len(socket.encode()) > SOCKET_LIMIT:
         problems.append(
@@ -156,15 +165,19 @@ def _check_names(settings: dict[str, Any], problems: list[str]) -> None:
     """The names that visitors type: those of `domain` and `aliases`, and the one in `site_url`."""
     match = _SITE_URL.fullmatch(settings["site_url"])
     if not match:
-        problems.append("ckan:site_url must be http(s)://host or http(s)://host:port and no more; correct it")
+        problems.append(
+            "ckan:site_url must be http(s)://host, with :port or a /path where it has one, and no more; correct it"
+        )
         return
-    host, port = match.groups()
+    host, port, path = match.groups()
     if not _host(host.strip("[]")):
         problems.append(f"ckan:site_url has {host} in it, which is not a host name; {_NAME_HINT}")
     elif not _host(settings["domain"]):
         problems.append(f"ckan:domain ({settings['domain']}) is not a host name; {_NAME_HINT}")
     if port and not _port(port[1:]):
         problems.append(f"ckan:site_url has the port {port[1:]}; use one from 1 to 65535")
+    if path and any("ckan.root_path" in options for options in (settings["config"], settings["secrets"]["config"])):
+        problems.append(f"ckan.root_path follows from ckan:site_url, which has {path}; take it out of ckan:config")
     for alias in settings["aliases"]:
         if not _host(alias.removeprefix("*.")):
             problems.append(f"ckan:aliases has the item {alias!r}, which is not a host name; {_NAME_HINT}")

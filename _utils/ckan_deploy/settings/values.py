@@ -43,6 +43,10 @@ def check_value(key: str, value: Any, rule: Rule, problems: list[str]) -> Any:
     if rule.kind in ("options", "variables"):
         return _options(key, value, problems) if rule.kind == "options" else check_variables(key, value, problems)
     if rule.kind in ("list", "lines"):
+        if rule.one and isinstance(value, (int, float)):
+            problems.append(f"{key} is {named(value)}; put the value in quotes in the pillar")
+            return rule.default
+        value = [value] if rule.one and isinstance(value, str) else value
         return _lines(key, value, problems) if rule.kind == "lines" else _words(key, value, rule, problems)
     wanted = {"str": str, "text": str, "int": int, "bool": bool}[rule.kind]
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
