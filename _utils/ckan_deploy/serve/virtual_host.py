@@ -87,14 +87,16 @@ def install(site: Site) -> dict[str, Any]:
     differs, path = changes(site), _path(site)
     if not differs:
         return {"path": path, "changes": {}, "reloaded": False}
-    old = _read(path)
+    old, link = _read(path), os.readlink(path) if os.path.islink(path) else ""
     safely.ensure(os.path.dirname(path))
     files.write(path, render(site), errors=UNDECODED)
     try:
         reloaded = reload(site)
     except FormulaError:
         # Also when it was only the reload that failed: with the new file in place nobody would try it again.
-        if old is None:
+        if link:
+            official_files.put_link(link, path)
+        elif old is None:
             os.unlink(path)
         else:
             files.write(path, old, errors=UNDECODED)
