@@ -1,5 +1,5 @@
 """
-The official CKAN package on a host that the formula took over: the way back to it.
+What served a host before the formula took it over, the official CKAN package or another tool: the way back to it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def _site() -> Site:
 
 def restore() -> list[str]:
     """
-    Put the package's files back and its CKAN into service: the way back from the formula, whose app server, workers and
-    cron jobs stop. Releases stay where they are. Take the formula out of the host's highstate first, else that takes
-    the package out of service again.
+    Put back what served before the formula: the package's files, or those of another tool and what ``current`` named
+    then. The app servers, workers and cron jobs of the formula stop. Releases stay where they are, and so do the
+    copies. Take the formula out of the host's highstate first, else that takes the host over again.
 
-    Returns the paths that were put back. Raises ``CommandExecutionError`` when nothing was kept.
+    Returns the paths that were put back. Raises ``CommandExecutionError`` when nothing was kept, what ``current`` named
+    is gone, the web server does not take the old file, or somebody else is at work.
 
     CLI Example:
 

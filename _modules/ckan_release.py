@@ -328,8 +328,9 @@ def config_diff(release: str = "") -> dict[str, Any]:
     release
         A release; by default the current one.
 
-    Returns ``{"release", "added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``;
-    of a secret only ``(changed)`` is shown.
+    Returns ``{"release", "added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``,
+    and ``defaults``, the number of options that are not shown since they say what CKAN does without them; of a secret
+    only ``(changed)`` is shown.
 
     CLI Example:
 

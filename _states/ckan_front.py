@@ -1,5 +1,6 @@
 """
-The site's virtual host of nginx or Apache is there, and the server has read it; so is its certificate by ACME.
+The site's virtual host of nginx or Apache is there, and the server has read it; so are its certificate by ACME and the
+WSGI pointers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ try:
     from ckan_deploy.errors import FormulaError
     from ckan_deploy.host import SaltHost
     from ckan_deploy.releases.site import Site
-    from ckan_deploy.serve import acme, virtual_host
+    from ckan_deploy.serve import acme, pointers, virtual_host
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -85,4 +86,29 @@ def certified(name: str) -> dict[str, Any]:
         return ret
     if ret["changes"]:
         ret["comment"] = "; ".join(f"{path}: {how.splitlines()[0]}" for path, how in ret["changes"].items())
+    return ret
+
+
+def pointed(name: str) -> dict[str, Any]:
+    """
+    Make sure that a WSGI pointer is what the settings say. Nothing is started anew for it: processes take it when they
+    start.
+
+    name
+        Its path, ``wsgi.py`` or ``apache.wsgi`` in ``paths:config``.
+
+    .. code-block:: yaml
+
+        /etc/ckan/default/wsgi.py:
+          ckan_front.pointed: []
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": "the pointer is as it should be"}
+    try:
+        site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        ret["changes"] = (pointers.changes if site.host.test else pointers.install)(site, name)
+    except FormulaError as exc:
+        return {**ret, "result": False, "comment": str(exc)}
+    if ret["changes"]:
+        ret["comment"] = f"{name} {'would be' if site.host.test else 'was'} written"
+        ret["result"] = None if site.host.test else True
     return ret

@@ -1,5 +1,5 @@
 """
-The official CKAN package is kept, and then retired, on a host that the formula takes over.
+What serves a host that the formula takes over is kept; the official CKAN package is then retired.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def __virtual__() -> bool | tuple[bool, str]:
 
 def kept(name: str) -> dict[str, Any]:
     """
-    Make sure that there is a copy of the package's files before the formula writes over any.
+    Make sure that there is a copy of the files that serve the host before the formula writes over any: pointers,
+    virtual host, cron's file, those of the official package; and a note of what ``current`` names. The comment says
+    where.
 
     name
         Any name for the state.
@@ -56,15 +58,15 @@ def retired(name: str) -> dict[str, Any]:
 
 
 def _state(
-    name: str, what: str, foreseen: Callable[[Site], Iterable[str]], done: Callable[[Site], Iterable[str]]
+    name: str, what: str, foreseen: Callable[[Site], Iterable[str]], done: Callable[[Site], Iterable[object]]
 ) -> dict[str, Any]:
     """Do something, or with ``test=True`` ask only what it would be done with."""
-    comment = "nothing of the official package is in the way"
+    comment = "nothing of another tool is in the way"
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": comment}
     try:
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
         test = site.host.test
-        names = list(foreseen(site) if test else done(site))
+        names = list(map(str, foreseen(site) if test else done(site)))
     except FormulaError as exc:
         return {**ret, "result": False, "comment": str(exc)}
     if not names:

@@ -4,7 +4,7 @@
 include:
   - ckan.host
 
-# Before anything of the official package is written over.
+# Before anything that serves the host is written over.
 ckan-package-kept:
   ckan_package.kept:
     - require:
@@ -13,11 +13,8 @@ ckan-package-kept:
 {%- for name in ['wsgi.py', 'apache.wsgi'] %}
 
 ckan-{{ name }}:
-  file.managed:
+  ckan_front.pointed:
     - name: {{ paths.config }}/{{ name }}
-    - source: salt://ckan/files/wsgi.py.jinja
-    - template: jinja
-    - mode: '0644'
     - require:
       - ckan_package: ckan-package-kept
 {%- endfor %}
@@ -39,8 +36,8 @@ ckan-front:
   ckan_front.installed:
     - name: {{ settings.web.server }}
     - require:
-      - file: ckan-wsgi.py
-      - file: ckan-apache.wsgi
+      - ckan_front: ckan-wsgi.py
+      - ckan_front: ckan-apache.wsgi
 {%- endif %}
 {%- set services = {'nginx': ['nginx'], 'apache': ['apache2'], 'none': []}[settings.web.server]
                   + (['supervisor'] if settings.web.app == 'uwsgi' or settings.workers or settings.services else [])

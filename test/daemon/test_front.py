@@ -116,9 +116,7 @@ class WebHost:
         (release / "release.json").write_text(json.dumps({"id": RELEASE, "state": "live"}))
         (self.host.home / "current").symlink_to(f"releases/{RELEASE}")
         pointer = self.host.root / "etc/ckan/default/apache.wsgi"
-        done = self.host.loaders().states["file.managed"](
-            name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja", makedirs=True
-        )
+        done = self.host.loaders().states["ckan_front.pointed"](name=str(pointer))
         assert done.result, done.comment
 
     def with_tls(self, **more: Any) -> None:
@@ -660,12 +658,10 @@ def test_a_large_upload_limit_is_taken(web_host):
     eventually(lambda: web_host.ask(size=10)[0], 200)
 
 
-def test_a_process_of_mod_wsgi_never_imports_from_two_releases(host, tmp_path):  # noqa: F811
+def test_a_process_of_mod_wsgi_never_imports_from_two_releases(host):  # noqa: F811
     """A boot that failed is tried again in the same process, and by then `current` may name another release."""
-    pointer = tmp_path / "apache.wsgi"
-    done = host.loaders().states["file.managed"](
-        name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja"
-    )
+    pointer = host.root / "etc/ckan/default/apache.wsgi"
+    done = host.loaders().states["ckan_front.pointed"](name=str(pointer))
     assert done.result, done.comment
     tried = (
         "import os, runpy, signal\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,9 +137,12 @@ def test_a_host_of_the_official_package_is_taken_over_and_no_request_fails(packa
     assert not answers(packaged.package_port)
     assert "ckan-worker" not in packaged.supervisor().ctl("status")
     assert "backup" not in (packaged.etc / "nginx/conf.d/ckan-default.conf").read_text()
-    kept = {path.name: path.read_text() for path in (packaged.config / "before-formula").iterdir()}
-    kept["wsgi.py"] = (packaged.config / "wsgi.py.before-formula").read_text()
-    names = {"ckan": "nginx-site"}
+    copies = [*(packaged.config / "before-formula").iterdir(), *packaged.config.glob("wsgi.py.before-formula-*")]
+    links = [path.name for path in copies if path.is_symlink()]
+    assert [name.partition("-20")[0] for name in links] == ["nginx-site"] and links[0].endswith("Z.link")
+    # Their names say of what and when.
+    kept = {re.sub("-[0-9]{14}Z$", "", path.name): path.read_text() for path in copies if not path.is_symlink()}
+    names = {"ckan": "nginx-site", "wsgi.py": "wsgi.py.before-formula"}
     assert kept == {names.get(path.name, path.name): text for path, text in packaged.before.items()}
     done = packaged.highstate()
     assert done["code"] == 0

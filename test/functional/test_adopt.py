@@ -7,6 +7,7 @@ import pwd
 import re
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,43 @@ def test_a_release_of_another_tool_is_cloned_and_can_be_rolled_back_to(host, old
     shutil.rmtree(source)
     assert host.rollback() == {"current": "20190412093000Z", "left": latest}
     assert host.python("20190412093000Z", "import sys, ckan; print(sys.prefix)").endswith("/20190412093000Z")
+
+
+def test_status_says_what_to_type_once_what_serves_is_adopted(host, old):
+    source = old()
+    (host.home / "current").symlink_to(source)
+    told = host.status()["link"]
+    assert told.endswith("which is no release of the formula's; deploy")
+    host.adopt("20190412093000")
+    told = host.status()["link"]
+    assert told == (
+        f"{host.home}/current points to {source}, which is no release of the formula's but adopted as 20190412093000Z; "
+        "type: salt web1 state.apply ckan.web; salt web1 ckan_release.activate 20190412093000Z"
+    )
+    host.activate("20190412093000Z")
+    assert "link" not in host.status() and host.current() == "20190412093000Z"
+
+
+@pytest.mark.parametrize("said", ["python-home={base}", 'python-path="{packages}:/no/such"', ""])
+def test_until_a_release_is_live_the_pointer_runs_the_kept_one_with_the_packages_it_had(host, stub_base, old, said):
+    config, packages = host.root / "etc/ckan/default", next(stub_base.glob("lib/python*/site-packages"))
+    (config / "before-formula").mkdir(parents=True)
+    # Without a word of it, those of what `current` names.
+    (host.home / "releases").mkdir(parents=True, exist_ok=True)
+    (host.home / "current").symlink_to(host.root if said else old())
+    for name, text in {
+        "apache.wsgi.before-formula-20260101000000Z": "raise RuntimeError('an older copy')",
+        "apache.wsgi.before-formula-20260201000000Z": "import ckan\napplication = ckan.__file__\n",
+        "before-formula/apache-virtual-host-20260201000000Z": f"WSGIDaemonProcess old {said} threads=4\n",
+    }.items():
+        (config / name).write_text(text.format(base=stub_base, packages=packages))
+    pointer = config / "apache.wsgi"
+    done = host.loaders().states["ckan_front.pointed"](name=str(pointer))
+    assert done.result, done.comment
+    ask = f"import runpy; print(runpy.run_path({str(pointer)!r})['application'])"
+    told = subprocess.run(["/usr/bin/python3", "-c", ask], capture_output=True, text=True, check=True).stdout
+    wanted = stub_base if said else (host.home / "current").resolve()
+    assert told.startswith(f"{wanted}/lib/python3")
 
 
 def test_one_that_has_the_name_of_a_release_stays_where_it_is(host, old):

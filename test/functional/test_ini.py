@@ -121,10 +121,8 @@ def test_a10_accents_survive_a_server_without_a_locale(host, tmp_path):
     host.pillar["config"] = {"ckan.site_title": TITLE}
     release = deployed(host)
     assert f"ckan.site_title = {TITLE}\n".encode() in ini(host, release).read_bytes()
-    pointer = tmp_path / "wsgi.py"
-    done = host.loaders().states["file.managed"](
-        name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja", mode="0644"
-    )
+    pointer = host.root / "etc/ckan/default/wsgi.py"
+    done = host.loaders().states["ckan_front.pointed"](name=str(pointer))
     assert done["result"], done
     assert f"<h1>{TITLE}</h1>".encode() in served_title(host, release, pointer)
 

@@ -330,11 +330,9 @@ def test_the_wsgi_pointer_serves_the_release_it_was_started_for_and_else_the_cur
     first = deployed(host)
     repos.commit_change(mycity, "Hello two")
     second = deployed(host)
-    pointer = tmp_path / "wsgi.py"
+    pointer = host.root / "etc/ckan/default/wsgi.py"
     loaders = host.loaders()
-    result = loaders.states["file.managed"](
-        name=str(pointer), source="salt://ckan/files/wsgi.py.jinja", template="jinja", mode="0644"
-    )
+    result = loaders.states["ckan_front.pointed"](name=str(pointer))
     assert result.result is True
     ask = (
         "import runpy, io\n"

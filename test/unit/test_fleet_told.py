@@ -48,6 +48,18 @@ def test_hosts_that_agree_are_in_order_and_what_they_are_on_is_wanted(master: Fa
     assert master.told("ckan_release.status")[0][1] == {"processes": True}
 
 
+def test_a_host_that_was_adopted_and_not_activated_is_told_what_to_type_and_no_more(master: FakeMaster) -> None:
+    fine, link = master._ckan_release_status, "current points to releases/old; type: salt web1 ckan_release.activate 1"
+
+    def told(host: str, processes: bool) -> dict[str, Any]:
+        none = {"current": "", "answers": "", "serving": [], "workers": {"default": "STOPPED"}, "link": link}
+        return {**fine(host, processes), **(none if host == "web1" else {})}
+
+    master._ckan_release_status = told  # type: ignore[method-assign]
+    found = status.look(master, "production")
+    assert [line for line in found.wrong if line.startswith("web1 has")] == [f"web1 has no release: {link}"]
+
+
 def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(master: FakeMaster) -> None:
     status.look(master, "production")
     Record(master, "production").take("lock", "by hand", "election night")

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import attrs
 
+from ckan_deploy.build import declared
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
@@ -178,7 +179,9 @@ def names(site: Site, old: str, new: str) -> dict[str, Any]:
     }
 
 
-def diff(site: Site, directory: str, secret_options: Collection[str] = ()) -> dict[str, Any]:
+def diff(
+    site: Site, directory: str, secret_options: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """
     Compare the ini of a release with what the settings would make of it now.
 
@@ -188,15 +191,22 @@ def diff(site: Site, directory: str, secret_options: Collection[str] = ()) -> di
         The directory of the release; empty for none.
     secret_options
         The options whose values were secret when the release was made.
+    defaults
+        CKAN's defaults, as ``declared.defaults`` returns them: what stands on one side only, and says what holds
+        without it, is counted and not shown.
 
-    Returns ``{"added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``; of a secret
-    only ``(changed)`` is shown.
+    Returns ``{"added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``, and
+    ``defaults``, the number of options that are not shown, where there are any; of a secret only ``(changed)`` is
+    shown.
     """
     before = _read(path(site, directory)) if directory else {}
     after = _parse(_text(site))
     hidden = {*secret_options, *site.settings.secrets.config}
     masked = [mask.options(_shown(side), hidden, site.settings) for side in (before, after)]
-    compared = _compare(before, after)
+    compared, idle = _compare(before, after), 0
+    for kind, side in (("added", after), ("removed", before)):
+        telling = [name for name in compared[kind] if not _says_nothing(name, side[name], defaults or {})]
+        idle, compared[kind] = idle + len(compared[kind]) - len(telling), telling
     return {
         "added": {name: masked[1][name] for name in compared["added"]},
         "removed": {name: masked[0][name] for name in compared["removed"]},
@@ -205,6 +215,7 @@ def diff(site: Site, directory: str, secret_options: Collection[str] = ()) -> di
             name: CHANGED if masked[0][name] == masked[1][name] else f"{masked[0][name]} -> {masked[1][name]}"
             for name in compared["changed"]
         },
+        **({"defaults": idle} if idle else {}),
     }
 
 
@@ -307,6 +318,10 @@ def _compare(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, l
         "removed": [name for name in before if name not in after],
         "changed": [name for name in after if name in before and before[name] != after[name]],
     }
+
+
+def _says_nothing(name: str, value: str, defaults: Mapping[str, Any]) -> bool:
+    return name in defaults and declared.says_nothing(value.replace("%%", "%"), defaults[name])
 
 
 def _shown(found: dict[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ckan_deploy.build import ini, sharing
+from ckan_deploy.build import base, declared, ini, sharing
 from ckan_deploy.deploy.rollback import rollback_target
 from ckan_deploy.deploy.unfinished import unfinished
 from ckan_deploy.errors import FormulaError
@@ -120,14 +120,15 @@ def config_diff(site: Site, release: str = "") -> dict[str, Any]:
     site, release
         As for ``manifest_of``.
 
-    Returns ``{"release", "added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``; of
-    a secret only ``(changed)`` is shown.
+    Returns ``{"release", "added": {option: value}, "removed": {option: value}, "changed": {option: "old -> new"}}``,
+    and ``defaults``, the number of options that are not shown since they say what CKAN does without them; of a secret
+    only ``(changed)`` is shown.
     """
     manifest = manifest_of(site, release)
-    return {
-        "release": manifest.id,
-        **ini.diff(site, site.releases.directory(manifest.id), manifest.secret_options),
-    }
+    folder, found = site.releases.directory(manifest.id), base.find(site)
+    # What holds without an option is said by the CKAN that the next release gets.
+    defaults = {**declared.defaults(folder), **(declared.defaults(found.path) if found else {})}
+    return {"release": manifest.id, **ini.diff(site, folder, manifest.secret_options, defaults)}
 
 
 def status(site: Site, processes: bool = False) -> dict[str, Any]:
@@ -191,11 +192,22 @@ def _link(site: Site) -> str:
         return f"{problem}, then deploy"
     if not (foreign := site.releases.foreign()):
         return ""
+    if adopted := _adopted(site):
+        host = f"salt {site.host.id}"
+        todo = f"{host} state.apply ckan.web; {host} ckan_release.activate {adopted}"
+        return f"{foreign} but adopted as {adopted}; type: {todo}"
     try:
         back = f", or go back to {rollback_target(site)} with: ckan_release.rollback"
     except FormulaError:
         back = ""
     return f"{foreign}; deploy{back}"
+
+
+def _adopted(site: Site) -> str:
+    """The release that was adopted of what ``current`` names, '' where there is none."""
+    named = os.path.realpath(site.paths.current)
+    of = {os.path.realpath(manifest.adopted.get("from", "")): manifest.id for manifest in site.releases.manifests()}
+    return of.get(named, "")
 
 
 def _services(site: Site) -> dict[str, Any]:

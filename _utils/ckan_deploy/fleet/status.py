@@ -116,7 +116,8 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
     if release and linked != release:
         wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
     for name, what in answer["workers"].items():
-        if what != linked:
+        # Where there is no release yet, that is what is said.
+        if what != linked and "link" not in answer:
             wrong.append(f"has worker {name} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
     for row in answer.get("services", []):
         what = row.get("problem") or row["release"] or row["state"]

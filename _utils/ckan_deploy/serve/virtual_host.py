@@ -109,7 +109,7 @@ def install(site: Site) -> dict[str, Any]:
     if not differs:
         return {"path": path, "changes": {}, "reloaded": False}
     _refuse(fitness.certificate_problem(site) or fitness.port_problem(site))
-    old = _read(path)
+    old, link = _read(path), os.readlink(path) if os.path.islink(path) else ""
     for file in (path, site.paths.access_log):
         safely.ensure(os.path.dirname(file))
     files.write(path, render(site), errors=UNDECODED)
@@ -117,7 +117,9 @@ def install(site: Site) -> dict[str, Any]:
         reloaded = reload(site)
     except FormulaError:
         # Also when it was only the reload that failed: with the new file in place nobody would try it again.
-        if old is None:
+        if link:
+            official_files.put_link(link, path)
+        elif old is None:
             os.unlink(path)
         else:
             files.write(path, old, errors=UNDECODED)

@@ -65,7 +65,7 @@ def end_of(path: str, most: int = 65536) -> str:
 
 def write(
     path: str, text: str, mode: int = 0o644, group: str = "", errors: str = "strict", durable: bool = False,
-    owner: str = "",
+    owner: str = "", mtime: int | None = None,
 ) -> None:  # fmt: skip
     """
     Write a file in UTF-8, in place of the one that is there.
@@ -84,6 +84,8 @@ def write(
         Make sure that it outlives a power failure.
     owner
         Its owner, where root writes it; empty for root.
+    mtime
+        The time of its content, in nanoseconds; by default now.
 
     Raises ``FormulaError`` where there is no such group, ``KeyError`` where there is no such owner, ``OSError``.
     """
@@ -103,6 +105,8 @@ def write(
             if (uid, gid) != (-1, -1):
                 os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
+            if mtime is not None:
+                os.utime(fd, ns=(mtime, mtime))
             if durable:
                 os.fsync(fd)
         os.rename(draft, path)
