@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -13,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ckan_deploy.deploy import stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, services, steady
+from ckan_deploy.serve import answers, app_server, services, steady, uwsgi
 from ckan_deploy.system import supervisor
 from fakes import fake_site
 from parts.supervisor import Supervisor
@@ -280,3 +282,34 @@ def test_h01_an_app_server_that_stays_up_is_not_waited_for_a_second_time(serving
     no_wait()
     assert switch.watch(site, RELEASE) == [] and switch.down(site) == []
     assert stages.verify(site, RELEASE)["release"] == status.status(site)["answers"] == RELEASE
+
+
+def test_an_app_server_that_a_killed_supervisor_has_left_is_ended(serving, place):
+    site = serving(600)
+    path = str(place.script.parents[1])
+    pid = answers.pid(path)
+    assert psutil.Process(pid).username() == "www-data"
+    os.kill(place.supervisor.pid(), signal.SIGKILL)
+    eventually(lambda: not place.supervisor.pid())
+    try:
+        assert answers.pid(path) == pid
+        assert app_server.stop(site, path, drain=False)
+        assert not answers.pid(path) and not psutil.pid_exists(pid)
+    finally:
+        place.supervisor.start()
+
+
+def test_what_listens_at_the_end_of_a_link_of_ckans_user_is_not_ended(serving, place, tmp_path):
+    site = serving(600)
+    path = place.script.parents[1]
+    app_server.stop(site, str(path), drain=False)
+    Path(uwsgi.program_file(site, str(path))).touch()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(place.root / "other.sock"))
+        other.listen()
+        (path / "run/web.sock").unlink(missing_ok=True)
+        (path / "run/web.sock").symlink_to(place.root / "other.sock")
+        # This very process, root's.
+        assert answers.pid(str(path)) == os.getpid()
+        assert app_server.stop(site, str(path), drain=False)
+    (path / "run/web.sock").unlink()

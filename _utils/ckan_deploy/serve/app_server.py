@@ -84,9 +84,10 @@ def stop(site: Site, path: str, drain: bool = True) -> bool:
     if drain:
         time.sleep(LINGER_SECONDS)
     os.unlink(conf)
-    # A supervisor that is not there has taken its programs with it.
+    # One that was ended has taken its programs with it; of one that was killed they are left.
     with contextlib.suppress(supervisor.NoSupervisor):
         supervisor.remove(site.settings.web.supervisor_conf, _program(site, path))
+    _end_left(site, path)
     return True
 
 
@@ -270,6 +271,23 @@ def forget(site: Site, path: str) -> None:
     for file in [log, *glob.glob(f"{glob.escape(log)}.[0-9]*")]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(file)
+
+
+def _end_left(site: Site, path: str) -> None:
+    """End what still listens for a release that supervisor knows nothing of: nobody else would."""
+    pid = answers.pid(path)
+    if not pid:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        left = psutil.Process(pid)
+        # The socket is CKAN's user's, and may be a link to anybody's.
+        if left.username() != site.settings.user:
+            return
+        left.terminate()
+        _, alive = psutil.wait_procs([left], timeout=site.settings.web.drain_timeout + 5)
+        for process in [*left.children(recursive=True), left] if alive else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _wait(site: Site, path: str, program: str, begun: float) -> None:

@@ -128,6 +128,8 @@ processes = {web.processes}
 threads = {web.threads}
 buffer-size = 65535
 disable-logging = true
+; It outlives a supervisor that is killed, and has no log then: each line about that would be one more signal.
+ignore-sigpipe = true
 {limits}; TERM means: finish what you are at, then end.
 hook-master-start = unix_signal:15 gracefully_kill_them_all
 worker-reload-mercy = {web.drain_timeout}
