@@ -33,7 +33,8 @@ from stub import repos  # noqa: E402
 TRANSFER = {"file_recv": True, "file_recv_max_size": 1000, "fileserver_backend": ["roots", "minionfs"]}
 # What the slowest host took for each part, as its log has it.
 PARTS = {"build": "build", "clone": "clone meanwhile", "pack": "pack", "take": "build of what was packed"}
-ROUNDS = int((sys.argv[1:] or ["3"])[0])
+# How many rounds, and the largest fleet.
+ROUNDS, LARGEST = (int(word) for word in (sys.argv[1:] + ["3", "10"][len(sys.argv) - 1 :])[:2])
 PACKAGES = "lib/python3.*/site-packages"
 
 
@@ -44,7 +45,9 @@ class Fleet(NamedTuple):
     ships: bool
 
 
-FLEETS = (Fleet(1, False), Fleet(2, True), Fleet(10, False), Fleet(10, True))
+FLEETS = tuple(
+    fleet for fleet in (Fleet(1, False), Fleet(2, True), Fleet(10, False), Fleet(10, True)) if fleet.size <= LARGEST
+)
 
 
 def make_base(place: Path) -> Path:
