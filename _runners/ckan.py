@@ -6,6 +6,7 @@ the lock. An answer with ``error`` is a complaint, and makes the exit code 1: ``
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ try:
     from ckan_deploy.fleet import lock as locks
     from ckan_deploy.fleet import maintenance as maintenances
     from ckan_deploy.fleet import status as statuses
+    from ckan_deploy.system import arguments
 except Exception as exc:  # half a sync, another Python
     PROBLEM = (
         f"the formula's package ckan_deploy cannot be imported ({type(exc).__name__}: {exc}); "
@@ -28,10 +30,15 @@ else:
     PROBLEM = ""
 
 
+# A word of Python's own, so it cannot be the name of a parameter.
+FROM = ("from",)
+
+
 def _answers(function: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Make a complaint of what is raised: a runner that raises is shown with a traceback. ``__virtual__`` could not say
-    PROBLEM, since ``salt-run`` exits with 0 for a module that does not load.
+    Make a complaint of what is raised, and of arguments that the function does not take: a runner that raises is shown
+    with a traceback, and for such an argument with its manual and exit code 0. ``__virtual__`` could not say PROBLEM,
+    since ``salt-run`` exits with 0 for a module that does not load.
     """
 
     @functools.wraps(function)
@@ -39,10 +46,16 @@ def _answers(function: Callable[..., Any]) -> Callable[..., Any]:
         if PROBLEM:
             return _complain(PROBLEM)
         try:
-            return function(*args, **kwargs)
+            more = FROM if function.__name__ == "pending" else ()
+            return function(*args, **arguments.fit(f"ckan.{function.__name__}", function, args, kwargs, more))
         except (errors.FormulaError, OSError) as exc:
             return _complain(str(exc))
 
+    # Salt looks at this, so that any argument comes this far.
+    del answer.__wrapped__
+    known = inspect.signature(function).parameters.values()
+    rest = inspect.Parameter("more", inspect.Parameter.VAR_KEYWORD)
+    answer.__signature__ = inspect.Signature([*(one for one in known if one.kind is not one.VAR_KEYWORD), rest])
     return answer
 
 
@@ -149,15 +162,10 @@ def pending(
         salt-run ckan.pending production
         salt-run ckan.pending production from=staging
     """
-    # A word of Python's own, so it cannot be the name of an argument.
-    options = {name: value for name, value in more.items() if not name.startswith("__")}
-    unknown = sorted(options.keys() - {"from"})
-    if unknown:
-        return _complain(f"ckan.pending does not know {', '.join(unknown)}; see: salt-run -d ckan.pending")
-    given = [*options, *(["release"] if release else [])]
+    given = [*more, *(["release"] if release else [])]
     planned = begin.plan(
         _master(), env, dry_run=True, extensions=extensions, groups=groups, allow_down=allow_down, given=given,
-        source=options.get("from", ""), source_release=release,
+        source=more.get("from", ""), source_release=release,
     )  # fmt: skip
     if not planned["ok"]:
         return _complain(planned["comment"])
@@ -185,7 +193,8 @@ def encrypt(env: str, key: str, recipients: str = "") -> dict | str:
         salt-run ckan.encrypt production database:password
         openssl rand -hex 32 | salt-run ckan.encrypt production secrets:session
     """
-    return secrets.encrypt(_master(), env, key, [name for name in str(recipients or "").split(",") if name])
+    keys = arguments.text("recipients", recipients).split(",")
+    return secrets.encrypt(_master(), env, key, [name for name in keys if name])
 
 
 @_answers
@@ -213,7 +222,7 @@ def maintenance(env: str, state: str, reason: str = "") -> dict:
     wanted = "on" if state is True else "off" if state is False else state
     if wanted not in ("on", "off"):
         return _complain(f"{state!r} is neither on nor off")
-    told = maintenances.turn(_master(), env, wanted, str(reason or ""))
+    told = maintenances.turn(_master(), env, wanted, arguments.line("reason", reason))
     each = "; ".join(f"{host}: {cause}" for host, cause in sorted(told.failures.items()))
     return {"hosts": told.results, **(_complain(f"not all hosts are {wanted}: {each}") if each else {})}
 
@@ -234,7 +243,7 @@ def lock(env: str, reason: str) -> dict | str:
 
         salt-run ckan.lock production reason='election night'
     """
-    return locks.take(_master(), env, str(reason))
+    return locks.take(_master(), env, arguments.line("reason", reason))
 
 
 @_answers

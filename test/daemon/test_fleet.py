@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 
@@ -274,6 +275,14 @@ def test_a_dry_run_names_what_it_would_do_and_changes_nothing(site):
     assert pending.returncode == 0 and commit[:12] in pending.stdout and "Show 'Hello dry'" in pending.stdout
     done = site.deploy("rollback", dry_run=True)
     assert done["code"] == 0
+    # The way of Salt's own states; salt-run prints the manual of a runner for what it does not take.
+    pillar = 'pillar={"env": "production"}'
+    tried = site.fleet.run("salt-run", "state.orch", "orch.deploy", pillar, "test=True")
+    assert tried.returncode == 0 and commit[:12] in tried.stdout, tried.stdout
+    assert re.search(r"Failed: +0\n", tried.stdout)
+    assert site.fleet.run("salt-run", "state.orch", "orch.rollback", pillar, "test=True").returncode == 0
+    mistyped = site.fleet.run("salt-run", "ckan.pending", "production", "relase=x")
+    assert mistyped.returncode == 1 and "ckan.pending does not know relase (did you mean release?)" in mistyped.stdout
     assert site.disk() == before
 
 

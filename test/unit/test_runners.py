@@ -116,6 +116,115 @@ def test_what_is_wrong_is_said_and_is_the_exit_code(master: FakeMaster, ask: Cal
     assert ask("ckan.watch", "production", timeout=0)["retcode"] == 1
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments", "why"),
+    [
+        ("ckan.history", {"env": "x", "limt": 5}, "does not know limt (did you mean limit?); it takes env, limit"),
+        ("ckan.status", {"env": "production", "zz": 1}, "does not know zz; it takes env"),
+        ("ckan.status", {}, "needs env; it takes env"),
+        ("ckan.lock", {"env": "production"}, "needs reason; it takes env, reason"),
+        ("ckan.pending", {"env": "production", "relase": "x"},
+         "does not know relase (did you mean release?); it takes env, extensions, groups, allow_down, release, from"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_a_runner_does_not_take_is_an_error_and_not_its_manual(
+    master: FakeMaster, ask: Callable, function: str, arguments: dict, why: str
+) -> None:
+    assert ask(function, **arguments) == {"error": f"{function} {why}", "retcode": 1}
+    assert master.asked == []
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "why"),
+    [
+        ("ckan.lock", {"reason": ["x"]}, "reason must be a line of text."),
+        ("ckan.maintenance", {"state": "on", "reason": {"x": 1}}, "reason must be a line of text."),
+        ("ckan.encrypt", {"key": "database:password", "recipients": ["x"]},
+         "recipients must be a line of text of at most 2000 characters."),
+    ],
+)  # fmt: skip
+def test_text_that_is_none_is_refused(
+    master: FakeMaster, ask: Callable, function: str, arguments: dict, why: str
+) -> None:
+    assert ask(function, "production", **arguments) == {"error": why, "retcode": 1}
+    assert master.asked == []
+
+
+def test_more_arguments_than_a_runner_takes_are_an_error(ask: Callable) -> None:
+    assert ask("ckan.status", "production", "web1")["error"] == "ckan.status takes 1 argument, not 2; it takes env"
+
+
+@pytest.mark.parametrize("reason", [["x"], {"x": 1}])
+def test_a_reason_that_is_no_text_is_refused_at_plan(ask: Callable, reason: Any) -> None:
+    told = ask("ckan_fleet.plan", "production", reason=reason, job=JOB)
+    assert (told["ok"], told["comment"]) == (False, "reason must be a line of text.")
+
+
+def test_a_reason_of_several_lines_is_one(master: FakeMaster, ask: Callable) -> None:
+    ask("ckan.lock", "production", reason="election\nnight")
+    assert "election night" in ask("ckan.lock_status", "production")
+
+
+@pytest.fixture
+def step(master: FakeMaster, tmp_path: Path) -> Callable[..., dict]:
+    """A step of an orchestration, by Salt's own loader."""
+    opts = options(tmp_path, states_dirs=[str(REPO / "_states")])
+    utils = salt.loader.utils(opts)
+    states = salt.loader.states(opts, {}, utils, {}, context={})
+
+    def call(function: str, name: str, **kwargs: Any) -> dict:
+        return states[f"ckan_fleet.{function}"](name, **kwargs)
+
+    return call
+
+
+def test_the_steps_of_a_run_load_the_runners_once(step: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    loader = salt.loader.runner
+    monkeypatch.setattr(salt.loader, "runner", lambda *args, **kwargs: made.append(1) or loader(*args, **kwargs))
+    planned = step("planned", "plan", env="production")
+    assert planned["result"] and list(planned["changes"]["hosts"]) == ["web1", "web2"], planned
+    for stage in ("build", "check", "migrate", "activate", "verify", "index", "finish"):
+        done = step("staged", stage, env="production")
+        assert done["result"], done
+    assert step("closed", "done", env="production")["result"]
+    assert made == [1]
+
+
+def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
+    master: FakeMaster, tmp_path: Path, step: Callable
+) -> None:
+    opts = options(tmp_path, states_dirs=[str(REPO / "_states")], test=True)
+    states = salt.loader.states(opts, {}, salt.loader.utils(opts), {}, context={})
+    planned = states["ckan_fleet.planned"]("plan", env="production")
+    assert planned["result"] is None and planned["changes"]["changes"] == ["ckanext-mycity changed"], planned
+    assert states["ckan_fleet.staged"]("build", env="production")["result"] is None
+    assert states["ckan_fleet.closed"]("done", env="production")["result"] is None
+    # Salt takes a step that only would run for one that failed.
+    assert states["ckan_fleet.reverted"]("revert", env="production")["result"] is None
+    assert {function for function, _, _ in master.asked} <= {
+        "ckan_plan.ready",
+        "ckan_release.plan",
+        "ckan_release.contents",
+    }
+    assert not step("planned", "plan", env="produktion")["result"]
+
+
+def test_a_step_without_its_runner_says_what_to_type(step: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(salt.loader, "runner", lambda *_, **__: {})
+    told = step("planned", "plan", env="production")
+    assert told["comment"] == "the runner ckan_fleet.plan is not available; type: salt-run saltutil.sync_all"
+
+
+def test_a_step_whose_runner_fails_is_a_sentence(step: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ckan_deploy.fleet.begin.plan", lambda *_, **__: 1 / 0)
+    told = step("planned", "plan", env="production")
+    assert told == {
+        "name": "plan", "result": False, "changes": {},
+        "comment": "ZeroDivisionError: division by zero; see the log of the master",
+    }  # fmt: skip
+
+
 def test_a_plan_is_shown_without_what_orchestrations_need(ask: Callable) -> None:
     told = ask("ckan.pending", "production")
     assert set(told) == {"release", "changes", "extensions", "hosts", "groups", "down", "last"}

@@ -11,6 +11,7 @@ from ckan_deploy.fleet import plan as plans
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
 from ckan_deploy.releases import ids
+from ckan_deploy.system import arguments
 
 # What the pillar of an orchestration may say.
 KNOWN = {
@@ -71,7 +72,7 @@ def plan(
     a deploy: see ``plan.deploy``. Where it was refused, ``{"ok": False, "comment"}``.
     """
     run = Run(
-        master=master, env=env, kind=kind, by=master.user, job=job, since=ids.now(), reason=str(reason or ""),
+        master=master, env=env, kind=kind, by=master.user, job=job, since=ids.now(),
         force=force is True, maintenance=maintenance is True, extensions=extensions or {}, dry_run=dry_run is True,
         accept_schema=accept_schema is True, downgrade=downgrade is True, restore=str(restore or ""),
         asked_groups=groups or [], allow_down=allow_down or [], source=source or "",
@@ -82,6 +83,7 @@ def plan(
     try:
         found = hosts.targets(master, env)
         _refuse(run, given, extensions)
+        run.reason = arguments.line("reason", reason or "")
         _refuse_switches(
             dry_run=dry_run, force=force, maintenance=maintenance, steal=steal, accept_schema=accept_schema,
             downgrade=downgrade,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import InvalidArgument
@@ -93,3 +95,43 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as exc:
         raise InvalidArgument(f"{name} must be a dictionary of text, numbers, lists and dictionaries ({exc}).") from exc
     return dict(value or {})
+
+
+def fit(
+    name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """
+    Return the arguments by name that a function is called with, without what Salt adds to them.
+
+    name
+        What the function is called in the message.
+    function
+        The function; what it takes by ``**`` is what ``more`` names.
+    args, kwargs
+        The arguments.
+    more
+        Names that cannot be written as one of Python's.
+
+    Raises ``InvalidArgument`` for an argument that it does not take, or for one that is missing. Salt prints the manual
+    of a runner then, and exits with 0.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    known = [*(parameter.name for parameter in named), *more]
+    takes = f"it takes {', '.join(known)}" if known else "it takes nothing"
+    given = {key: value for key, value in kwargs.items() if not key.startswith("__")}
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise InvalidArgument(f"{name} does not know {key}{meant}; {takes}")
+    if len(args) > len(named):
+        plural = "" if len(named) == 1 else "s"
+        raise InvalidArgument(f"{name} takes {len(named)} argument{plural}, not {len(args)}; {takes}")
+    for parameter in named[len(args) :]:
+        if parameter.default is parameter.empty and parameter.name not in given:
+            raise InvalidArgument(f"{name} needs {parameter.name}; {takes}")
+    for parameter in named[: len(args)]:
+        if parameter.name in given:
+            raise InvalidArgument(f"{name} was given {parameter.name} twice; {takes}")
+    return given
