@@ -215,13 +215,15 @@ def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
         return _judged(deploying.catch_up(lambda overrides: Site.of(_host(), overrides, fresh=not overrides), by, job))
 
 
-def prune(keep: int | None = None) -> list[str]:
+def prune(keep: int | None = None, job: str = "") -> list[str]:
     """
     Remove old releases, when nobody else is at work on this host. Kept are the newest good ones, the current one, the
     one a rollback would go to, the one that the environment is on, and those that a process still runs from.
 
     keep
         How many good releases to keep, 2 or more; by default ``ckan:keep``.
+    job
+        The run of the master that this belongs to.
 
     Returns the ids removed. Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is
     done, for what cannot be removed.
@@ -233,7 +235,7 @@ def prune(keep: int | None = None) -> list[str]:
         salt web1 ckan_release.prune keep=3
     """
     with salt_errors():
-        return pruning.prune(_site(), keep)
+        return pruning.prune(_site(), keep, job)
 
 
 def repair(accept: bool = False, by: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
+    from ckan_deploy.build.shipment import Shipment, check_key
     from ckan_deploy.database import search_index
     from ckan_deploy.deploy import plan as planning
     from ckan_deploy.deploy import stages
@@ -85,6 +86,7 @@ def build(
     extensions: dict[str, Any] | None = None,
     by: str = "",
     job: str = "",
+    shipped: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Build a release: clone the base, check out and install the extensions, render the ini, write the manifest.
@@ -97,6 +99,8 @@ def build(
         What differs from the pillar for this deploy.
     by, job
         Who asked, and the id of the job.
+    shipped
+        What ``pack`` returned on the host that has built it; built here where it is missing.
 
     Returns the manifest, in state ``built``. Raises ``CommandExecutionError``; the release is then ``failed``.
 
@@ -108,7 +112,58 @@ def build(
     """
     with salt_errors():
         planned = Resolution.of(contents) if contents else None
-        return stages.build(_site(extensions), release, planned, by, job).to_json()
+        packed = Shipment.of(shipped) if shipped else None
+        return stages.build(_site(extensions), release, planned, by, job, packed).to_json()
+
+
+def clone(release: str, contents: dict[str, Any], layer: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Begin a release that another host is building: the clone of its layer, which is here already. ``build`` goes on
+    with it, and does it all where this was not called or failed.
+
+    release
+        The id of the release to make.
+    contents
+        What ``plan`` decided on the other host.
+    layer
+        The name of the layer, as that plan says it.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"cloned": layer}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web2 ckan_release.clone 20261125021500Z "$contents" layer=0123456789abcdef
+    """
+    with salt_errors():
+        return stages.clone(_site(), release, Resolution.of(contents), check_key(layer), by, job)
+
+
+def pack(release: str, by: str = "", job: str = "", layer: bool = True) -> dict[str, Any]:
+    """
+    Pack a release that was built here, for hosts that do not build, and hand it over as ``ckan:build:store`` says.
+
+    release
+        The id of a release in state ``built``.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+    layer
+        Hand over its layer, too; False where all the others have it.
+
+    Returns ``{"shipped", "contents"}``, which ``build`` takes on the other hosts. Raises ``CommandExecutionError``; the
+    release is then ``failed``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 ckan_release.pack 20261125021500Z
+    """
+    with salt_errors():
+        return stages.pack(_site(), release, by, job, layer)
 
 
 def check(

@@ -28,7 +28,7 @@ def __virtual__() -> bool | tuple[bool, str]:
 def present(name: str) -> dict[str, Any]:
     """
     Make sure that there is a virtualenv with CKAN. One that exists is adopted as it is, never changed; with
-    ``ckan:base:version`` one is made under ``shared/bases``.
+    ``ckan:base:version`` one is made under ``shared/bases``. A host that another one builds for needs none.
 
     name
         Any name for the state.
@@ -42,6 +42,9 @@ def present(name: str) -> dict[str, Any]:
     try:
         # Taken here and not from arguments: an index may have a password, and states' arguments are logged.
         site = Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
+        if site.builder:
+            ret["comment"] = f"releases come from {site.builder} (ckan:build:ship), so none is needed"
+            return ret
         found = base.find(site)
         if found:
             ret["comment"] = f"{found.path} holds CKAN {found.ckan}"

@@ -35,8 +35,9 @@ def live(name: str) -> dict[str, Any]:
     """
     Make sure that the release of the environment is live: the one that ``orch.deploy`` has brought to all hosts. A host
     that missed it builds that very one. Where the master knows of none, the first release is made, and one that is live
-    stays, whatever the pillar says since: a highstate never deploys behind the back of ``orch.deploy``. An app server
-    that is down is started. What a deploy left undone that died before its end is done.
+    stays, whatever the pillar says since: a highstate never deploys behind the back of ``orch.deploy``. A host that
+    another one builds for waits for the first release. An app server that is down is started. What a deploy left undone
+    that died before its end is done.
 
     name
         Any name for the state; the environment's is a good one.
@@ -61,7 +62,11 @@ def live(name: str) -> dict[str, Any]:
         if serves and not missed and not undone:
             ret["comment"] = f"release {current['current']} is live"
             return ret
+        if site.builder and not current["current"] and not missed:
+            ret["comment"] = f"the first release comes from {site.builder}, by orch.deploy (ckan:build:ship)"
+            return ret
         ret["changes"], would, did = _what(current["current"], missed, undone)
+        before = {manifest.id for manifest in site.releases.manifests()}
         if site.host.test:
             return {**ret, "result": None, "comment": would}
         job = _job()
@@ -77,9 +82,12 @@ def live(name: str) -> dict[str, Any]:
             ret["changes"]["release"]["new"] = done["current"]
     except (FormulaError, OSError) as exc:
         return {**ret, "result": False, "changes": {}, "comment": sentence(exc)}
+    release = site.releases.current()
+    if site.settings.build.ship and release not in before:
+        did += "; it was built here, since archives are handed over by orch.deploy alone (ckan:build:ship)"
     return {
         **{name: value for name, value in ret.items() if value or name != "warnings"},
-        "comment": did.format(release=site.releases.current()),
+        "comment": did.format(release=release),
     }
 
 

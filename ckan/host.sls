@@ -1,14 +1,19 @@
 {#- Packages, the user that runs CKAN, directories. -#}
 {%- set settings = salt['ckan_settings.show']() %}
 {%- set paths = settings.paths %}
+{#- Another host builds for this one. #}
+{%- set takes = settings.build.ship and settings.build.host not in ('', grains.id) %}
+{%- set serves = not settings.build.only %}
 
 {%- if settings.manage.packages %}
 ckan-packages:
   pkg.installed:
     - pkgs:
+      {%- if not takes %}
       - git
-      - libmagic1
       - openssh-client
+      {%- endif %}
+      - libmagic1
       - libpq5
       - python3-venv
       {%- if settings.build.sandbox == 'bubblewrap' %}
@@ -17,26 +22,26 @@ ckan-packages:
       {%- if settings.backup.when != 'never' %}
       - postgresql-client
       {%- endif %}
-      {%- if settings.base.version %}
+      {%- if settings.base.version and not takes %}
       # What uWSGI is built with.
       - build-essential
       - python3-dev
       {%- endif %}
-      {%- if settings.web.app == 'uwsgi' or settings.workers %}
+      {%- if serves and (settings.web.app == 'uwsgi' or settings.workers) %}
       - supervisor
       {%- endif %}
-      {%- if settings.cron %}
+      {%- if serves and settings.cron %}
       - cron
       {%- endif %}
-      {%- if settings.web.server == 'nginx' %}
+      {%- if serves and settings.web.server == 'nginx' %}
       - nginx
-      {%- elif settings.web.server == 'apache' %}
+      {%- elif serves and settings.web.server == 'apache' %}
       - apache2
       - libapache2-mod-wsgi-py3
       {%- endif %}
     - require_in:
       - file: ckan-directories
-{%- if settings.web.server == 'apache' %}
+{%- if serves and settings.web.server == 'apache' %}
 
 ckan-apache-modules:
   cmd.run:
@@ -100,7 +105,7 @@ ckan-directories:
 ckan-data:
   ckan_data.present
 
-{%- if settings.manage.packages and settings.installer.uv == paths.shared ~ '/tools/bin/uv' %}
+{%- if settings.manage.packages and not takes and settings.installer.uv == paths.shared ~ '/tools/bin/uv' %}
 
 ckan-uv:
   cmd.run:

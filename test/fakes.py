@@ -21,6 +21,8 @@ class FakeHost:
         self.id, self.test, self.stays = "web1", False, False
         self.pillar: dict[str, Any] = pillar or {}
         self.file_roots = [*file_roots, REPO]
+        # Where the master keeps files of minions, None for one that takes none.
+        self.takes: Path | None = None
         # What hooks may name.
         self.functions: dict[str, Callable[..., Any]] = {}
         self.scheduled: dict[str, tuple[str, int]] = {}
@@ -46,6 +48,15 @@ class FakeHost:
     def download(self, source: str, target: str) -> str:
         path = self.file(source)
         return str(shutil.copyfile(path, target)) if path else ""
+
+    def push(self, path: str, name: str) -> bool:
+        """Put a file where another host's `salt://MINION/...` finds it."""
+        if not self.takes:
+            return False
+        target = self.takes / self.id / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        return True
 
     def has(self, function: str) -> bool:
         return function in self.functions

@@ -45,6 +45,9 @@ class Host(Protocol):
     def download(self, source: str, target: str) -> str:
         """Fetch an address into a file; returns its path, '' for none. Raises ``FormulaError``, ``OSError``."""
 
+    def push(self, path: str, name: str) -> bool:
+        """Give a file to the master, under a name among those of this minion; returns whether it took it."""
+
     def has(self, function: str) -> bool:
         """Whether there is an execution function of that name."""
 
@@ -114,6 +117,10 @@ class SaltHost:
     def download(self, source: str, target: str) -> str:
         with _package_errors():
             return str(self._functions["cp.get_url"](source, target) or "")
+
+    def push(self, path: str, name: str) -> bool:
+        with _package_errors():
+            return bool(self._functions["cp.push"](path, upload_path=name))
 
     def has(self, function: str) -> bool:
         return function in self._functions

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,7 +24,6 @@ from daemon.conftest import Site, make_stub_base  # noqa: E402
 from parts.portal import next_second  # noqa: E402
 from stub import repos  # noqa: E402
 
-SIZES = [int(size) for size in sys.argv[1:]] or [10, 20, 50]
 STAGES = ("plan", "build", "check", "migrate", "activate", "verify", "finish")
 ROUNDS = 3
 
@@ -31,8 +31,8 @@ ROUNDS = 3
 class Crowd(Site):
     """Many hosts without web servers, after their first deploy."""
 
-    def __init__(self, base: Path, size: int) -> None:
-        super().__init__(base, [f"web{number:02}" for number in range(1, size + 1)])
+    def __init__(self, base: Path, size: int, **more: Any) -> None:
+        super().__init__(base, [f"web{number:02}" for number in range(1, size + 1)], **more)
         self.settings["web"] = {"server": "none", "app": "none"}
         self.write_pillar(self.settings)
         for host in self.hosts:
@@ -68,9 +68,9 @@ class Crowd(Site):
         return {"plan": plan[0], **ticket["seconds"]}
 
 
-def main() -> None:
+def main(sizes: list[int]) -> None:
     rows = []
-    for size in SIZES:
+    for size in sizes:
         crowd = Crowd(make_stub_base(), size)
         try:
             done = crowd.deploy()
@@ -93,7 +93,7 @@ def main() -> None:
     heads = [*STAGES, "whole", "CPU of minions, per host", "CPU of master and command, per host"]
     print("\n| hosts | " + " | ".join(heads) + " |")
     print("|---|" + "---|" * len(heads))
-    for size in SIZES:
+    for size in sizes:
         # The fastest of the rounds: what else the machine had to do is in the others.
         spent, stages = min(((s, t) for n, s, t in rows if n == size), key=lambda pair: pair[0]["wall"])
         cells = " | ".join(f"{stages.get(name, 0):.1f} s" for name in STAGES)
@@ -102,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main([int(size) for size in sys.argv[1:]] or [10, 20, 50])

@@ -14,6 +14,8 @@ from ckan_deploy.system import version
 
 FIRST, SECOND = "20260101000001Z", "20260101000002Z"
 JOB = "20260101120000000000"
+LAYER = "0123456789abcdef"
+FACTS = {"system": "debian 12", "architecture": "x86_64", "libc": "glibc 2.36", "Python": "3.11"}
 
 
 class FakeMaster:
@@ -43,6 +45,11 @@ class FakeMaster:
         self.current = dict.fromkeys(hosts, FIRST)
         self.older: dict[str, str] = {}
         self.changes = ["ckanext-mycity changed"]
+        # With build:ship: what each host is and which layers it has, the files of minions, what the master lacks.
+        self.facts: dict[str, dict[str, str]] = {}
+        self.layers: dict[str, list[str]] = {}
+        self.pushed: set[tuple[str, str]] = set()
+        self.handing_over = ""
         self.remarks: list[str] = []
 
     def minions(self) -> list[str]:
@@ -77,6 +84,14 @@ class FakeMaster:
     def files(self) -> dict[str, bytes]:
         return self.sources
 
+    def forget_pushed(self, minion: str, folder: str) -> None:
+        self.pushed.discard((minion, folder))
+
+    def ship(self, **build: Any) -> None:
+        """Have one host build for all."""
+        for pillar in self.pillars.values():
+            pillar["ckan"]["build"] = {"ship": True, **build}
+
     def told(self, function: str) -> list[tuple[str, dict[str, Any]]]:
         """Return which hosts were asked for something, with what arguments."""
         return [(host, kwargs) for asked, host, kwargs in self.asked if asked == function]
@@ -101,10 +116,22 @@ class FakeMaster:
 
     def _ckan_release_plan(self, host: str, release: str, resolve: bool, **about: Any) -> dict[str, Any]:
         place = {"place": host, "sees_lock": True, "disk": {"free_mb": 100, "needed_mb": 4}, "prunes": []}
-        told = {"release": release, "current": self.current[host], "own_changes": [], "own_remarks": [], "host": place}
+        ships = self.pillars[host]["ckan"].get("build", {}).get("ship")
+        if ships:
+            place |= {"facts": {**FACTS, **self.facts.get(host, {})}, "layers": self.layers.get(host, [])}
+            place["layer"] = LAYER
+        told = {
+            "release": release,
+            "current": self.current.get(host, ""),
+            "own_changes": [],
+            "own_remarks": [],
+            "host": place,
+        }
         if not resolve:
             return {**told, "changes": [], "remarks": [], "contents": {}, "extensions": {}}
         what = {"contents": {"extensions": {"ckanext-mycity": "abc"}}, "extensions": {"ckanext-mycity": "main abc"}}
+        if ships:
+            what["contents"]["base"] = {"ckan": "2.12.0", "python": "3.11"}
         return {**told, **what, "changes": self.changes, "remarks": self.remarks}
 
     def _ckan_release_show(self, host: str, release: str = "", lock: bool = False) -> dict[str, Any]:
@@ -116,7 +143,17 @@ class FakeMaster:
         }  # fmt: skip
 
     def _ckan_release_build(self, host: str, **about: Any) -> dict[str, Any]:
-        return {}
+        return {"layer": LAYER}
+
+    def _ckan_release_pack(self, host: str, release: str, layer: bool, **about: Any) -> dict[str, Any]:
+        self.pushed.add((host, "ckan-ship/production"))
+        return {"shipped": {"host": host}, "contents": {"packed": release}}
+
+    def _ckan_release_clone(self, host: str, **about: Any) -> dict[str, Any]:
+        return {"cloned": LAYER}
+
+    def _ckan_release_prune(self, host: str, **about: Any) -> list[str]:
+        return []
 
     _ckan_release_check = _ckan_release_start = _ckan_release_verify = _ckan_release_finish = _ckan_release_build
 
@@ -131,9 +168,9 @@ class FakeMaster:
         return self._ckan_release_activate(host, to)
 
     def _ckan_release_abort(self, host: str, release: str, **about: Any) -> dict[str, Any]:
-        if self.current[host] == release:
+        if self.current.get(host) == release:
             self.current[host] = self.older[host]
-        return {"current": self.current[host], "removed": True}
+        return {"current": self.current.get(host, ""), "removed": True}
 
     def _ckan_release_rollback_target(self, host: str, to: str, force: bool) -> str:
         return to or FIRST

@@ -39,6 +39,8 @@ class Portal:
         What is encrypted in the pillar: {environment: {setting: secret}}.
     trace
         Log everything, and record every program that is started.
+    options
+        Further configuration of master and minions, as for ``Fleet``.
 
     The pillar is pillar.example as it stands, with secrets of our own; what is so in the sandbox alone (paths, ports)
     is laid over it.
@@ -52,12 +54,13 @@ class Portal:
         env: str = "production",
         secrets: Mapping[str, Mapping[str, str]] | None = None,
         trace: bool = False,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.sandbox, self.base, self.hosts, self.env = Path(sandbox), Path(base), list(hosts), env
         self.ports = {host: free_port() for host in self.hosts}
         self.front_port = free_port()
         self.url = f"http://127.0.0.1:{self.front_port}"
-        self.fleet = Fleet(self.sandbox, self.hosts, trace)
+        self.fleet = Fleet(self.sandbox, self.hosts, trace, options)
         # Where the site is asked; None for what the pillar says.
         self.address: str | None = self.url
         self._copy_pillar(secrets or {})

@@ -93,12 +93,25 @@ def test_a_download_that_fails_is_a_sentence_or_nothing():
         made.download("https://h/refused", "/t")
 
 
+def test_a_file_is_given_to_the_master_under_a_name_of_ours():
+    asked = []
+
+    def push(path: str, upload_path: str = "") -> bool:
+        asked.append((path, upload_path))
+        return path == "/a"
+
+    made = host({"cp.push": push})
+    assert (made.push("/a", "ckan-ship/x"), made.push("/b", "ckan-ship/y")) == (True, False)
+    assert asked == [("/a", "ckan-ship/x"), ("/b", "ckan-ship/y")]
+
+
 @pytest.mark.parametrize(
     ("function", "ask"),
     [
         ("pillar.items", lambda made: made.refresh_pillar()),
         ("cp.cache_file", lambda made: made.file("salt://a")),
         ("cp.get_file_str", lambda made: made.text("salt://a")),
+        ("cp.push", lambda made: made.push("/a", "b")),
         ("cp.get_url", lambda made: made.download("https://h/a", "/t")),
         ("schedule.add", lambda made: made.schedule("a", "x.y", 5)),
         ("schedule.is_enabled", lambda made: made.unschedule("a")),

@@ -55,6 +55,21 @@ def test_hosts_are_the_accepted_minions_by_the_pillar_that_renders_now(opts: dic
         hosts.targets(SaltMaster(opts), "production")
 
 
+def test_what_a_master_needs_to_hand_files_over_is_said_in_lines_to_write(opts: dict, tmp_path: Path) -> None:
+    assert SaltMaster(opts).handing_over == "file_recv: True; fileserver_backend: [roots, minionfs]"
+    opts.update(file_recv=True, fileserver_backend=["roots", "git"])
+    assert SaltMaster(opts).handing_over == "fileserver_backend: [roots, git, minionfs]"
+    opts.update(fileserver_backend=["roots", "minionfs"])
+    assert SaltMaster(opts).handing_over == ""
+    opts.update(minionfs_mountpoint="salt://minions")
+    assert SaltMaster(opts).handing_over == "no minionfs_mountpoint"
+    mine, other = (tmp_path / f"cache/minions/web1/files/{name}" for name in ("ckan-ship/production/default", "etc"))
+    for folder in (mine, other):
+        folder.mkdir(parents=True)
+    SaltMaster(opts).forget_pushed("web1", "ckan-ship/production")
+    assert (mine.exists(), other.exists()) == (False, True)
+
+
 def test_the_pillar_of_a_minion_has_nothing_of_the_masters_own_in_an_orchestration(opts: dict, tmp_path: Path) -> None:
     """One that belongs to no environment was taken for a host of the one that the master's own id matches."""
     (tmp_path / "pki/minions/old1").write_text("")

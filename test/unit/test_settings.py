@@ -964,3 +964,40 @@ def test_a_stale_page_of_the_settings_is_reported(tmp_path):
         stale = subprocess.run([*program, "--check"], capture_output=True, text=True)
         assert (stale.returncode, stale.stderr) == (1, f"{name} is not current; run make docs\n")
         assert subprocess.run(program).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ({"store": "srv/x"}, "ckan:build:store"),
+        ({"store": "/srv/x/../y"}, "ckan:build:store (/srv/x/../y) must be an absolute path without '..'"),
+        ({"store": "/usr/lib"}, "ckan:build:store (/usr/lib) belongs to the system"),
+        (
+            {"store": "https://files.example.org/ckan"},
+            "ckan:build:publish is missing, while ckan:build:store is an addr",
+        ),
+        (
+            {"store": "https://me:pw@files.example.org/ckan", "publish": "/srv/www"},
+            "ckan:build:store has a password or a token in its address",
+        ),
+        ({"publish": "/srv/www"}, "ckan:build:publish is for a ckan:build:store that is an address"),
+        ({"store": "https://files.example.org", "publish": "www"}, "ckan:build:publish (www) must be an absolute path"),
+        (
+            {"ship": True, "only": True},
+            "ckan:build:only is set, so this host builds for others; set ckan:build:ship and build:host",
+        ),
+        ({"host": "a/b"}, "ckan:build:host"),
+    ],
+)
+def test_a_way_to_ship_that_cannot_be_meant_is_refused(build: dict, message: str) -> None:
+    assert message in refused(pillar(build=build))
+
+
+def test_ways_to_ship_are_taken() -> None:
+    for build in (
+        {"ship": True},
+        {"ship": True, "host": "build1", "only": True},
+        {"ship": True, "store": "/srv/ckan-store"},
+        {"ship": True, "store": "https://files.example.org/ckan", "publish": "/srv/www/ckan"},
+    ):
+        assert resolve(pillar(build=build)).build.ship

@@ -18,6 +18,7 @@ from attrs import evolve
 from packaging.utils import parse_wheel_filename
 
 from ckan_deploy.build import base, editable, ini, layers, namespace, packages, plugins, virtualenv
+from ckan_deploy.build.layers import Layer
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.resolution import noted, prepare
 from ckan_deploy.build.sandbox import Sandbox
@@ -52,39 +53,69 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     _refuse_another_plan(site, found, resolution)
     builder = Builder.of(site, found.path)
     seconds: dict[str, float] = {}
-    with _timed(seconds, "sources"):
+    with timed(seconds, "sources"):
         prepared = prepare(site, resolution.extensions, builder)
     with contextlib.ExitStack() as stack:
-        with _timed(seconds, "layer"):
+        with timed(seconds, "layer"):
             layer = stack.enter_context(layers.held(site, found, resolution, prepared, builder))
-        with _timed(seconds, "clone"):
+        with timed(seconds, "clone"):
             # Its interpreter is asked below, with the plugins.
             cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
     patched, changed = _patch_core(site, path, resolution.patches)
-    with _timed(seconds, "packages"):
+    with timed(seconds, "packages"):
         own = _install(site, path, prepared, builder)
-        if resolution.lock:
-            files.write(os.path.join(path, pylock.NAME), resolution.lock)
+        put_lock(path, resolution)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
     had = {**layers.without_checkouts(layer.packages, prepared), **own}
     built = evolve(resolution, base=found, extensions=pins, patches=patched, packages=dict(sorted(had.items())))
-    enabled = plugins.enabled(ini.options(site))
-    broken = _known_broken(site, layer.key, built, enabled)
-    if broken is None:
-        with _timed(seconds, "imports"):
-            broken = _broken_plugins(site, path, enabled, builder.sandbox)
-    with _timed(seconds, "bytecode"):
+    broken = broken_plugins(site, path, layer.key, built, builder.sandbox, seconds)
+    with timed(seconds, "bytecode"):
         virtualenv.compile_(path, changed)
     return {
+        **fields(site, path, layer, cloned, seconds),
         "resolution": built,
+        "broken_plugins": broken,
+    }
+
+
+def fields(
+    site: Site, path: str, layer: Layer, cloned: Mapping[str, float], seconds: Mapping[str, float]
+) -> dict[str, Any]:  # fmt: skip
+    """
+    Write the ini of a release that has all the rest, and say what its manifest says of how it was made.
+
+    site
+        The site.
+    path
+        The directory of the release.
+    layer
+        What it is a clone of.
+    cloned
+        What ``virtualenv.clone`` returned.
+    seconds
+        How long each part took.
+    """
+    return {
         "plugins": site.settings.plugins,
         "layer": layer.key,
-        "broken_plugins": broken,
         **ini.write(site, path),
         "settings": hashes(site.settings),
         "disk_mb": round(cloned["own_mb"]) + disk.used_mb(os.path.join(path, "src")),
-        "build_seconds": seconds,
+        "build_seconds": dict(seconds),
     }
+
+
+def put_lock(path: str, resolution: Resolution) -> None:
+    """
+    Put the lock file into a release.
+
+    path
+        The directory of the release.
+    resolution
+        What it holds.
+    """
+    if resolution.lock:
+        files.write(os.path.join(path, pylock.NAME), resolution.lock)
 
 
 def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> None:
@@ -132,6 +163,35 @@ def _put(path: str, item: Prepared) -> str:
     shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
     editable.put(item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path))
     return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
+
+
+def broken_plugins(
+    site: Site, path: str, layer: str, built: Resolution, sandbox: Sandbox, seconds: dict[str, float]
+) -> Mapping[str, str]:  # fmt: skip
+    """
+    Refuse plugins that are enabled and cannot be imported.
+
+    site
+        The site.
+    path
+        The directory of the release.
+    layer
+        The name of its layer.
+    built
+        What it holds.
+    sandbox
+        Where its interpreter is run.
+    seconds
+        Gets how long that took, as ``imports``, where it had to be looked.
+
+    Returns the others that cannot, ``{plugin: reason}``: nobody asks for them. Raises ``FormulaError``.
+    """
+    enabled = plugins.enabled(ini.options(site))
+    broken = _known_broken(site, layer, built, enabled)
+    if broken is None:
+        with timed(seconds, "imports"):
+            broken = _broken_plugins(site, path, enabled, sandbox)
+    return broken
 
 
 def _known_broken(site: Site, layer: str, built: Resolution, enabled: tuple[str, ...]) -> Mapping[str, str] | None:
@@ -186,7 +246,15 @@ def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[tupl
 
 
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """
+    Note how long the context lasted.
+
+    seconds
+        Gets the seconds.
+    name
+        What they stand under.
+    """
     begun = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - begun, 3)

@@ -9,16 +9,18 @@ with it; the layer goes when no release is left that was made of it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from attrs import frozen
 from packaging.utils import parse_wheel_filename
 
+from ckan_deploy.build import base as bases
 from ckan_deploy.build import namespace, packages, sharing, virtualenv
 from ckan_deploy.build.resolution import wanted
 from ckan_deploy.build.wheels import Builder
@@ -33,7 +35,9 @@ FORMAT = 2
 DONE = ".ckan-layer.json"
 # What is the formula's own at the top of a release: no package may bring it.
 OURS = re.compile(r"^(run|starter|serve\.sh|.*\.ini|release\.json.*|pyvenv\.cfg|pylock\.toml|\.ckan-.*)$")
-_KEY = re.compile(r"[0-9a-f]{16}")
+KEY = re.compile(r"[0-9a-f]{16}")
+# Beside a layer: its archive, for hosts that do not build, and what is known of that.
+ARCHIVES = (".tar.gz", ".tar.gz.part", ".json")
 # Behind the name of a layer that is being removed.
 _GONE = ".gone"
 
@@ -68,11 +72,53 @@ def held(
     Raises ``FormulaError``; there is no layer then.
     """
     key = _key(site, base, resolution)
-    place = os.path.join(_folder(site.paths.shared), key)
-    os.makedirs(_folder(site.paths.shared), mode=0o755, exist_ok=True)
-    with files.locked(os.path.join(_folder(site.paths.shared), ".lock")):
-        files.once(place, lambda: _make(site, base, place, resolution, prepared, builder), DONE, durable=True)
+    with known(site.paths.shared, key, lambda place: _make(site, base, place, resolution, prepared, builder)) as layer:
+        yield layer
+
+
+@contextlib.contextmanager
+def known(shared: str, key: str, make: Callable[[str], Mapping[str, str]]) -> Iterator[Layer]:
+    """
+    Have the layer of a name, as ``held`` does.
+
+    shared
+        The directory ``paths:shared``.
+    key
+        The name.
+    make
+        Makes it where it is told, and returns its packages; not called for one that is there.
+    """
+    folder = _folder(shared)
+    place = os.path.join(folder, key)
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    with files.locked(os.path.join(folder, ".lock")):
+        files.once(place, lambda: make(place), DONE, durable=True)
         yield Layer(key, place, json.loads(files.read(os.path.join(place, DONE))))
+
+
+def name(site: Site, resolution: Resolution) -> str:
+    """
+    Return the name of the layer of a resolution, also of one that is not there.
+
+    site
+        The site, with its base.
+    resolution
+        What a release will hold.
+
+    Raises ``FormulaError`` where there is no base.
+    """
+    return _key(site, bases.ensure(site), resolution)
+
+
+def keys(shared: str) -> list[str]:
+    """
+    Return the names of the layers that are there.
+
+    shared
+        The directory ``paths:shared``.
+    """
+    found = [os.path.dirname(mark) for mark in glob.glob(f"{glob.escape(_folder(shared))}/*/{DONE}")]
+    return sorted(name for name in map(os.path.basename, found) if KEY.fullmatch(name))
 
 
 def without_checkouts(locked: Mapping[str, str], prepared: Mapping[str, Prepared]) -> dict[str, str]:
@@ -104,8 +150,13 @@ def forget(keys: Collection[str], shared: str) -> None:
         return
     with files.locked(os.path.join(top, ".lock"), wait=False) as mine:
         for name in os.listdir(top) if mine else []:
-            if _KEY.fullmatch(name.removesuffix(_GONE)) and name not in keys:
-                problems += _removed(os.path.join(top, name.removesuffix(_GONE)), name)
+            key, dot, suffix = name.partition(".")
+            if not KEY.fullmatch(key) or key in keys and not name.endswith(_GONE):
+                continue
+            if dot + suffix in ("", _GONE):
+                problems += _removed(os.path.join(top, key), name)
+            elif dot + suffix in ARCHIVES:
+                problems += filter(None, [files.try_unlink(os.path.join(top, name))])
     if problems:
         raise FormulaError("; ".join(problems))
 
@@ -130,7 +181,7 @@ def _make(
     site: Site, base: Base, place: str, resolution: Resolution, prepared: Mapping[str, Prepared], builder: Builder
 ) -> dict[str, str]:  # fmt: skip
     locked = without_checkouts(resolution.packages, prepared)
-    virtualenv.clone(base.path, place, link=site.settings.link, sandbox=builder.sandbox)
+    virtualenv.clone(base.path, place, link=site.settings.link, sandbox=builder.sandbox, leave_out=(bases.DONE,))
     with own_files_kept(place):
         kept = {name: item for name, item in prepared.items() if not item.checkout}
         packages.install_locked(place, wanted(site, kept), resolution.lock, locked, builder)

@@ -179,7 +179,7 @@ class _Cloner:
                 elif entry.is_dir(follow_symlinks=False):
                     os.mkdir(new)
                     with _opened(name, folder, os.O_DIRECTORY) as below:
-                        self.directory(below, old, new, _kind(kind, name))
+                        self.directory(below, old, new, kind_of(kind, name))
                 elif entry.is_file(follow_symlinks=False):
                     self.file(entry, folder, new, kind)
         self.own_bytes += BLOCK
@@ -188,7 +188,7 @@ class _Cloner:
 
     def file(self, entry: os.DirEntry[str], folder: int, new: str, kind: str) -> None:
         """Rewrite, link or copy one file."""
-        if _may_name_prefix(kind, entry.name) and self.rewrite(entry.name, folder, new, kind):
+        if may_name_prefix(kind, entry.name) and self.rewrite(entry.name, folder, new, kind):
             return
         about = entry.stat(follow_symlinks=False)
         # What others may write to, or what would give others more rights than they have, is not taken as it is.
@@ -260,7 +260,7 @@ class _Cloner:
     def drop_stale_bytecode(self) -> None:
         """Remove the bytecode of rewritten modules: with an equal size and time it would pass as fresh."""
         for name in self.rewritten:
-            for old in _bytecode(name):
+            for old in bytecode(name):
                 self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
                 os.unlink(old)
 
@@ -281,8 +281,15 @@ def _opened(name: str, folder: int | None, kind: int = 0) -> Iterator[int]:
         os.close(fd)
 
 
-def _kind(parent: str, name: str) -> str:
-    """Say what the files in directory ``name`` may be: plain, or of a kind that names the virtualenv's place."""
+def kind_of(parent: str, name: str) -> str:
+    """
+    Say what the files in a directory may be: plain, or of a kind that names the virtualenv's place.
+
+    parent
+        The kind of the directory that it is in; ``top`` for the virtualenv itself.
+    name
+        Its name.
+    """
     if parent == "top":
         return name if name in ("bin", "src") else "plain"
     if parent == "src":
@@ -292,8 +299,15 @@ def _kind(parent: str, name: str) -> str:
     return "meta" if parent == "site" and name.endswith((".dist-info", ".egg-info")) else "plain"
 
 
-def _may_name_prefix(kind: str, name: str) -> bool:
-    """Say whether a file is one of those that installers write the virtualenv's place into."""
+def may_name_prefix(kind: str, name: str) -> bool:
+    """
+    Say whether a file is one of those that installers write the virtualenv's place into.
+
+    kind
+        The kind of its directory, as ``kind_of`` says it.
+    name
+        Its name.
+    """
     if kind == "top":
         return name == "pyvenv.cfg" or name.endswith(".pth")
     if kind == "site":
@@ -310,14 +324,14 @@ def _telling_files(path: str) -> list[str]:
     folders = [(path, "top"), (f"{path}/bin", "bin")]
     for site in sorted(glob.glob(f"{glob.escape(path)}/lib/*/site-packages")):
         folders.append((site, "site"))
-        folders += [(entry.path, "meta") for entry in os.scandir(site) if _kind("site", entry.name) == "meta"]
+        folders += [(entry.path, "meta") for entry in os.scandir(site) if kind_of("site", entry.name) == "meta"]
     found = []
     for folder, kind in folders:
         if os.path.isdir(folder):
             found += [
                 entry.path
                 for entry in os.scandir(folder)
-                if _may_name_prefix(kind, entry.name) and entry.is_file() and not entry.is_symlink()
+                if may_name_prefix(kind, entry.name) and entry.is_file() and not entry.is_symlink()
             ]
     return sorted(found)
 
@@ -363,8 +377,13 @@ def _replace(name: str, content: bytes) -> None:
     os.rename(draft, name)
 
 
-def _bytecode(name: str) -> list[str]:
-    """List the files with the bytecode of a module, none for a file that is no module."""
+def bytecode(name: str) -> list[str]:
+    """
+    List the files with the bytecode of a module, none for a file that is no module.
+
+    name
+        The file.
+    """
     folder, module = os.path.split(name)
     if not module.endswith(".py"):
         return []

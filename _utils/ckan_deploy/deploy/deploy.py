@@ -13,7 +13,7 @@ from ckan_deploy.database import compatibility
 from ckan_deploy.deploy import plan, preflight, stages, switch
 from ckan_deploy.deploy.rollback import go
 from ckan_deploy.errors import FormulaError, sentence
-from ckan_deploy.releases import lock
+from ckan_deploy.releases import lock, stage
 from ckan_deploy.releases.ids import check_id, new_id
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
@@ -47,6 +47,7 @@ def deploy(
     entered: list[_Deploy] = []
     try:
         site = open_site()
+        stage.refuse_builder(site)
         if release:
             check_id(release)
         with lock.held(site, "deploy", release, by, job):
@@ -89,6 +90,7 @@ def catch_up(open_site: Callable[[dict[str, Any] | None], Site], by: str = "", j
         )
     extensions = dict(wanted.extensions)
     site, release = open_site({"extensions": extensions} if extensions else None), check_id(wanted.release)
+    stage.refuse_builder(site)
     with lock.held(site, "catch_up", release, by, job):
         current = site.releases.current()
         if current == release:

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from ckan_deploy.build import ini, promotion, resolution
+from ckan_deploy.build import ini, layers, promotion, resolution, shipping
 from ckan_deploy.database import backends, compatibility
 from ckan_deploy.deploy import preflight
 from ckan_deploy.deploy.unfinished import unfinished
@@ -79,8 +79,11 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
 
     Raises ``FormulaError`` with all that is in the way.
     """
-    behind = backends.ask(site)
-    problems = list(filter(None, [lock.busy(site), *preflight.obstacles(site, release), *behind.problems]))
+    # A host that serves nothing has no business with them, and may not reach them.
+    behind = backends.Backends() if site.settings.build.only else backends.ask(site)
+    # With build:ship the one that resolves builds for all.
+    obstacles = preflight.obstacles(site, release, builds=resolve or not site.settings.build.ship)
+    problems = list(filter(None, [lock.busy(site), *obstacles, *behind.problems]))
     if problems:
         raise FormulaError("; ".join(problems) + ".")
     current = site.releases.current()
@@ -94,7 +97,7 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     if not resolve:
         return planned
     new = promotion.adopt(site, given) if given else resolution.resolve(site)
-    old = before.resolution if before else None
+    old = before.resolution if before else _of_environment(site)
     new = evolve(new, extensions=_follow_tags(new.extensions, old, site.settings.extensions))
     mirrors = os.path.join(site.paths.shared, "mirrors")
     migrations = diff.migrations(old, new, mirrors)
@@ -102,6 +105,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
         migrations.append("visitors get the maintenance page while the database is migrated")
     changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
     differs = promotion.other_origins(site, given) if given else []
+    if site.settings.build.ship:
+        about["layer"] = layers.name(site, new)
     return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new))
 
 
@@ -122,10 +127,16 @@ def missed(site: Site) -> tuple[str, str | None]:
     return wanted.release, have.bad_reason if have and have.state == "bad" else None
 
 
+def _of_environment(site: Site) -> Resolution | None:
+    """What the environment is on, for a host that builds for it and serves nothing itself."""
+    wanted = site.environment.wanted if site.settings.build.only else None
+    return Resolution.of(wanted.contents) if wanted else None
+
+
 def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> dict[str, Any]:
     """What a fleet must know of this host before it begins."""
     after = [*site.releases.manifests(), Manifest(id=release, state="live")]
-    seen = site.environment.lock
+    seen, ships = site.environment.lock, site.settings.build.ship
     return {
         "place": disk.place(site.paths.releases),
         "sees_lock": bool(seen and seen.job == job),
@@ -133,6 +144,7 @@ def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> 
         # The one that the environment is on now is not wanted any more then.
         "prunes": choice.prunable(after, release, site.settings.keep),
         "plugins": list(site.settings.plugins),
+        **({"facts": shipping.about_host(site), "layers": layers.keys(site.paths.shared)} if ships else {}),
     }
 
 

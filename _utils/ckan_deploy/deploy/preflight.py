@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 
-from ckan_deploy.build import sharing
+from ckan_deploy.build import sharing, shipping
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
@@ -13,7 +13,7 @@ from ckan_deploy.serve import app_server, cron, health, shared_files
 from ckan_deploy.system import disk
 
 
-def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
+def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = True) -> list[str]:
     """
     Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, shared files
     that were changed, directories that others may write to, supervisor, web server, cron, hooks.
@@ -24,22 +24,29 @@ def obstacles(site: Site, release: str, any_age: bool = False) -> list[str]:
         The id of the release to make.
     any_age
         It may be older than others here: a host catches up with what it has missed.
+    builds
+        It is built here; False where another host ships it.
 
     Returns a list of sentences, empty when nothing is in the way.
     """
-    found = [*_build_problems(site), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
-    found += shared_files.exposed(site)
+    found = [*_build_problems(site, builds), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
     found += filter(None, [sharing.problem(site)])
+    if site.settings.build.only:
+        return found  # it serves nothing
+    found += shared_files.exposed(site)
     found += filter(
         None, (site.releases.link_problem(), app_server.supervisor_problem(site), health.front_problem(site))
     )
     return [*found, *cron.problems(site), *hooks.problems(site)]
 
 
-def _build_problems(site: Site) -> list[str]:
-    problems = []
-    if not site.settings.base.version and not os.path.exists(os.path.join(site.paths.base, "bin", "python")):
-        problems.append(f"there is no virtualenv in {site.paths.base}; run state.apply ckan first")
+def _build_problems(site: Site, builds: bool) -> list[str]:
+    problems = list(filter(None, [shipping.problem(site, builds)]))
+    if builds and not site.settings.base.version and not os.path.exists(os.path.join(site.paths.base, "bin", "python")):
+        again = "run state.apply ckan first"
+        if site.builder:
+            again = f"{site.builder} builds for this host (ckan:build:ship), so deploy by orch.deploy"
+        problems.append(f"there is no virtualenv in {site.paths.base}; {again}")
     if os.geteuid() == 0:
         user = site.settings.build_user
         try:

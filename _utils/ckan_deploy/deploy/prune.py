@@ -31,22 +31,25 @@ class Pruned:
     problems: list[str]
 
 
-def prune(site: Site, keep: int | None = None) -> list[str]:
+def prune(site: Site, keep: int | None = None, job: str = "") -> list[str]:
     """
     Remove old releases, when nobody else is at work on this host. Kept are the newest good ones, the current one, the
-    one a rollback would go to, the one that the environment is on, and those that a process still runs from.
+    one a rollback would go to, the one that the environment is on, and those that a process still runs from. A host
+    that builds for others keeps its newest build.
 
     site
         The site.
     keep
         How many good releases to keep, 2 or more; by default ``ckan:keep``.
+    job
+        The run of the master that this belongs to.
 
     Returns the ids removed. Raises ``InvalidArgument`` for another ``keep``, ``FormulaError`` where somebody else is at
     work, and, when all the rest is done, for what cannot be removed.
     """
     if keep is not None:
         arguments.whole("keep", keep, LEAST)
-    with lock.held(site, "prune"):
+    with lock.held(site, "prune", job=job):
         done = old(site, keep)
     if done.problems:
         gone = f"removed: {', '.join(done.gone)}; " if done.gone else ""
@@ -61,13 +64,14 @@ def old(site: Site, keep: int | None = None) -> Pruned:
     site, keep
         As for ``prune``.
     """
-    current = site.releases.current()
-    if not current:
+    current, only = site.releases.current(), site.settings.build.only
+    if not current and not only:
         return Pruned([], [], [])
     found = site.releases.manifests()
     wanted = site.environment.wanted
     spare = [wanted.release] if wanted else []
-    going = choice.prunable(found, current, site.settings.keep if keep is None else keep, spare)
+    keep = site.settings.keep if keep is None else keep
+    going = choice.all_but_newest(found) if only else choice.prunable(found, current, keep, spare)
     used = in_use.releases(site) if going else {}
     spared = [f"release {release} was kept, since {used[release]} runs from it" for release in going if release in used]
     problems: list[str] = []

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckan_deploy.build import assembly, packages, resolution, sharing
+from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
 from ckan_deploy.build.sandbox import Sandbox
+from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import compatibility, migration, probe, search_index
 from ckan_deploy.deploy import prune, switch
-from ckan_deploy.errors import FormulaError, sentence
+from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 ABORT_WAIT = 60
 
 
-def build(site: Site, release: str, planned: Resolution | None = None, by: str = "", job: str = "") -> Manifest:
+def build(
+    site: Site, release: str, planned: Resolution | None = None, by: str = "", job: str = "",
+    shipped: Shipment | None = None,
+) -> Manifest:  # fmt: skip
     """
     Build a release: clone the base, check out and install the extensions, render the ini, write the manifest.
 
@@ -44,18 +48,63 @@ def build(site: Site, release: str, planned: Resolution | None = None, by: str =
         What it will hold, as the plan decided here or on another host; decided here where it is missing.
     by, job
         Who asked, and the run of the master that this belongs to.
+    shipped
+        What another host has packed, which has built it; built here where it is missing.
 
     Returns the manifest, in state ``built``. Raises ``FormulaError``; the release is then ``failed``.
     """
+    if shipped and not planned:
+        raise InvalidArgument("shipped needs contents: what ckan_release.pack returned beside it.")
     origin = planned.origin if planned else ""
     with stage.running(site, "build", release, by, job, origin=origin):
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
-        about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
-        # What it is to hold from the start: a prune spares the checkouts that it names.
-        site.releases.create(release, resolution=planned, **about)
+        if not (shipped and shipping.begun(path)):
+            _create(site, release, planned, by, job)
         with _marking_failed(site, release, by):
-            return site.releases.set_state(release, "built", by, **assembly.fill(site, path, planned))
+            filled = shipping.receive(site, path, planned, shipped) if shipped else assembly.fill(site, path, planned)
+            return site.releases.set_state(release, "built", by, **filled)
+
+
+def clone(site: Site, release: str, planned: Resolution, layer: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Begin a release that another host is building: the clone of its layer, which is here already. Where that fails
+    nothing is left, and ``build`` does it all.
+
+    site, release, planned, by, job
+        As for ``build``.
+    layer
+        The name of the layer.
+
+    Returns ``{"cloned": layer}``. Raises ``FormulaError``.
+    """
+    with stage.running(site, "clone", release, by, job):
+        _create(site, release, planned, by, job)
+        try:
+            shipping.clone(site, site.releases.directory(release), layer)
+        except BaseException:
+            site.releases.remove(release)
+            raise
+        return {"cloned": layer}
+
+
+def pack(site: Site, release: str, by: str = "", job: str = "", layer: bool = True) -> dict[str, Any]:
+    """
+    Pack a release that was built here, for hosts that do not build, and hand it over.
+
+    site, release, by, job
+        As for ``build``; the release is ``built``.
+    layer
+        Hand over its layer, too; False where all the others have it.
+
+    Returns ``{"shipped": what their build takes, "contents": what it holds}``. Raises ``FormulaError``; the release is
+    then ``failed``.
+    """
+    with stage.running(site, "pack", release, by, job), _marking_failed(site, release, by):
+        made = shipping.pack(site, release, layer)
+        holds = site.releases.read(release).resolution
+        assert holds
+        return {"shipped": made.to_json(), "contents": holds.to_json()}
 
 
 def check(
@@ -79,8 +128,9 @@ def check(
         path, manifest = candidate.directory, candidate.manifest
         candidate.expect("built", "checked")
         with _marking_failed(site, release, by):
-            overridden = manifest.resolution.overridden if manifest.resolution else {}
-            packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
+            if not manifest.built_on:  # where it was built they were asked for all
+                overridden = manifest.resolution.overridden if manifest.resolution else {}
+                packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
             _refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
             result = probe.check(site, path)
@@ -314,6 +364,12 @@ def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
     lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
     if lost:
         raise FormulaError("; ".join(lost) + ".")
+
+
+def _create(site: Site, release: str, planned: Resolution, by: str, job: str) -> None:
+    about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
+    # What it is to hold from the start: a prune spares the checkouts that it names.
+    site.releases.create(release, resolution=planned, **about)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckan_deploy.fleet import interrupts, progress, report
+from ckan_deploy.fleet import interrupts, progress, report, shipping
 from ckan_deploy.fleet.run import Run
 from ckan_deploy.releases import ids
 
@@ -90,4 +90,5 @@ def over(run: Run, result: str) -> None:
     """
     run.ended, run.result = ids.now(), result
     run.save()
+    shipping.forget(run)
     run.record.free(run.job)

@@ -26,10 +26,15 @@ NO_ANSWER = "does not answer"
 
 @frozen
 class Targets:
-    """The hosts of an environment, and the deploy group of each, '' for none."""
+    """
+    The hosts of an environment, and the deploy group of each, '' for none; the hosts that build for it and serve
+    nothing (``ckan:build:only``), and what the pillar of each of all these says under ``ckan:build``.
+    """
 
     hosts: list[str]
     members: dict[str, str]
+    builders: list[str] = []
+    build: Mapping[str, Mapping[str, Any]] = {}
 
 
 @frozen
@@ -71,11 +76,15 @@ def targets(master: Master, env: Any) -> Targets:
     if not isinstance(env, str):
         raise FormulaError(f"env must be the name of one environment, not {env!r}")
     by_env: dict[str, dict[str, str]] = {}
-    broken = []
+    build: dict[str, Mapping[str, Any]] = {}
+    builders, broken = [], []
     for host in master.minions():
         ckan, rendered = _ckan_of(master, host)
         name = ckan.get("env") or ""
-        if isinstance(name, str) and name:
+        build[host] = about if isinstance(about := ckan.get("build"), dict) else {}
+        if name == env and build[host].get("only") is True:
+            builders.append(host)
+        elif isinstance(name, str) and name and build[host].get("only") is not True:
             by_env.setdefault(name, {})[host] = str(ckan.get("deploy_group") or "")
         if not rendered and name in ("", env):
             broken.append(host)
@@ -83,7 +92,8 @@ def targets(master: Master, env: Any) -> Targets:
         # A host that may belong to it must not be left behind in silence.
         raise FormulaError(_not_rendered(master, env, broken))
     if env in by_env:
-        return Targets(sorted(by_env[env]), by_env[env])
+        mine = {host: build[host] for host in (*by_env[env], *builders)}
+        return Targets(sorted(by_env[env]), by_env[env], sorted(builders), mine)
     known = "; ".join(f"{name}: {', '.join(sorted(hosts))}" for name, hosts in sorted(by_env.items()))
     raise FormulaError(f"no accepted minion has ckan:env: {env} in its pillar; environments known: {known or 'none'}")
 

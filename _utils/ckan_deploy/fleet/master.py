@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +75,13 @@ class Master(Protocol):
 
     def listen(self) -> contextlib.AbstractContextManager[NextEvent]:
         """Listen to the master's bus for as long as the context lasts."""
+
+    @property
+    def handing_over(self) -> str:
+        """What the master's configuration lacks to hand over files from minion to minion, in lines; '' for nothing."""
+
+    def forget_pushed(self, minion: str, folder: str) -> None:
+        """Remove what a minion has put into a directory among its files on the master."""
 
     def files(self) -> dict[str, bytes]:
         """Return the formula's modules and package as they are in the file server."""
@@ -143,6 +151,18 @@ class SaltMaster:
                 return (event["tag"], event["data"]) if event else None
 
             yield following
+
+    @property
+    def handing_over(self) -> str:
+        backends = list(self._opts.get("fileserver_backend") or [])
+        lacks = [] if self._opts.get("file_recv") else ["file_recv: True"]
+        if not {"minionfs", "minion"} & {*backends}:
+            lacks.append(f"fileserver_backend: [{', '.join([*backends, 'minionfs'])}]")
+        usual = {"minionfs_mountpoint": "", "minionfs_env": "base"}
+        return "; ".join([*lacks, *(f"no {name}" for name, value in usual.items() if self._opts.get(name) != value)])
+
+    def forget_pushed(self, minion: str, folder: str) -> None:
+        shutil.rmtree(os.path.join(self.cachedir, "minions", minion, "files", folder), ignore_errors=True)
 
     def files(self) -> dict[str, bytes]:
         server = salt.fileserver.Fileserver(self._opts)

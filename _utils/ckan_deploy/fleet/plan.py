@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, promote, wanted
+from ckan_deploy.fleet import hosts, promote, shipping, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join
 from ckan_deploy.releases import ids
@@ -39,10 +39,12 @@ def choose_hosts(run: Run, found: Targets) -> None:
     def note(host: str, failed: str) -> None:
         clocks[host] = time.time()
 
-    told = hosts.ask(run.master, everyone, "ckan_plan.ready", {}, READY_TIMEOUT, note)
+    apart = shipping.own_builder(run, found)
+    told = hosts.ask(run.master, [*everyone, *apart], "ckan_plan.ready", {}, READY_TIMEOUT, note)
     run.down = [host for host in everyone if host in allowed and NO_ANSWER in told.failures.get(host, "")]
     failures = {
-        host: f"{cause}; or go on without it: allow_down: [{host}]" if NO_ANSWER in cause else cause
+        host: f"{cause}; or go on without it: allow_down: [{host}]"
+        if NO_ANSWER in cause and host in everyone else cause
         for host, cause in told.failures.items() if host not in run.down
     }  # fmt: skip
     if failures:
@@ -57,12 +59,13 @@ def choose_hosts(run: Run, found: Targets) -> None:
             "with another group"
         )
     version = hosts.version(run.master)
-    for host in run.hosts:
+    for host in [*run.hosts, *apart]:
         problem = _differs(host, told.results[host], version, clocks[host])
         if problem:
             failures[host] = problem
     if failures:
         raise FormulaError(join(failures, "plan"))
+    shipping.choose(run, found)
 
 
 def deploy(run: Run) -> dict[str, Any]:
@@ -82,13 +85,17 @@ def deploy(run: Run) -> dict[str, Any]:
     if taken:
         run.source_release, asked["contents"] = taken.release, taken.contents
     # One host asks the origins and resolves the packages, so that all build the same.
-    plans = _asked(run, names[:1], "ckan_release.plan", {**asked, "resolve": True})
-    main = plans[names[0]]
-    if names[1:]:
-        plans.update(_asked(run, names[1:], "ckan_release.plan", {**asked, "resolve": False}))
+    first = run.builder or names[0]
+    plans = _asked(run, [first], "ckan_release.plan", {**asked, "resolve": True})
+    main = plans[first]
+    if others := [host for host in names if host != first]:
+        plans.update(_asked(run, others, "ckan_release.plan", {**asked, "resolve": False}))
+    shipping.refuse_differences(run, {host: plan["host"] for host, plan in plans.items()}, main)
     same = _one_directory({host: plan["host"]["place"] for host, plan in plans.items()})
     if same:
         raise FormulaError(f"{same} have one directory of releases on one machine; give each a ckan:root of its own")
+    # A builder of its own serves nothing.
+    plans = {host: plans[host] for host in names}
     run.contents = main["contents"]
     run.warnings += main.get("notes", [])
     run.before = {host: plan["current"] for host, plan in plans.items()}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckan_deploy.fleet import end, hosts, maintenance, stages
+from ckan_deploy.fleet import end, hosts, maintenance, shipping, stages
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.names import NAME
@@ -105,6 +105,7 @@ def recover_run(run: Run, job: str) -> dict[str, Any]:
     if done["ok"]:
         run.ended, run.result = ids.now(), "failed"
         run.save()
+        shipping.forget(run)
     return done
 
 
@@ -135,7 +136,8 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
         told.failures.setdefault(host, f"{cause}; it is in maintenance, too: salt {host} ckan_maintenance.off")
     serving: dict[str, list[str]] = {}
     for host, result in told.good.items():
-        serving.setdefault(result["current"] or "no release (as before)", []).append(host)
+        if host in run.hosts:
+            serving.setdefault(result["current"] or "no release (as before)", []).append(host)
     remarks += _what_stays(run, told.results)
     parts = [f"{', '.join(sorted(names))} on {release}" for release, names in sorted(serving.items())]
     parts += [
@@ -196,7 +198,7 @@ def _bring_forward(run: Run, job: str) -> list[str]:
 def _back_to(run: Run) -> dict[str, list[str]]:
     """What each host is told: for a deploy the candidate to abort, for a rollback the release that it left."""
     if run.kind == "deploy":
-        return {run.release: run.hosts}
+        return {run.release: shipping.everyone(run)}
     back: dict[str, list[str]] = {}
     for host in run.hosts:
         back.setdefault(run.left[host], []).append(host)

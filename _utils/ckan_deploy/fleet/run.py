@@ -46,11 +46,14 @@ class Run:
     A deploy or rollback. The names are those of ``run.json``.
 
     First what was asked for; ``source`` is the environment that the release is promoted from, ``source_release`` the
-    one there. Then the plan: the release and its resolution (``contents``), how a promoted one ``differs`` from the
-    pillar here, the hosts in their groups and those that are ``down``, what each host was on ``before`` a deploy, or a
-    rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages told: which host
-    ``migrates``, what it told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it
-    has turned none), and what does not stay up (``unsteady``). ``interrupted`` says who wanted it to end early.
+    one there. With ``build:ship`` (``ships``) the ``builder`` builds for all, and the archives go ``by_master`` where
+    there is no store; ``layer`` is the one to be, ``layers`` are those that each host has, and ``shipped`` is what was
+    packed once it has ``built``. Then the plan: the release and its resolution (``contents``), how a promoted one
+    ``differs`` from the pillar here, the hosts in their groups and those that are ``down``, what each host was on
+    ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages
+    told: which host ``migrates``, what it told of that, the ``closed`` hosts that this run has turned to maintenance
+    (None as long as it has turned none), and what does not stay up (``unsteady``). ``interrupted`` says who wanted it
+    to end early.
     """
 
     master: Master
@@ -72,6 +75,14 @@ class Run:
     source: Any = ""
     source_release: Any = ""
     source_hosts: list[str] = Factory(list)
+
+    ships: bool = False
+    builder: str = ""
+    by_master: bool = False
+    built: bool = False
+    shipped: dict[str, Any] = Factory(dict)
+    layer: str = ""
+    layers: dict[str, list[str]] = Factory(dict)
 
     hosts: list[str] = Factory(list)
     groups: list[Group] = Factory(list)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, interrupts, maintenance, progress
+from ckan_deploy.fleet import hosts, interrupts, maintenance, progress, shipping
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.run import Failure, Run, Span, join
 
@@ -104,7 +105,7 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
     """
     about: dict[str, Any] = {"release": run.release, "by": run.by, "job": job}
     if function == "ckan_release.build":
-        return {**about, "contents": run.contents, "extensions": run.extensions}
+        return {**about, "extensions": run.extensions, "contents": run.contents, **run.shipped}
     if function == "ckan_release.check" and run.maintenance:
         return {**about, "closes": True}
     if function == "ckan_release.rollback":
@@ -149,10 +150,15 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
     """Close the portal where that is due, and call the functions of a stage one after the other until one fails."""
     if name == "migrate":
         run.migrates = names[0]
+    if name == "build" and run.ships:
+        return _build_once(run, group, names, begun)
     told = Answers()
     if name in ("migrate", "downgrade") and run.maintenance:
         told = Answers({}, maintenance.close(run))
     functions = STAGES[run.kind][name]
+    if name == "finish" and run.kind == "deploy":
+        failed = _prune_builder(run)
+        run.warnings += [f"{host}: old releases were not pruned: {cause}" for host, cause in failed.items()]
     for function in [] if told.failures else functions:
         asked = names
         if function == "ckan_release.rollback":
@@ -163,6 +169,58 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
             break
     _note_answers(run, name, told)
     return told
+
+
+def _build_once(run: Run, group: str, names: list[str], begun: float) -> Answers:
+    """One host builds, in the first group, and packs; then all others take that."""
+    told = Answers()
+    if not run.built:
+        with _cloned_meanwhile(run, [host for host in names if host != run.builder]):
+            told = _ask_aloud(run, "build", group, [run.builder], "ckan_release.build", begun, quiet=False)
+        run.built = not told.failures
+        takers = [host for host in run.hosts if host != run.builder]
+        if run.built and takers:
+            key = told.results[run.builder]["layer"]
+            lacked = any(key not in run.layers[host] for host in takers)
+            about = {**arguments("ckan_release.pack", run, run.job), "layer": lacked}
+            packed = hosts.ask(run.master, [run.builder], "ckan_release.pack", about)
+            run.shipped = {} if packed.failures else packed.results[run.builder]
+            told.failures.update(packed.failures)
+        run.save()
+    others = [host for host in names if host != run.builder]
+    if not told.failures and others:
+        taken = _ask_aloud(run, "build", group, others, "ckan_release.build", begun, quiet=False)
+        told = Answers({**told.results, **taken.results}, taken.failures)
+    return told
+
+
+@contextlib.contextmanager
+def _cloned_meanwhile(run: Run, names: list[str]) -> Iterator[None]:
+    """While the builder builds, hosts that have the layer clone it: what takes them longest is done then."""
+    ahead = [host for host in names if run.layer and run.layer in run.layers[host]]
+    about = {**arguments("ckan_release.clone", run, run.job), "contents": run.contents, "layer": run.layer}
+    # Where it fails their build does it, or says why not.
+    ask = functools.partial(hosts.ask, run.master, ahead, "ckan_release.clone", about)
+    with _beside(ask) if ahead else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _beside(function: Callable[[], object]) -> Iterator[None]:
+    """Run a function in a thread, and wait for its end."""
+    # What Salt loads finds its context only in the calling thread, or in a copy of what that has.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(function,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _prune_builder(run: Run) -> dict[str, str]:
+    """On a builder of its own what nobody needs any more goes; returns failures."""
+    apart = [host for host in shipping.everyone(run) if host not in run.hosts]
+    return hosts.ask(run.master, apart, "ckan_release.prune", {"job": run.job}).failures
 
 
 def _note_answers(run: Run, name: str, told: Answers) -> None:
@@ -222,14 +280,11 @@ def _index_watched(run: Run, names: list[str], begun: float) -> Iterator[None]:
                 if not over.is_set():
                     progress.tell(run, "index", "progress", host, time.time() - begun, answer["rebuild"])
 
-    # What Salt loads finds its context only in the calling thread, or in a copy of what that has.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with _beside(look):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def _remarks(name: str, results: Mapping[str, Any]) -> str:

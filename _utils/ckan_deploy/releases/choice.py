@@ -67,6 +67,22 @@ def prunable(manifests: Sequence[Manifest], current: str, keep: int, spare: Coll
     return sorted(manifest.id for manifest in manifests if manifest.id not in kept)
 
 
+def all_but_newest(manifests: Sequence[Manifest]) -> list[str]:
+    """
+    Choose the releases that a prune removes on a host that builds for others: the newest that is whole stays, so that
+    the next one has its layer.
+
+    manifests
+        All manifests of a host.
+
+    Returns the ids to remove, oldest first.
+    """
+    newest = max((manifest.id for manifest in manifests if manifest.state == "built"), default="")
+    # A build may be under way.
+    kept = {newest, *(manifest.id for manifest in manifests if manifest.state == "building" and manifest.id > newest)}
+    return sorted(manifest.id for manifest in manifests if manifest.id not in kept)
+
+
 def _asked_for(manifests: Sequence[Manifest], current: str, to: str, force: bool) -> str:
     by_id = {manifest.id: manifest for manifest in manifests}
     if check_id(to) not in by_id:

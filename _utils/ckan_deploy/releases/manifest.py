@@ -141,7 +141,8 @@ class Resolution:
 @frozen
 class Manifest:
     """
-    A release on this host. ``resolution`` is None until it is built; ``layer`` is what it is a clone of;
+    A release on this host. ``resolution`` is None until it is built; ``layer`` is what it is a clone of,
+    ``built_on`` the host that has built it for this one, '' where it was built here;
     ``broken_plugins`` are those that nobody enables and that cannot be imported, ``{plugin: reason}``; ``check`` is
     what its boot check said; ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
     """
@@ -161,6 +162,7 @@ class Manifest:
     secret_options: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(factory=dict)
     layer: str = ""
+    built_on: str = ""
     disk_mb: int | None = None
     build_seconds: Mapping[str, float] = field(factory=dict)
     check: Mapping[str, Any] = field(factory=dict)

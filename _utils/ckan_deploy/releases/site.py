@@ -54,6 +54,12 @@ class Site:
         return self.settings.paths
 
     @property
+    def builder(self) -> str:
+        """The host that builds for this one and others, as far as the settings name it; '' where this one builds."""
+        about = self.settings.build
+        return about.host if about.ship and about.host != self.host.id else ""
+
+    @property
     def home(self) -> str:
         """The home of the user that runs CKAN: for what libraries want to keep there."""
         return os.path.join(self.paths.data, "home")

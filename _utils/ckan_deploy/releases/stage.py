@@ -19,6 +19,19 @@ from ckan_deploy.system import arguments, files
 log = logging.getLogger(__name__)
 
 
+def refuse_builder(site: Site) -> None:
+    """
+    Refuse a host that builds for others and serves nothing.
+
+    site
+        The site.
+
+    Raises ``FormulaError``.
+    """
+    if site.settings.build.only:
+        raise FormulaError("this host builds for others and serves nothing (ckan:build:only); name one that serves.")
+
+
 @contextlib.contextmanager
 def running(
     site: Site, name: str, release: str, by: str = "", job: str = "", reason: str = "", wait: float = 0,
@@ -48,6 +61,8 @@ def running(
     # First of all: a hook may make a command of it. A restore names its dump here.
     if name != "restore":
         check_id(release)
+    if name not in ("build", "pack", "abort"):
+        refuse_builder(site)
     by, job, reason = arguments.text("by", by), arguments.text("job", job), arguments.line("reason", reason)
     with lock.held(site, name, release, by, job, wait, locked):
         begun = time.monotonic()

@@ -98,6 +98,23 @@ class Build:
     memory_mb: int = setting(4096, "Memory that a process of a build may take, in MB.", least=64)
     processes: int = setting(512, "How many processes the build user may have.", least=16)
     timeout: int = setting(1800, "Seconds that one build may take.", least=1)
+    ship: bool = setting(
+        False,
+        "One host builds for all of the environment, the others get what it has built: [shipping.md](shipping.md).",
+    )
+    host: str = setting(
+        "",
+        "Minion id of the host that builds; by default the first of those that a deploy goes to.",
+        pattern=r"[0-9A-Za-z_.@:-]*",
+    )
+    only: bool = setting(False, "This host builds for the others and serves nothing; it is then `build:host`.")
+    store: str = setting(
+        "",
+        "Where archives are handed over: a directory that all hosts mount, or an address that they are fetched from; "
+        "by default Salt's own file transfer.",
+        pattern=r"((https?:/)?/\S*[^\s/])?",
+    )
+    publish: str = setting("", "With an address as `store`: the directory on the builder whose files are found there.")
 
 
 @frozen

@@ -43,7 +43,7 @@ def check_paths(settings: dict[str, Any], problems: list[str]) -> None:
     optional.update({f"tls:{name}": tls[name] for name in ("certificate", "key")})
     # Empty means the system's own, or none.
     paths.update({name: value for name, value in optional.items() if value})
-    found = [problem for name, value in paths.items() if (problem := _path_problem(f"ckan:{name}", value))]
+    found = [problem for name, value in paths.items() if (problem := path_problem(f"ckan:{name}", value))]
     problems += found or _nested(settings, paths)
 
 
@@ -69,7 +69,15 @@ def check_users(settings: dict[str, Any], problems: list[str]) -> None:
         )
 
 
-def _path_problem(name: str, value: str) -> str:
+def path_problem(name: str, value: str) -> str:
+    """
+    Say what is wrong with a path, '' for nothing.
+
+    name
+        The setting.
+    value
+        The path.
+    """
     if not os.path.isabs(value) or os.path.normpath(value) != value or value.startswith("//"):
         return f"{name} ({value}) must be an absolute path without '..' or a slash at the end"
     if odd := _ODD.search(value):

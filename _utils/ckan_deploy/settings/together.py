@@ -69,6 +69,7 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     for name in ("packages", "override"):
         problems += requirement_problems(f"ckan:{name}", settings[name])
     _check_indexes(settings["installer"], problems)
+    _check_shipping(settings["build"], problems)
     _check_names(settings, problems)
     _check_web(settings, problems)
 
@@ -79,6 +80,25 @@ def _check_indexes(installer: dict[str, Any], problems: list[str]) -> None:
     if installer["index_urls"] and installer["kind"] == "pip":
         problems.append(
             "ckan:installer:index_urls is for uv: pip has no order among several indexes; use uv, or index_url alone"
+        )
+
+
+def _check_shipping(build: dict[str, Any], problems: list[str]) -> None:
+    address = "://" in build["store"]
+    if address and has_secret(build["store"]):
+        problems.append("ckan:build:store has a password or a token in its address; hosts fetch from it without one")
+    if address and not build["publish"]:
+        problems.append(
+            "ckan:build:publish is missing, while ckan:build:store is an address; name the directory of the builder "
+            "whose files are found there"
+        )
+    if build["publish"] and not address:
+        problems.append("ckan:build:publish is for a ckan:build:store that is an address; take it out")
+    paths = {"store": "" if address else build["store"], "publish": build["publish"]}
+    problems += filter(None, (places.path_problem(f"ckan:build:{name}", path) for name, path in paths.items() if path))
+    if build["only"] and not (build["ship"] and build["host"]):
+        problems.append(
+            "ckan:build:only is set, so this host builds for others; set ckan:build:ship and build:host, too"
         )
 
 

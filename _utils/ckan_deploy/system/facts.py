@@ -1,0 +1,57 @@
+"""What a machine is: what programs that were compiled on one need of another."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+
+from ckan_deploy.system import files, processes
+
+_PYTHON = "import sys; print('%d.%d' % sys.version_info[:2])"
+
+
+def of(python: str, release_file: str = "/etc/os-release") -> dict[str, str]:
+    """
+    Say what this machine is.
+
+    python
+        The interpreter that virtualenvs are made with.
+    release_file
+        Where the system says what it is: https://www.freedesktop.org/software/systemd/man/os-release.html
+
+    Returns ``{"system": "debian 12", "architecture": "x86_64", "libc": "glibc 2.36", "Python": "3.11"}``; what cannot
+    be told is empty.
+    """
+    lines = [line.partition("=") for line in files.read(release_file).splitlines()]
+    about = {name: value.strip("\"'") for name, _, value in lines}
+    return {
+        "system": f"{about.get('ID', '')} {about.get('VERSION_ID', '')}".strip(),
+        "architecture": platform.machine(),
+        "libc": " ".join(platform.libc_ver()).strip(),
+        "Python": _version(python),
+    }
+
+
+def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """
+    Say in what two machines differ.
+
+    one, other
+        What ``of`` returned.
+
+    Returns such as ``system debian 12 instead of debian 13``.
+    """
+    return [
+        f"{name} {one.get(name) or 'unknown'} instead of {other.get(name) or 'unknown'}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _version(python: str) -> str:
+    """The version of an interpreter, '' where it does not run."""
+    if not os.access(python, os.X_OK):
+        return ""
+    done = processes.run([python, "-I", "-S", "-c", _PYTHON])
+    return done.stdout.strip() if done.retcode == 0 else ""
