@@ -19,11 +19,18 @@ Standard library only, besides what the release itself brings.
 import configparser
 import difflib
 import importlib.metadata
+import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 import traceback
+
+# For the look at a plugin that nobody enables: what stands above it may do anything.
+LOOK_SECONDS = 30
+# What a note of webassets has at most, in bytes.
+NOTE_SIZE = 512
 
 
 def main(mode: str, ini: str, told: dict) -> dict:
@@ -96,6 +103,8 @@ def boot(ini: str, left_out: tuple) -> dict:
         app, result["plugins"] = started(ini, left_out, result)
         if app and not left_out:
             ask_everything(ini, app, result)
+            # Last: it may leave nothing of this process as it was.
+            result["broken_plugins"] = broken_plugins(result["plugins"])
     except Exception as exc:
         result["errors"].append(one_line(exc))
     return result
@@ -159,6 +168,56 @@ def not_importable(ini: str) -> dict:
             except BaseException as exc:
                 found[name] = one_line(exc) + place_in_extension(exc)
     return found
+
+
+def broken_plugins(enabled: list) -> dict:
+    """
+    The plugins that nobody enables and whose module cannot be found, each with the package that names it and why. No
+    module is imported but the packages above it; of these most of CKAN is there already.
+    """
+    points = [
+        (distribution.metadata["Name"], point)
+        for distribution in importlib.metadata.distributions()
+        for point in distribution.entry_points
+        # Some versions of CKAN name plugins of their tests that they do not bring.
+        if point.group == "ckan.plugins" and point.name not in enabled and distribution.metadata["Name"] != "ckan"
+    ]
+    found, done = {}, 0
+    while done < len(points):
+        # In a process of its own, which tells how far it came: what is imported may end it.
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            for _, point in points[done:]:
+                signal.alarm(LOOK_SECONDS)
+                told = not_to_be_found(point)
+                os.write(writes, (json.dumps(told) + "\n").encode("utf-8"))
+            os._exit(0)
+        os.close(writes)
+        with open(reads, encoding="utf-8") as pipe:
+            answers = [json.loads(line) for line in pipe.read().split("\n")[:-1]]
+        status = os.waitpid(child, 0)[1]
+        if done + len(answers) < len(points):
+            late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+            why = f"is not imported within {LOOK_SECONDS} s" if late else "ends the process"
+            answers.append(f"{points[done + len(answers)][1].module}: {why}")
+        for (package, point), problem in zip(points[done:], answers, strict=False):
+            if problem:
+                found[point.name] = f"{package}: {problem}"
+        done += len(answers)
+    return found
+
+
+def not_to_be_found(point) -> str:
+    """Why the module of a plugin cannot be found, '' where it can."""
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except BaseException as exc:
+        return f"{point.module}: {one_line(exc)}"
+    if not spec:
+        return f"there is no module {point.module}"
+    inside = not spec.origin or spec.origin.startswith(sys.prefix + "/")
+    return "" if inside else f"{point.module} comes from {spec.origin}"
 
 
 def check_configuration(ini: str, result: dict) -> None:
@@ -227,6 +286,20 @@ def build_assets(result: dict) -> None:
         except (BundleError, OSError, ValueError) as exc:
             result["warnings"].append(f"a bundle of web assets cannot be built: {one_line(exc)}")
     result["assets"] = built
+    drop_results(os.path.join(env.directory, ".webassets-cache"))
+
+
+def drop_results(cache: str) -> None:
+    """
+    Remove from a release what steps of a build have made: nobody asks for it again, and it is a third of all. The small
+    files are notes, such as which version a bundle has; without them each process would build it anew.
+    """
+    if not os.path.realpath(cache).startswith(os.path.realpath(sys.prefix) + "/") or not os.path.isdir(cache):
+        return
+    for name in os.listdir(cache):
+        path = os.path.join(cache, name)
+        if os.path.getsize(path) > NOTE_SIZE:
+            os.unlink(path)
 
 
 def check_migrations(ini: str, result: dict) -> None:

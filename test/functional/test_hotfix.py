@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -97,6 +98,87 @@ def test_f07_a_package_of_the_index_is_brought_back_from_there(host, origins, ow
         assert host.repair()["repaired"] == [lib]
     again = host.home / "releases" / deployed(host)
     assert "HOTFIX" not in (again / lib).read_text() and "HOTFIX" in (release / lib).read_text()
+
+
+VENDOR = "src/ckanext-mycity/ckanext/mycity/public/vendor/lib.js"
+PLUGIN = "src/ckanext-mycity/ckanext/mycity/plugin.py"
+
+
+@pytest.fixture
+def bulky(host, mycity):
+    """Two releases of one commit that has a library of others in it."""
+    host.pillar["link"] = "hard"
+    vendor = mycity / VENDOR.removeprefix("src/ckanext-mycity/")
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("const lib = 1;\n")
+    repos.git(mycity, "add", "-A")
+    repos.commit_change(mycity, "Hello vendor")
+    names = [deployed(host)]
+    host.pillar["config"] = {"ckan.site_title": "Another title"}
+    names.append(deployed(host))
+    return [host.home / "releases" / name for name in names]
+
+
+def shared(one: Path, two: Path) -> set[str]:
+    """The files of checkouts that two releases share."""
+    paths = [path.relative_to(one) for path in (one / "src").rglob("*") if path.is_file()]
+    return {str(path) for path in paths if (one / path).samefile(two / path)}
+
+
+def test_what_nobody_edits_in_a_checkout_is_shared_and_what_people_edit_is_not(host, bulky):
+    first, live = bulky
+    both = shared(first, live)
+    assert VENDOR in both and any("/.git/objects/" in path for path in both)
+    assert any(path.endswith(".pyc") for path in both)
+    assert not [path for path in both if path.endswith((".py", ".html", ".toml", ".git/index", ".git/config"))]
+    edit(first, PLUGIN)
+    assert "HOTFIX" not in (live / PLUGIN).read_text() and "changed" not in host.status()
+    # A release is nothing but its own: what its checkouts were made from may go without harm to it.
+    shutil.rmtree(host.home / "shared/sources")
+    assert host.python(live.name, "import ckanext.mycity.plugin as p; print(p.TEXT)") == "Hello vendor"
+    assert "changed" not in host.status()
+
+
+def test_f07_a_change_to_what_checkouts_share_is_told_and_taken_back(host, bulky):
+    first, live = bulky
+    edit(first, VENDOR)
+    assert "HOTFIX" in (live / VENDOR).read_text()
+    told = host.status()["changed"]
+    assert VENDOR in told and first.name in told and live.name in told
+    with pytest.raises(CommandExecutionError, match="ckan_release.repair"):
+        host.plan()
+    done = host.repair()
+    assert (done["repaired"], done["kept"]) == ([VENDOR], live.name)
+    assert [(place / VENDOR).read_text() == "const lib = 1;\n" for place in bulky] == [True, False]
+    assert "changed" not in host.status()
+    third = host.home / "releases" / deployed(host)
+    assert (third / VENDOR).read_text() == "const lib = 1;\n"
+    # One that is gone from the checkout that releases are made of would be gone from the next release.
+    ready = next((host.home / "shared/sources").rglob(f"ready/ckanext-mycity/{VENDOR}"))
+    ready.unlink()
+    assert VENDOR in host.status()["changed"]
+    assert host.repair()["repaired"] == [VENDOR] and ready.read_text() == "const lib = 1;\n"
+    edit(host.home / "releases" / deployed(host), VENDOR)
+    assert host.repair(accept=True)["accepted"] == [VENDOR]
+    assert "HOTFIX" in (host.home / "releases" / deployed(host) / VENDOR).read_text()
+
+
+def test_f07_bytecode_of_a_checkout_that_was_written_to_is_made_again(host, bulky):
+    first, live = bulky
+    bytecode = next(path for path in sorted(shared(first, live)) if path.endswith(".pyc"))
+    before = (first / bytecode).read_bytes()
+    with open(first / bytecode, "ab") as handle:
+        handle.write(b"more")
+    assert bytecode in host.status()["changed"]
+    assert host.repair()["repaired"] == [bytecode]
+    assert (first / bytecode).read_bytes() == before
+    assert "changed" not in host.status()
+
+
+def test_with_copies_checkouts_share_nothing(host, mycity):
+    host.pillar["link"] = "copy"
+    names = [deployed(host), deployed(host)]
+    assert shared(*(host.home / "releases" / name for name in names)) == set()
 
 
 def test_f07_verify_says_what_was_changed_meanwhile(host, mycity, own_base):

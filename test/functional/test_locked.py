@@ -289,16 +289,22 @@ def test_a_package_without_a_wheel_is_locked_as_its_sdist_and_built_by_each_host
 
 def test_packages_of_the_pillar_are_resolved_with_the_rest_and_conflicts_name_the_base(host, origins, shelf, own_base):
     for version in ("1.0", "2.0"):
-        wheels.make_wheel(shelf, "sharedlib", version)
-        wheels.make_wheel(shelf, "cityhall", version)
+        for library in ("sharedlib", "lakelib", "cityhall"):
+            wheels.make_wheel(shelf, library, version)
     install = [uv_path(), "pip", "install", "-q", "--offline", "--find-links", shelf, "-p", own_base / "bin/python"]
-    subprocess.run([*install, "sharedlib==2.0"], check=True)
+    subprocess.run([*install, "sharedlib==2.0", "lakelib==2.0"], check=True)
     alpha(host, origins, "cityhall")
     host.pillar["packages"] = ["cityhall<2", "sharedlib<2"]
     with pytest.raises(
         CommandExecutionError, match="ckan:packages asks for sharedlib<2 .*CKAN's own is sharedlib 2.0.*ckan:override"
     ):
         host.plan()
+    # Several are one list, with what is there already: a list that is set twice is set once.
+    host.pillar.update(packages=["lakelib<2", "sharedlib<2"], override=["cityhall==1.0"])
+    with pytest.raises(CommandExecutionError) as refused:
+        host.plan()
+    assert "set ckan:override: ['cityhall==1.0', 'lakelib<2', 'sharedlib<2']" in str(refused.value)
+    assert str(refused.value).count("ckan:override") == 1
     host.pillar.update(packages=["cityhall<2"], override=["sharedlib<2"])
     release = deployed(host)
     assert host.python(release, VERSION) == "1.0"

@@ -214,6 +214,26 @@ def test_h15_a_release_that_holds_the_same_is_not_asked_again_which_plugins_impo
     assert "imports" in third["build_seconds"] and "alpha_extra" not in third["broken_plugins"]
 
 
+def test_a_build_looks_at_the_plugins_that_are_enabled_and_the_check_at_the_others(host, origins):
+    repo = optional(origins, "a_module_that_is_missing")
+    text = "import os, time\nos.kill(os.getpid(), 14)\ntime.sleep(60)\n"
+    (repo / "ckanext/alpha/exit/__init__.py").write_text(text)
+    secret = "raise ValueError('postgresql://ckan:a-word-of-ours@localhost/ckan')\n"
+    (repo / "ckanext/alpha/extra/__init__.py").write_text(secret)
+    repos.git(repo, "commit", "-qam", "one that takes its time, and one that tells an address")
+    host.pillar["extensions"] = {"ckanext-alpha": extension(repo)}
+    host.pillar["plugins"] = ["alpha"]
+    planned = host.plan()
+    release = planned["release"]
+    host.build(release, contents=planned["contents"])
+    assert not host.show(release).get("broken_plugins")
+    said = host.check(release)
+    noted = host.show(release)["broken_plugins"]
+    assert "broken_plugins" not in said
+    assert noted["alpha_exit"] == "ckanext-alpha: ckanext.alpha.exit.plugin: is not imported within 30 s"
+    assert "ValueError" in noted["alpha_extra"] and "a-word-of-ours" not in noted["alpha_extra"]
+
+
 @pytest.mark.parametrize("where", ["package", "module"])
 def test_h15_an_enabled_plugin_that_lacks_pkg_resources_is_told_what_brings_it(host, origins, shelf, where):
     for version in ("79.0", "90.0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -193,3 +194,24 @@ def test_f07_reflinks_are_tried_once_for_a_file_system(tmp_path, monkeypatch):
     assert [reflink.possible(str(tmp_path), str(tmp_path / "a")) for _ in range(3)] == [True] * 3
     assert asked == [1]
     assert os.listdir(tmp_path / "a") == []
+
+
+def test_a_checkout_must_stay_as_it_was_made_whatever_releases_share_of_it(tmp_path, monkeypatch):
+    shared, made = str(tmp_path / "shared"), tmp_path / "ready/ext"
+    module, object_, vendor = (made / "src/ext" / name for name in ("a.py", ".git/objects/ab/cd", "vendor/lib.js"))
+    for file in (module, object_, vendor):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1\n")
+    sharing.note(shared, str(made))
+    os.link(vendor, tmp_path / "lib.js")
+    assert [sharing.is_bulk(str(file)) for file in (module, object_, vendor)] == [False, True, True]
+    # A later version may share less, or more.
+    monkeypatch.setattr(sharing, "BULK", re.compile("nothing"))
+    assert sharing.check(shared, str(made)) == []
+    for file in (module, object_):
+        file.write_text("22\n")
+    vendor.unlink()
+    found = {item.path for item in sharing.check(shared, str(made))}
+    assert found == {"src/ext/a.py", "src/ext/.git/objects/ab/cd", "src/ext/vendor/lib.js"}
+    # It is told until it is brought back.
+    assert len(sharing.check(shared, str(made))) == 3

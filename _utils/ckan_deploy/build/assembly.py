@@ -139,7 +139,7 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
     checkouts = [item for item in prepared.values() if item.checkout]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        thin = dict(zip(checkouts, pool.map(lambda item: _put(path, item), checkouts), strict=True))
+        thin = dict(zip(checkouts, pool.map(lambda item: _put(site, path, item), checkouts), strict=True))
     try:
         with layers.own_files_kept(path):
             asked = [Wanted(item.name, item.requirement.replace(item.archive, thin[item])) for item in checkouts]
@@ -157,11 +157,14 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     return found
 
 
-def _put(path: str, item: Prepared) -> str:
+def _put(site: Site, path: str, item: Prepared) -> str:
     """Put a checkout into the release; returns the wheel that makes it importable."""
     place = os.path.join(path, "src", item.name)
     shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-    editable.put(item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path))
+    editable.put(
+        item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path), site.paths.shared,
+        site.settings.link,
+    )  # fmt: skip
     return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
@@ -196,8 +199,7 @@ def broken_plugins(
 
 def _known_broken(site: Site, layer: str, built: Resolution, enabled: tuple[str, ...]) -> Mapping[str, str] | None:
     """
-    What ``_broken_plugins`` has found in a release that holds the same, and has booted with these plugins; None where
-    there is none. To look costs as much as all else: what stands above a plugin may import the whole of CKAN.
+    What is known of the plugins of a release that holds the same, and has booted with these; None where there is none.
     """
     for manifest in reversed(site.releases.manifests()):
         booted = manifest.check.get("plugins") or ()
@@ -212,19 +214,17 @@ def _known_broken(site: Site, layer: str, built: Resolution, enabled: tuple[str,
 
 def _broken_plugins(site: Site, path: str, enabled: tuple[str, ...], sandbox: Sandbox) -> dict[str, str]:
     """
-    Refuse plugins that are enabled and cannot be imported. Returns the others that cannot, ``{plugin: reason}``: nobody
-    asks for them.
+    Refuse plugins that are enabled and cannot be imported. Returns what is known of the others: nothing before the
+    boot of the stage ``check``, which looks at them.
     """
-    found = namespace.missing(path, enabled, sandbox)
-    refused = sorted({lost for lost in found if lost.plugin in enabled}, key=lambda lost: (lost.package, lost.plugin))
+    refused = sorted(namespace.missing(path, enabled, sandbox), key=lambda lost: (lost.package, lost.plugin))
     if refused:
         each = "; ".join(
             plugins.advised(f"{lost.package}: plugin {lost.plugin}: {lost.reason}", path, lost.plugin, site.settings)
             for lost in refused
         )
         raise FormulaError(f"installed, but it cannot be imported: {each}; correct the extension.")
-    # Some versions of CKAN name plugins of their tests that they do not bring.
-    return {lost.plugin: f"{lost.package}: {lost.reason}" for lost in found if lost.package != "ckan"}
+    return {}
 
 
 def _patch_core(site: Site, path: str, planned: tuple[Patch, ...]) -> tuple[tuple[Patch, ...], list[str]]:

@@ -8,6 +8,7 @@ a release takes the description, the entry points, the scripts, and the files th
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
@@ -17,11 +18,11 @@ import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from ckan_deploy.build import virtualenv, wheels
-from ckan_deploy.errors import FormulaError
-from ckan_deploy.system import files
+from ckan_deploy.build import sharing, virtualenv, wheels
+from ckan_deploy.errors import FormulaError, sentence
+from ckan_deploy.system import files, reflink
 
 # What of a wheel is installed: its description, and what goes elsewhere than onto the module path.
 INSTALLED = re.compile(r"[^/]+\.dist-info/.+|[^/]+\.data/(scripts|data)/.+")
@@ -33,10 +34,11 @@ PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTa
 NOTES = "ckan-notes.json"
 
 
-def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str) -> None:
+def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str, shared: str, link: str = "auto") -> None:
     """
     Put the checkout of an extension into a release, with what its build has made, and with bytecode. The same for all
-    releases, so it is made once, beside the wheel, and copied: people edit what is in a release.
+    releases, so it is made once, beside the wheel. People edit what is in a release, so it is copied from there, but
+    for what nobody edits (``BULK``): that is shared as files of layers are.
 
     checkout
         The directory of the checkout, which is root's own.
@@ -48,25 +50,81 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str) -
         Where the package is in it, '' for its top.
     python
         The interpreter that its bytecode is for: one without packages.
+    shared
+        The directory ``paths:shared``, where it is written down what is shared.
+    link
+        As for ``virtualenv.clone``.
 
     Raises ``FormulaError``.
     """
-    inner = os.path.join("src", os.path.basename(place))
-    made = os.path.join(os.path.dirname(wheel), "ready", os.path.basename(place))
-    files.once(made, lambda: _make(checkout, wheel, os.path.join(made, inner), subdirectory, python))
-    shutil.copytree(os.path.join(made, inner), place, symlinks=True)
+    name = os.path.basename(place)
+    made = os.path.join(os.path.dirname(wheel), "ready", name)
+
+    def make() -> dict[str, str]:
+        about = {"checkout": checkout, "wheel": wheel, "name": name, "subdirectory": subdirectory, "python": python}
+        _make(made, about)
+        sharing.note(shared, made)
+        return about
+
+    files.once(made, make, sharing.READY)
+    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    copier = _Copier(made, os.path.dirname(place), link)
+    shutil.copytree(os.path.join(made, "src", name), place, symlinks=True, copy_function=copier.copy)
 
 
-def _make(checkout: str, wheel: str, place: str, subdirectory: str, python: str) -> None:
+def again(made: str, place: str) -> None:
+    """
+    Make anew what ``put`` has made once, in another place.
+
+    made
+        Its directory.
+    place
+        Where it goes: a directory that is not there.
+
+    Raises ``FormulaError`` where the checkout or its wheel is gone.
+    """
+    try:
+        _make(place, sharing.ready(made))
+    except (OSError, KeyError, zipfile.BadZipFile) as exc:
+        raise FormulaError(f"its checkout cannot be had again ({sentence(exc).rstrip('.')})") from exc
+
+
+class _Copier:
+    """Copies the files of a checkout into a release, and shares those that nobody edits."""
+
+    def __init__(self, source: str, target: str, link: str) -> None:
+        """``source`` and ``target`` are directories that exist; ``link`` is as for ``virtualenv.clone``."""
+        self.source = source
+        self.reflink = link == "auto" and reflink.possible(source, target)
+        self.link = link != "copy" and not self.reflink and os.stat(source).st_dev == os.stat(target).st_dev
+
+    def copy(self, old: str, new: str) -> None:
+        """Copy or share a file; a link is copied as it is."""
+        if os.path.islink(old):
+            shutil.copy2(old, new, follow_symlinks=False)
+            return
+        if self.link and sharing.is_bulk(os.path.relpath(old, self.source)):
+            # Of one that has too many links the next release gets a copy.
+            with contextlib.suppress(OSError):
+                os.link(old, new)
+                return
+        with open(old, "rb") as source, open(new, "xb") as target:
+            if not (self.reflink and reflink.copy(source.fileno(), target.fileno())):
+                shutil.copyfileobj(source, target)
+        shutil.copystat(old, new)
+
+
+def _make(made: str, about: Mapping[str, str]) -> None:
+    checkout, place = about["checkout"], os.path.join(made, "src", about["name"])
     os.makedirs(os.path.dirname(place))
     shutil.copytree(checkout, place, symlinks=True, ignore=_notes(checkout))
-    top = os.path.join(place, subdirectory) if subdirectory else place
-    with zipfile.ZipFile(wheel) as archive:
+    top = os.path.join(place, about["subdirectory"]) if about["subdirectory"] else place
+    with zipfile.ZipFile(about["wheel"]) as archive:
         modules = _modules(archive)
         roots = _roots(top, modules)
         for module, name in sorted(modules.items()):
             _write(place, top, roots, module, archive.read(name))
-    virtualenv.compile_with(python, os.path.dirname(os.path.dirname(place)), ["src"])
+    virtualenv.compile_with(about["python"], made, ["src"])
 
 
 def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
@@ -94,7 +152,9 @@ def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
     lines = [os.path.normpath(os.path.join("../../../src", name, subdirectory, root)) for root in roots]
     content[f"__editable__.{plain}.pth"] = "".join(f"{line}\n" for line in lines).encode("utf-8")
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    write_wheel(path, content)
+    with files.locked(os.path.join(folder, ".lock")):
+        if not os.path.exists(path):
+            write_wheel(path, content)
     return path
 
 
@@ -184,6 +244,8 @@ def write_wheel(path: str, content: dict[str, bytes]) -> None:
     """
     Write a wheel: https://packaging.python.org/specifications/binary-distribution-format
 
+    Nobody else may write it meanwhile. What a killed run left of it is written over.
+
     path
         Its path.
     content
@@ -199,7 +261,7 @@ def write_wheel(path: str, content: dict[str, bytes]) -> None:
         rows.writerow([member, f"sha256={digest}", len(data)])
     rows.writerow([f"{info}/RECORD", "", ""])
     content[f"{info}/RECORD"] = record.getvalue().encode("utf-8")
-    draft = f"{path}.{os.getpid()}.part"
+    draft = f"{path}.part"
     with zipfile.ZipFile(draft, "w") as archive:
         for member, data in content.items():
             # Of no time: the same on all hosts, whenever it is made.

@@ -5,6 +5,7 @@ versions of the base, and becomes a lock file. Nothing is installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import zipfile
@@ -282,23 +283,29 @@ def _with_hashes(entry: Locked, asked: Iterable[Asked]) -> Locked:
 
 def _refuse_conflicts(asked: Iterable[Asked], pins: Mapping[str, str], chosen: Mapping[str, Asked]) -> None:
     """Name at once every requirement that the base's versions do not meet, before the installer is asked."""
-    problems = []
+    found: dict[str, list[Asked]] = {}
     for item in asked:
-        name = item.name
-        if name in chosen or name not in pins or item.address:
+        if item.name in chosen or item.name not in pins or item.address:
             continue
-        try:
-            fits = item.specifier.contains(Version(pins[name]), prereleases=True)
-        except InvalidVersion:
-            continue
-        if not fits:
-            override = "ckan:override" if item.who == SETTINGS else f"ckan:extensions:{item.who}:override"
-            problems.append(
-                f"{item.who} asks for {name}{item.specifier} ({item.where}), CKAN's own is {name} {pins[name]}; "
-                f"correct it, or set {override}: ['{name}{item.specifier}']"
-            )
-    if problems:
-        raise FormulaError("; ".join(problems) + ".")
+        with contextlib.suppress(InvalidVersion):
+            if not item.specifier.contains(Version(pins[item.name]), prereleases=True):
+                found.setdefault(item.who, []).append(item)
+    if found:
+        raise FormulaError("; ".join(_conflict(who, items, pins, chosen) for who, items in found.items()) + ".")
+
+
+def _conflict(who: str, items: list[Asked], pins: Mapping[str, str], chosen: Mapping[str, Asked]) -> str:
+    """What one asks for that the base's versions do not meet, and one list of overrides for all of it."""
+    told = [f"{item.name}{item.specifier} ({item.where}), CKAN's own is {item.name} {pins[item.name]}"
+            for item in items]  # fmt: skip
+    setting = "ckan:override" if who == SETTINGS else f"ckan:extensions:{who}:override"
+    # What it has already would be lost otherwise.
+    have = [item.line for item in chosen.values() if item.who in (who, setting)]
+    lines = list(dict.fromkeys([*have, *(f"{item.name}{item.specifier}" for item in items)]))
+    return (
+        f"{who} asks for {', and for '.join(told)}; correct {'it' if len(items) == 1 else 'them'}, or set {setting}: "
+        f"{lines}"
+    )
 
 
 def _who_asks(text: str, asked: Iterable[Asked], pins: Mapping[str, str]) -> str:

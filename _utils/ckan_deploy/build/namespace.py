@@ -27,16 +27,16 @@ LINE = (
     "_s.submodule_search_locations = pkgutil.extend_path([], 'ckanext'); "
     "sys.modules['ckanext'] = importlib.util.module_from_spec(_s)\n"
 )
-# Finds the modules of entry points and imports none but the packages above them: CKAN itself is dear to import.
-# Those of the plugins that are enabled come first: another one may end the process.
+# Finds the modules of the plugins that are enabled, and imports none but the packages above them: CKAN itself is dear
+# to import. What nobody enables is looked at by the boot of the stage `check`, where most of it is there already.
 FINDER = """
-import importlib.metadata, importlib.util, json, os, sys
+import importlib.metadata, importlib.util, json, sys
 enabled = json.loads(sys.argv[1])
 points = [
     (distribution.metadata["Name"], point)
     for distribution in importlib.metadata.distributions()
     for point in distribution.entry_points
-    if point.group == "ckan.plugins"
+    if point.group == "ckan.plugins" and point.name in enabled
 ]
 def say(word, what):
     sys.stdout.write("\\n" + word + " " + json.dumps(what) + "\\n")
@@ -52,25 +52,8 @@ def look(name, point):
     if problem:
         say("LOST", [name, point.name, problem])
 for name, point in points:
-    if point.name in enabled:
-        look(name, point)
+    look(name, point)
 say("ENABLED", sys.prefix)
-others = [(name, point) for name, point in points if point.name not in enabled]
-while others:
-    # In a process of its own, which tells by bytes how far it came.
-    reads, writes = os.pipe()
-    if os.fork() == 0:
-        for name, point in others:
-            look(name, point)
-            os.write(writes, b".")
-        os._exit(0)
-    os.close(writes)
-    with open(reads, "rb") as pipe:
-        done = len(pipe.read())
-    os.wait()
-    if done < len(others):
-        say("LOST", [others[done][0], others[done][1].name, others[done][1].module + ": ends the process"])
-    others = others[done + 1:]
 """
 # What is said of one plugin, at most.
 LONGEST = 300
@@ -99,7 +82,7 @@ def unify(path: str) -> None:
 
 def missing(path: str, enabled: Collection[str], sandbox: Sandbox) -> list[Lost]:
     """
-    Find the plugins that cannot be found in one process of a virtualenv's interpreter.
+    Find the enabled plugins that cannot be found in one process of a virtualenv's interpreter.
 
     path
         The virtualenv.
@@ -108,7 +91,7 @@ def missing(path: str, enabled: Collection[str], sandbox: Sandbox) -> list[Lost]
     sandbox
         Where the interpreter is run.
 
-    Returns those that cannot, enabled or not. Raises ``FormulaError`` when the interpreter does not run, or a package
+    Returns those that cannot. Raises ``FormulaError`` when the interpreter does not run, or a package
     of an enabled plugin ends it.
     """
     command = [f"{path}/bin/python", "-I", "-B", "-c", FINDER, json.dumps(sorted(enabled))]

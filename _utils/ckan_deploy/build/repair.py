@@ -16,8 +16,8 @@ from typing import Any
 
 from attrs import Factory, define, evolve, frozen
 
+from ckan_deploy.build import editable, relocate, sharing, virtualenv
 from ckan_deploy.build import installer as installers
-from ckan_deploy.build import relocate, sharing, virtualenv
 from ckan_deploy.build.sharing import Changed, Installed
 from ckan_deploy.build.uv_and_pip import Installer
 from ckan_deploy.errors import FormulaError, sentence
@@ -65,7 +65,8 @@ def repair(site: Site) -> dict[str, Any]:
             for place in (*file.trees, *spared):
                 compiled.setdefault(place, set()).add(_module_folder(file.path))
     for place, folders in compiled.items():
-        virtualenv.compile_(place, sorted(folders))
+        python = sharing.ready(place).get("python") or virtualenv.home_python(place)
+        virtualenv.compile_with(python, place, sorted(folders))
     left = {item.path for item in sharing.changed(site)}
     done = sorted({file.path for file in found} - left)
     if problems:
@@ -145,11 +146,14 @@ def _copy(source: str, draft: str, item: Changed) -> None:
 
 @define
 class _Copies:
-    """Finds files as they were installed; ``work`` is a directory of ours, ``made`` the packages installed there."""
+    """Finds files as they were installed; ``work`` is a directory of ours, ``made`` the packages installed
+    there, ``made_again`` the checkouts, by where they are.
+    """
 
     site: Site
     work: str
     made: dict[tuple[str, str], list[str]] = Factory(dict)
+    made_again: dict[str, str] = Factory(dict)
 
     def of(self, item: Changed) -> str:
         """Return the path of a copy of a file. Raises ``FormulaError`` where there is none."""
@@ -158,6 +162,8 @@ class _Copies:
             path = os.path.join(place, item.path)
             if _is_it(path, item):
                 return path
+        if sharing.ready(item.tree):
+            return self._again(item)
         if not item.package:
             raise FormulaError("no package says what it was")
         for place in self._installed(item.tree, item.package):
@@ -165,6 +171,17 @@ class _Copies:
             if _is_it(path, item):
                 return path
         raise FormulaError(f"{item.package.name} {item.package.version} as it can be installed now has another one")
+
+    def _again(self, item: Changed) -> str:
+        """A file of a checkout, made again from what the checkout was made from."""
+        if item.tree not in self.made_again:
+            place = os.path.join(self.work, f"again-{len(self.made_again)}")
+            editable.again(item.tree, place)
+            self.made_again[item.tree] = place
+        path = os.path.join(self.made_again[item.tree], item.path)
+        if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path) == item.was[1]:
+            return path
+        raise FormulaError("its checkout as it can be made now has another one")
 
     def _releases(self) -> list[str]:
         return [manifest.id for manifest in self.site.releases.manifests()]

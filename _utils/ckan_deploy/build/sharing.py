@@ -1,5 +1,5 @@
 """
-What releases share by hard links, as it was installed: the files of the base, and of layers.
+What releases share by hard links, as it was installed: files of the base, of layers, and of checkouts.
 
 A shared file has one content, so whoever edits it in one release edits it in all of them, and in those to come. Files
 are written down when they are installed: inode, size, times and number of links. A comparison reads no content but
@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -32,8 +33,16 @@ log = logging.getLogger(__name__)
 Seen = list[int]
 # How many files a sentence names.
 NAMED = 3
-# The marks of bases and layers that are finished.
+# The marks of bases, layers and checkouts that are finished.
 MARKS = ".ckan-*.json"
+READY = ".ckan-ready.json"
+# What nobody edits in a checkout, and most of its size: objects of git, bytecode, schemas, archives, fonts, libraries
+# of others.
+BULK = re.compile(
+    r"(.*/)?\.git/(.*/)?objects/.+|.*\.(pyc|so|map|xsd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf)"
+    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css)",
+    re.DOTALL,
+)
 
 
 @frozen
@@ -102,6 +111,27 @@ class Packages:
         """
         package = self.installed(path)
         return package is not None and package.digest == digest(os.path.join(self.tree, path))
+
+
+def is_bulk(path: str) -> bool:
+    """
+    Say whether a file of a checkout is one that releases share.
+
+    path
+        Its path.
+    """
+    return bool(BULK.fullmatch(path))
+
+
+def ready(tree: str) -> dict[str, str]:
+    """
+    Return what a checkout was made ready from, as its mark says; empty for a virtualenv.
+
+    tree
+        The directory that was written down.
+    """
+    found: dict[str, str] = json.loads(files.read(os.path.join(tree, READY), "{}"))
+    return found
 
 
 def digest(path: str) -> str:
@@ -248,19 +278,23 @@ def _checked(shared: str, tree: str) -> tuple[list[Changed], dict[str, Seen]]:
 def _compared(tree: str, known: dict[str, Seen], there: dict[str, Seen]) -> tuple[list[Changed], dict[str, Seen]]:
     """What has changed, and what is to be remembered."""
     packages, found, remember = Packages(tree), [], dict(there)
+    checkout = _is_checkout(tree)
     for path, was in known.items():
         now = there.get(path)
-        if now == was or (now and _as_it_was(packages, path, was, now)):
+        steady = checkout and was[0] != 0 and "/__pycache__/" not in path
+        if now == was or (now and _as_it_was(packages, path, was, now, steady)):
             continue
-        if not now and path not in packages.files:
+        if not now and path not in packages.files and not steady:
             continue  # another version of its package does not have it
         found.append(Changed(tree, path, now[0] if now else 0, was, packages.installed(path)))
         remember[path] = was
     return found, remember
 
 
-def _as_it_was(packages: Packages, path: str, was: Seen, now: Seen) -> bool:
-    """Whether a file that looks otherwise than before is as it was installed all the same."""
+def _as_it_was(packages: Packages, path: str, was: Seen, now: Seen, steady: bool) -> bool:
+    """Whether a file that looks otherwise than before is as it was installed; nothing replaces a ``steady`` one."""
+    if steady and not now[0]:
+        return False
     if not was[0] or not now[0]:
         return True  # nobody shares it
     same = was[1:3] == now[1:3]
@@ -270,7 +304,7 @@ def _as_it_was(packages: Packages, path: str, was: Seen, now: Seen) -> bool:
     package = packages.installed(path)
     if not package:
         # Bytecode and the like: a new file is what Python and installers make. Its inode may be that of the one before.
-        return same or was[0] != now[0] or now[4] == 1
+        return same or (not steady and (was[0] != now[0] or now[4] == 1))
     return packages.brought(path)
 
 
@@ -278,18 +312,21 @@ def _look(tree: str) -> dict[str, Seen]:
     """The files of a virtualenv that stand in clones of it, by their paths in it."""
     found: dict[str, Seen] = {}
     user = os.geteuid()
+    checkout = _is_checkout(tree)
 
     def look(folder: str, inner: str, private: bool) -> None:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_symlink() or name == ".git" or (not inner and relocate.SKIP.match(name)):
+                if entry.is_symlink() or (name == ".git" and not checkout) or (not inner and relocate.SKIP.match(name)):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     look(entry.path, f"{inner}{name}/", private or (not inner and name == "src"))
                     continue
                 about = entry.stat(follow_symlinks=False)
-                inode = 0 if private or not relocate.is_fair(about, user) else about.st_ino
+                # Of a checkout all: what releases share of it, another version of ours may have decided.
+                own = private and not checkout
+                inode = 0 if own or not relocate.is_fair(about, user) else about.st_ino
                 links = about.st_nlink if inode else 0
                 changed = about.st_ctime_ns if inode else 0
                 found[inner + name] = [inode, about.st_size, about.st_mtime_ns, changed, links]
@@ -302,6 +339,11 @@ def _is_whole(shared: str, tree: str) -> bool:
     """Whether a tree is there; what we make ourselves has a mark when it is finished."""
     ours = tree.startswith(f"{shared}/")
     return bool(glob.glob(f"{glob.escape(tree)}/{MARKS}")) if ours else os.path.isdir(tree)
+
+
+def _is_checkout(tree: str) -> bool:
+    """Whether what was written down is a checkout that releases have a copy of, and no virtualenv."""
+    return os.path.basename(os.path.dirname(tree)) == "ready" and not os.path.lexists(os.path.join(tree, "bin"))
 
 
 def _noted(shared: str) -> Iterator[tuple[str, str]]:

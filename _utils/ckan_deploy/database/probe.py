@@ -63,7 +63,8 @@ def check(site: Site, path: str) -> dict[str, Any]:
         The directory of the virtualenv, with its ini.
 
     Returns ``{"ckan_version", "plugins", "pending": {"core"|plugin: revision}, "schema": what ``schema`` returns,
-    "datasets", "warnings", "seconds"}``. Raises ``FormulaError`` with one line that names the plugin and its exception.
+    "datasets", "warnings", "seconds", "broken_plugins": those that nobody enables and that cannot be imported,
+    ``{plugin: reason}``}``. Raises ``FormulaError`` with one line that names the plugin and its exception.
     """
     return _probe(site, "check", path, BOOT_TIMEOUT)
 
@@ -259,6 +260,9 @@ def _answer(site: Site, result: dict[str, Any]) -> dict[str, Any]:
     """What the probe said, without secrets. Raises ``FormulaError`` where it says that something is wrong."""
     for kind in ("errors", "warnings"):
         result[kind] = [mask.text(text, site.settings) for text in result[kind]]
+    if "broken_plugins" in result:
+        found = result["broken_plugins"].items()
+        result["broken_plugins"] = {name: mask.text(text, site.settings) for name, text in found}
     if "problem" in result:
         result["problem"] = mask.text(result["problem"], site.settings)
     if not result.pop("ok"):

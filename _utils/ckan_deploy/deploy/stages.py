@@ -141,7 +141,8 @@ def check(
             if result["pending"]:
                 ahead = migration.foresee(site, manifest, result, closes)
                 result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
-            candidate.become("checked", by, check=result)
+            broken = result.pop("broken_plugins", {})
+            candidate.become("checked", by, check=result, broken_plugins=broken)
         warned += result["warnings"]
         return {**result, "warnings": warned}
 
