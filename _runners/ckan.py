@@ -30,11 +30,7 @@ else:
     PROBLEM = ""
 
 
-# A word of Python's own, so it cannot be the name of a parameter.
-FROM = ("from",)
-
-
-def _answers(function: Callable[..., Any]) -> Callable[..., Any]:
+def _answers(function: Callable[..., Any], more: tuple[str, ...] = ()) -> Callable[..., Any]:
     """
     Make a complaint of what is raised, and of arguments that the function does not take: a runner that raises is shown
     with a traceback, and for such an argument with its manual and exit code 0. ``__virtual__`` could not say PROBLEM,
@@ -46,7 +42,6 @@ def _answers(function: Callable[..., Any]) -> Callable[..., Any]:
         if PROBLEM:
             return _complain(PROBLEM)
         try:
-            more = FROM if function.__name__ == "pending" else ()
             return function(*args, **arguments.fit(f"ckan.{function.__name__}", function, args, kwargs, more))
         except (errors.FormulaError, OSError) as exc:
             return _complain(str(exc))
@@ -134,7 +129,8 @@ def watch(env: str, timeout: int = 3600) -> dict:
     return {env: progress.watch(_master(), env, timeout)}
 
 
-@_answers
+# A word of Python's own cannot be the name of a parameter.
+@functools.partial(_answers, more=("from",))
 def pending(
     env: str, extensions: dict | None = None, groups: Any = None, allow_down: list | None = None, release: str = "",
     **more: Any,

@@ -53,7 +53,7 @@ def staged(name: str, env: Any, stage: str = "", group: str = "") -> dict:
         The group of hosts, where there are several.
     """
     if __opts__.get("test"):
-        return {"name": name, "result": None, "changes": {}, "comment": f"{name} would run"}
+        return _would(name, f"{name} would run")
     return _step(name, "ckan_fleet.stage", env=env, arguments={"name": stage or name, "group": group})
 
 
@@ -68,7 +68,7 @@ def reverted(name: str, env: Any) -> dict:
     """
     if __opts__.get("test"):
         # `onfail` takes a step that would run for one that failed.
-        return {"name": name, "result": None, "changes": {}, "comment": "a failure would be reverted"}
+        return _would(name, "a failure would be reverted")
     return _step(name, "ckan_fleet.revert", env=env)
 
 
@@ -82,8 +82,12 @@ def closed(name: str, env: Any) -> dict:
         The name of the environment.
     """
     if __opts__.get("test"):
-        return {"name": name, "result": None, "changes": {}, "comment": "the run would be closed"}
+        return _would(name, "the run would be closed")
     return _step(name, "ckan_fleet.close", env=env)
+
+
+def _would(name: str, comment: str) -> dict:
+    return {"name": name, "result": None, "changes": {}, "comment": comment}
 
 
 def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any) -> dict:

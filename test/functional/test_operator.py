@@ -141,12 +141,13 @@ def test_an_operator_with_hostile_arguments_changes_nothing_outside_and_learns_n
         parameters = [name for name in inspect.signature(modules[function]).parameters if name != "kwargs"]
         calls = [dict.fromkeys(parameters, value) for value in hostile(canary)]
         # And one at a time, where the others are as somebody would type them.
-        meant = {
-            "release": later_id(portal) if function.endswith(("build", "plan", "deploy")) else portal.releases()[0]
-        }
+        makes = function.endswith(("build", "plan", "deploy", "clone"))
+        meant = {"release": later_id(portal) if makes else portal.releases()[0]}
         meant.update(
             {"name": "20200101000000Z", "confirm": "20200101000000Z", "knows": "r1", "at": "r2", "fresh": False}
         )
+        if function.endswith("clone"):
+            meant.update({"contents": modules["ckan_release.plan"]()["contents"], "layer": "0123456789abcdef"})
         for name in [name for name in parameters if name not in ("by", "job", "reason")]:
             base = {other: meant[other] for other in parameters if other in meant}
             calls += [{**base, name: value} for value in hostile(canary)[::3]]

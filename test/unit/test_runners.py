@@ -165,17 +165,21 @@ def test_a_reason_of_several_lines_is_one(master: FakeMaster, ask: Callable) -> 
     assert "election night" in ask("ckan.lock_status", "production")
 
 
-@pytest.fixture
-def step(master: FakeMaster, tmp_path: Path) -> Callable[..., dict]:
-    """A step of an orchestration, by Salt's own loader."""
-    opts = options(tmp_path, states_dirs=[str(REPO / "_states")])
-    utils = salt.loader.utils(opts)
-    states = salt.loader.states(opts, {}, utils, {}, context={})
+def steps(place: Path, **more: Any) -> Callable[..., dict]:
+    """The steps of an orchestration, by Salt's own loader."""
+    opts = options(place, states_dirs=[str(REPO / "_states")], **more)
+    states = salt.loader.states(opts, {}, salt.loader.utils(opts), {}, context={})
 
     def call(function: str, name: str, **kwargs: Any) -> dict:
         return states[f"ckan_fleet.{function}"](name, **kwargs)
 
     return call
+
+
+@pytest.fixture
+def step(master: FakeMaster, tmp_path: Path) -> Callable[..., dict]:
+    """A step of an orchestration."""
+    return steps(tmp_path)
 
 
 def test_the_steps_of_a_run_load_the_runners_once(step: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +198,13 @@ def test_the_steps_of_a_run_load_the_runners_once(step: Callable, monkeypatch: p
 def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
     master: FakeMaster, tmp_path: Path, step: Callable
 ) -> None:
-    opts = options(tmp_path, states_dirs=[str(REPO / "_states")], test=True)
-    states = salt.loader.states(opts, {}, salt.loader.utils(opts), {}, context={})
-    planned = states["ckan_fleet.planned"]("plan", env="production")
+    tried = steps(tmp_path, test=True)
+    planned = tried("planned", "plan", env="production")
     assert planned["result"] is None and planned["changes"]["changes"] == ["ckanext-mycity changed"], planned
-    assert states["ckan_fleet.staged"]("build", env="production")["result"] is None
-    assert states["ckan_fleet.closed"]("done", env="production")["result"] is None
+    assert tried("staged", "build", env="production")["result"] is None
+    assert tried("closed", "done", env="production")["result"] is None
     # Salt takes a step that only would run for one that failed.
-    assert states["ckan_fleet.reverted"]("revert", env="production")["result"] is None
+    assert tried("reverted", "revert", env="production")["result"] is None
     assert {function for function, _, _ in master.asked} <= {
         "ckan_plan.ready",
         "ckan_release.plan",

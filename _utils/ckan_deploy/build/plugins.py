@@ -7,7 +7,6 @@ plugins load is asked again by the boot of the stage ``check``.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from ckan_deploy.build.uv_and_pip import Installer
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
 from ckan_deploy.sources.origins import Prepared
+from ckan_deploy.system import arguments
 
 # setuptools has had no pkg_resources since 82, and has warned of that since 81.
 WITH_PKG_RESOURCES = "setuptools<81"
@@ -111,8 +111,7 @@ def _told(unknown: Iterable[str], known: Iterable[str]) -> str:
     """Say which plugins nothing brings, each with the nearest one that is known."""
     named = []
     for plugin in unknown:
-        close = difflib.get_close_matches(plugin, sorted(known), n=1)
-        named.append((plugin, f" (did you mean {close[0]}?)" if close else ""))
+        named.append((plugin, arguments.near(plugin, sorted(known))))
     if len(named) == 1:
         plugin, hint = named[0]
         return (

@@ -81,9 +81,9 @@ def plan(
     reverted: list[str] = []
     progress.quiet()
     try:
+        run.reason = arguments.line("reason", reason or "")
         found = hosts.targets(master, env)
         _refuse(run, given, extensions)
-        run.reason = arguments.line("reason", reason or "")
         _refuse_switches(
             dry_run=dry_run, force=force, maintenance=maintenance, steal=steal, accept_schema=accept_schema,
             downgrade=downgrade,
@@ -95,19 +95,24 @@ def plan(
             _lock(run, steal is True, reverted)
     except FormulaError as exc:
         return end.refused(run, str(exc), reverted)
+    return _planned(run, found, str(to or ""), reverted)
+
+
+def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str]) -> dict[str, Any]:
+    """Make the plan of a run that holds its deploy lock; frees that where there is none to be made."""
     begun = time.time()
     try:
         plans.choose_hosts(run, found)
-        outcome = plans.deploy(run) if kind == "deploy" else plans.rollback(run, str(to or ""))
+        outcome = plans.deploy(run) if run.kind == "deploy" else plans.rollback(run, to)
     except FormulaError as exc:
         if run.dry_run:
             return {"ok": False, "comment": str(exc)}
-        run.record.free(job)
+        run.record.free(run.job)
         return end.refused(run, str(exc), reverted)
     except BaseException:
         # Nothing was touched yet: whatever it is, nobody has to be kept out for it.
         if not run.dry_run:
-            run.record.free(job)
+            run.record.free(run.job)
         raise
     if not run.dry_run:
         _tell(run, begun, str(outcome["comment"]))
@@ -134,7 +139,7 @@ def _refuse(run: Run, given: Any, extensions: Any) -> None:
     if unknown:
         # The pillar of the master's own minion is among them.
         own = set(map(str, run.master.own_pillar()))
-        each = [f"{name}{hosts.near(name, known)}" for name in unknown if name not in own]
+        each = [f"{name}{arguments.near(name, known)}" for name in unknown if name not in own]
         if each:
             raise FormulaError(f"orch.{run.kind} does not know {', '.join(each)}; it knows {', '.join(known)}")
     if extensions is not None and not isinstance(extensions, dict):

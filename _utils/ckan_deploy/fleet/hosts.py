@@ -7,9 +7,8 @@ minion that is down out of its answers without a word.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import Factory, define, frozen
@@ -17,6 +16,7 @@ from attrs import Factory, define, frozen
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet.master import Answer, Master
 from ckan_deploy.settings.resolve import ciphertext
+from ckan_deploy.system import arguments
 from ckan_deploy.system import version as versions
 
 TIMEOUT = 30
@@ -123,7 +123,9 @@ def in_groups(groups: Any, hosts: list[str], members: Mapping[str, str]) -> list
     known = sorted({*members.values(), *members, "rest"} - {""})
     for name in groups:
         if name not in known or groups.count(name) > 1:
-            what = "stands twice in groups" if name in known else f"is no group, nor a host{near(name, known)}"
+            what = (
+                "stands twice in groups" if name in known else f"is no group, nor a host{arguments.near(name, known)}"
+            )
             raise FormulaError(f"{name} {what}; there are {', '.join(known)}")
     return _named(groups, hosts, members)
 
@@ -202,19 +204,6 @@ def version(master: Master) -> str:
     """
     files = master.files()
     return versions.digest(files) if files else ""
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """
-    Return `` (did you mean X?)`` for a name that is close to a known one, else ``''``.
-
-    name
-        What was given.
-    known
-        The names that there are.
-    """
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _named(groups: list[str], hosts: list[str], members: Mapping[str, str]) -> list[Group]:

@@ -15,6 +15,7 @@ from ckan_deploy.fleet import hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
+from ckan_deploy.system import arguments
 
 READY_TIMEOUT = 20
 STAGE_TIMEOUT = 30
@@ -171,7 +172,7 @@ def _allowed_down(run: Run, everyone: list[str]) -> list[str]:
         raise FormulaError(f"allow_down must be a list of hosts, such as [web3], not {allowed!r}")
     for host in allowed:
         if host not in everyone:
-            near = hosts.near(host, everyone)
+            near = arguments.near(host, everyone)
             raise FormulaError(
                 f"{host} in allow_down is no host of {run.env}{near}; its hosts are {', '.join(everyone)}"
             )

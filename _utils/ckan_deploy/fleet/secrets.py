@@ -5,7 +5,6 @@ Secrets for the pillar: encrypted with the keys of the master, so that its gpg r
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import getpass
 import os
@@ -19,6 +18,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.names import check_env
 from ckan_deploy.settings import mask
+from ckan_deploy.system import arguments
 
 
 def encrypt(master: Master, env: Any, key: Any, recipients: Sequence[str] = ()) -> str:
@@ -40,8 +40,7 @@ def encrypt(master: Master, env: Any, key: Any, recipients: Sequence[str] = ()) 
     check_env(env)
     key, names = str(key).removeprefix("ckan:"), mask.secret_names()
     if not any(fnmatch.fnmatchcase(key, name) and key.count(":") == name.count(":") for name in names):
-        near = difflib.get_close_matches(key, names, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = arguments.near(key, names)
         raise FormulaError(f"{key} is not a secret setting{hint}; the secret ones are {', '.join(names)}")
     block = pillar_block(master.keyring, key, read(f"{key} of {env}"), recipients)
     return f"# Into the secrets of {env}: a file of its pillar whose first line is #!yaml|gpg\n{block}"

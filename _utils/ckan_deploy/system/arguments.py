@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import InvalidArgument
@@ -97,6 +97,19 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """
+    Return `` (did you mean X?)`` for a name that is close to a known one, else ``''``.
+
+    name
+        What was given.
+    known
+        The names that there are.
+    """
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
 def fit(
     name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], more: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -118,13 +131,11 @@ def fit(
     parameters = inspect.signature(function).parameters.values()
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     known = [*(parameter.name for parameter in named), *more]
-    takes = f"it takes {', '.join(known)}" if known else "it takes nothing"
+    takes = f"it takes {', '.join(known) or 'nothing'}"
     given = {key: value for key, value in kwargs.items() if not key.startswith("__")}
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            meant = f" (did you mean {close[0]}?)" if close else ""
-            raise InvalidArgument(f"{name} does not know {key}{meant}; {takes}")
+            raise InvalidArgument(f"{name} does not know {key}{near(key, known)}; {takes}")
     if len(args) > len(named):
         plural = "" if len(named) == 1 else "s"
         raise InvalidArgument(f"{name} takes {len(named)} argument{plural}, not {len(args)}; {takes}")
