@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 
 class FormulaError(Exception):
     """Something cannot be done; the thin modules raise it as Salt's ``CommandExecutionError``."""
@@ -20,6 +22,11 @@ def sentence(exc: BaseException) -> str:
     """
     if isinstance(exc, FormulaError):
         return str(exc)
+    if isinstance(exc, shutil.Error) and exc.args and isinstance(exc.args[0], list) and exc.args[0]:
+        # Of a tree that was copied: each file that could not be.
+        _, place, reason = exc.args[0][0]
+        others = len(exc.args[0]) - 1
+        return f"{place}{f' and {others} more' if others else ''} cannot be copied: {reason}"
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.strerror}: {exc.filename or 'unknown file'}"
     if isinstance(exc, (KeyboardInterrupt, SystemExit)):

@@ -5,6 +5,7 @@ in states that are made once and brought back for each point.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ OPAQUE = {
     re.compile(r"usr/lib/ckan/shared/mirrors/[^/]+\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$|(^|/)incoming-"),
     re.compile(r"usr/lib/ckan/.*/\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$"),
 }
+WRITTEN = re.compile(r"usr/lib/ckan/shared/installed/[0-9a-f]{16}\.json")
 PATCH = """\
 --- a/ckan/exceptions.py
 +++ b/ckan/exceptions.py
@@ -220,11 +222,18 @@ class Rig:
                 (inner := place.fullmatch(name)) and not drafts.search(inner[1]) for place, drafts in OPAQUE.items()
             ):
                 continue
-            plain = re.sub(r"[0-9a-f]{40}", "COMMIT", name)
+            plain = re.sub(r"[0-9a-f]{40}", "COMMIT", self._of_tree(name))
             sized = name.endswith(".py") and "/releases/" in name
             plain = ID_PATTERN.sub(lambda match: match[0] if match[0] == NEXT else "ID", plain)
             found[plain] = max(status.st_size if sized else 0, found.get(plain, 0))
         return found
+
+    def _of_tree(self, name: str) -> str:
+        """What is written down of a shared tree has the name of that tree, as long as there is one."""
+        if not WRITTEN.fullmatch(name):
+            return name
+        tree = json.loads((self.root / name).read_text())["tree"]
+        return f"written down of {os.path.relpath(tree, self.root)}" if os.path.isdir(tree) else name
 
     def used(self) -> int:
         """

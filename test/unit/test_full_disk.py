@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import quick
 from quick import Quick
 
 from ckan_deploy.deploy import prune, stages
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import lock, reserve
 from ckan_deploy.serve import health
 
@@ -130,3 +131,15 @@ def test_a_full_disk_of_what_is_shared_is_refused_at_plan(host, mount):
 def test_a_host_that_cannot_be_locked_says_why(host):
     (host.home / "shared").write_text("a file")
     assert deployed(host).startswith("the deploy failed at plan: this host cannot be locked (Not a directory: ")
+
+
+def test_a_tree_that_cannot_be_copied_is_one_sentence(tmp_path, mount):
+    """``shutil`` lists each file of it."""
+    tree, full = tmp_path / "tree", mount(tmp_path / "full", "16k")
+    tree.mkdir()
+    for number in range(9):
+        (tree / f"file{number}").write_bytes(b"x" * 4096)
+    with pytest.raises(OSError) as caught:
+        shutil.copytree(tree, full / "copy")
+    said = sentence(caught.value)
+    assert re.fullmatch(rf"{full}/copy/file\d and \d more cannot be copied: \[Errno 28\] No space left on device", said)

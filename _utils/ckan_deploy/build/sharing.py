@@ -258,8 +258,7 @@ def forget(shared: str) -> None:
     """
     for file, tree in _noted(shared):
         if not os.path.isdir(tree):
-            for name in (file, f"{file}.lock"):
-                files.try_unlink(name)
+            files.try_unlink(file)
 
 
 def _checked(shared: str, tree: str) -> tuple[list[Changed], dict[str, Seen]]:
@@ -359,12 +358,12 @@ def _folder(shared: str) -> str:
 
 @contextlib.contextmanager
 def _held(shared: str, tree: str) -> Iterator[str]:
-    """The file of a tree, for as long as nobody else reads or writes it."""
+    """The file of a tree, for as long as nobody else reads or writes those of this host."""
     name = hashlib.sha256(tree.encode("utf-8")).hexdigest()[:16]
     file = os.path.join(_folder(shared), f"{name}.json")
     with files.usual_modes():
         os.makedirs(_folder(shared), exist_ok=True)
-        with files.locked(f"{file}.lock"):
+        with files.locked(os.path.join(_folder(shared), ".lock")):
             yield file
 
 
