@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 
@@ -26,7 +27,8 @@ def sentence(exc: BaseException) -> str:
         # Of a tree that was copied: each file that could not be.
         _, place, reason = exc.args[0][0]
         others = len(exc.args[0]) - 1
-        return f"{place}{f' and {others} more' if others else ''} cannot be copied: {reason}"
+        why = re.sub(r"\[Errno \d+\] ([^:]+).*", r"\1", str(reason), flags=re.DOTALL)
+        return f"{place}{f' and {others} more' if others else ''} cannot be copied: {why}"
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.strerror}: {exc.filename or 'unknown file'}"
     if isinstance(exc, (KeyboardInterrupt, SystemExit)):
