@@ -198,6 +198,17 @@ def test_a_release_has_the_checkout_as_it_is(awkward, tmp_path, kind):
     assert not (tmp_path / "release/src/it/.git/ckan-notes.json").exists()
 
 
+@pytest.mark.parametrize("kind", AWKWARD)
+def test_the_objects_of_a_checkout_and_its_submodules_are_in_packs(awkward, tmp_path, kind):
+    """An origin on this host has each in a file of its own, in directories that every release would have as well."""
+    repo, target = awkward[kind], tmp_path / "checkout"
+    checkout(Origin(str(repo)), repos.git(repo, "rev-parse", "HEAD"), str(target), str(tmp_path / "shared/mirrors"))
+    found = [folder for folder in target.rglob("objects") if ".git" in folder.parts and (folder / "pack").is_dir()]
+    assert found
+    for objects in found:
+        assert {folder.name for folder in objects.iterdir()} <= {"pack", "info"}
+
+
 def in_lfs(repo: Path, *names: str) -> None:
     write(repo, ".gitattributes", "*.png filter=lfs diff=lfs merge=lfs -text\n")
     for name in names:

@@ -17,8 +17,11 @@ STEADY = (
     "-c", "clone.defaultRemoteName=origin", "-c", "init.templateDir=", "-c", "core.attributesFile=/dev/null",
     "-c", "filter.lfs.smudge=", "-c", "filter.lfs.process=", "-c", "filter.lfs.required=false",
 )  # fmt: skip
+# Objects in one pack, as they come from a server: of an origin on this host, and of a few commits, each is a file, in up
+# to 256 directories, which every release would have.
+PACK = ("-c", "pack.threads=1", "repack", "-a", "-d", "-q")
 # Files anew, by git's own defaults. Not by "checkout", which says that all is well with files that it could not write.
-AGAIN = "git read-tree --empty && git reset -q --hard"
+AGAIN = f"git read-tree --empty && git reset -q --hard && git {' '.join(PACK)}"
 # What stands in place of a file whose content is in Git LFS, and how large that may be.
 POINTER, POINTER_SIZE = b"version https://git-lfs.github.com/spec/", 1024
 # A refusal is for people: so many files are named.
@@ -45,6 +48,7 @@ def clone(origin: Origin, commit: str, mirror: str, target: str) -> None:
     git.local(["-C", target, "update-ref", "--no-deref", "HEAD", commit], what)
     # Not by "checkout", which says that all is well with files that it could not read or write.
     git.local(["-C", target, "reset", "-q", "--hard", commit, "--"], what)
+    git.local(["-C", target, *PACK], f"{target} cannot be made")
     git.local(["-C", target, "remote", "set-url", "origin", origin.url], what)
 
 
