@@ -167,7 +167,7 @@ def pack(release: str, by: str = "", job: str = "", layer: bool = True) -> dict[
 
 
 def check(
-    release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False
+    release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False, boots: bool = False
 ) -> dict[str, Any]:  # fmt: skip
     """
     Boot CKAN once inside a built release and record what it says.
@@ -180,9 +180,12 @@ def check(
         Another host serves this release already, so it gets along with the database.
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
+    boots
+        Start the app server of the release meanwhile, for the stage ``start``; not kept where a migration is pending.
 
-    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "ckan_version", "seconds"}``. Raises
-    ``CommandExecutionError`` with one line that names the plugin and its exception; the release is then ``failed``.
+    Returns ``{"pending", "migrates": whether the stage ``migrate`` has anything to do, "schema", "plugins", "datasets",
+    "warnings", "ckan_version", "seconds"}``. Raises ``CommandExecutionError`` with one line that names the plugin and
+    its exception; the release is then ``failed``.
 
     CLI Example:
 
@@ -191,7 +194,7 @@ def check(
         salt web1 ckan_release.check 20261125021500Z
     """
     with salt_errors():
-        return stages.check(_site(), release, by, job, served, closes)
+        return stages.check(_site(), release, by, job, served, closes, boots)
 
 
 def migrate(release: str, by: str = "", job: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pytest
 from ckan_deploy.deploy import stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers, app_server, services, steady, uwsgi
+from ckan_deploy.serve import answers, app_server, draining, services, steady, uwsgi
 from ckan_deploy.system import supervisor
 from fakes import fake_site
 from parts.supervisor import Supervisor
@@ -248,7 +248,7 @@ def serving(place: Place) -> Iterator[Callable[[float], Site]]:
         return site
 
     yield start
-    app_server.stop(place.site(STAYS), str(place.script.parents[1]), drain=False)
+    draining.stop(place.site(STAYS), str(place.script.parents[1]), drain=False)
 
 
 def test_h01_an_app_server_that_ends_after_it_answered_is_told_and_is_an_error_of_the_status(serving):
@@ -293,7 +293,7 @@ def test_an_app_server_that_a_killed_supervisor_has_left_is_ended(serving, place
     eventually(lambda: not place.supervisor.pid())
     try:
         assert answers.pid(path) == pid
-        assert app_server.stop(site, path, drain=False)
+        assert draining.stop(site, path, drain=False)
         assert not answers.pid(path) and not psutil.pid_exists(pid)
     finally:
         place.supervisor.start()
@@ -302,7 +302,7 @@ def test_an_app_server_that_a_killed_supervisor_has_left_is_ended(serving, place
 def test_what_listens_at_the_end_of_a_link_of_ckans_user_is_not_ended(serving, place, tmp_path):
     site = serving(600)
     path = place.script.parents[1]
-    app_server.stop(site, str(path), drain=False)
+    draining.stop(site, str(path), drain=False)
     Path(uwsgi.program_file(site, str(path))).touch()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(place.root / "other.sock"))
@@ -311,5 +311,5 @@ def test_what_listens_at_the_end_of_a_link_of_ckans_user_is_not_ended(serving, p
         (path / "run/web.sock").symlink_to(place.root / "other.sock")
         # This very process, root's.
         assert answers.pid(str(path)) == os.getpid()
-        assert app_server.stop(site, str(path), drain=False)
+        assert draining.stop(site, str(path), drain=False)
     (path / "run/web.sock").unlink()

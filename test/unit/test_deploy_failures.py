@@ -17,7 +17,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.log import Log
 from ckan_deploy.releases.store import Releases
-from ckan_deploy.serve import app_server, health, maintenance, services
+from ckan_deploy.serve import app_server, draining, health, maintenance, services
 
 BEFORE_THE_END = ("build", "check", "migrate", "start", "activate", "verify")
 CAUSES = [
@@ -157,7 +157,7 @@ def test_h03_what_fails_after_verify_is_a_warning_and_the_release_is_live(host, 
         if what == "hook":
             host.hook("finish", "before", raising(cause))
         elif what == "stop_others":
-            patched.setattr(app_server, "stop_others", raising(cause))
+            patched.setattr(draining, "stop_others", raising(cause))
         elif what == "follow":
             patched.setattr(services, "follow", raising(cause))
         elif what == "whole":
@@ -287,7 +287,7 @@ def test_a_rollback_that_fails_says_where_the_host_is(host, monkeypatch, where, 
     first, second = host.deploy(), host.deploy()
     with monkeypatch.context() as patched:
         place = {"start": (switch, "start"), "switch": (app_server, "switched"), "health": (health, "health"),
-                 "after": (app_server, "stop_others")}[where]  # fmt: skip
+                 "after": (draining, "stop_others")}[where]  # fmt: skip
         calls: list[int] = []
         real = getattr(*place)
 

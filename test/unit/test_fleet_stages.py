@@ -89,6 +89,28 @@ def test_a_deploy_goes_through_its_stages_and_is_noted_as_wanted(master: FakeMas
     assert last_words == [f"{text}\nreport: {record.folder}/reports/{release}-deploy-{JOB}.html"]
 
 
+@pytest.mark.parametrize("maintenance", [False, True], ids=["open", "in maintenance"])
+def test_no_host_is_asked_to_migrate_where_the_check_found_nothing_to_do(master: FakeMaster, maintenance: bool) -> None:
+    """But the portal is closed for it, where somebody has asked for that."""
+    master.answers["ckan_release.check"] = {"pending": {}, "migrates": False}
+    begin.plan(master, "production", maintenance=maintenance, job=JOB)
+    said = {name: stages.stage(run_of(master), name) for name in DEPLOY}
+    assert all(answer["ok"] for answer in said.values())
+    assert bool(master.told("ckan_release.migrate")) == maintenance
+    if not maintenance:
+        assert (said["migrate"]["comment"], "migrate" in run_of(master).seconds) == ("nothing to do", False)
+
+
+def test_the_app_server_is_started_beside_the_check_unless_the_portal_is_closed_for_a_migration(
+    master: FakeMaster,
+) -> None:
+    for maintenance in (False, True):
+        master.answers["ckan_release.check"] = {"migrates": False}
+        orchestrate(master, maintenance=maintenance)
+        told = master.told("ckan_release.check")[-1][1]
+        assert (told.get("boots", False), told.get("closes", False)) == (not maintenance, maintenance)
+
+
 def test_each_stage_is_an_event_when_it_begins_and_one_for_each_host(master: FakeMaster) -> None:
     orchestrate(master)
     release = master.current["web1"]

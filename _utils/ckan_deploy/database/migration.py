@@ -59,6 +59,21 @@ def foresee(
         ) from exc
 
 
+def due(site: Site, checked: Mapping[str, Any]) -> bool:
+    """
+    Say whether ``run`` has anything to do, or the hooks of its stage.
+
+    site
+        The site.
+    checked
+        What the check of the release found: see ``probe.check``.
+    """
+    return bool(
+        checked.get("pending") or checked.get("datastore") or probe.init_commands(site)
+        or site.settings.backup.when == "always" or any(hook.stage == "migrate" for hook in site.settings.hooks)
+    )  # fmt: skip
+
+
 def run(site: Site, release: str, checked: Mapping[str, Any], closed: bool) -> dict[str, Any]:
     """
     Bring the database to the heads of a release, where its check found something pending.

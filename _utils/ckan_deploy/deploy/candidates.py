@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 from collections.abc import Iterator
 
+from attrs import define
+
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
+from ckan_deploy.serve import app_server, draining
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,41 @@ def create(site: Site, release: str, planned: Resolution, by: str, job: str) -> 
     about = {"env": site.settings.env, "site": site.settings.site, "by": by, "job": job}
     # What it is to hold from the start: a prune spares the checkouts that it names.
     site.releases.create(release, resolution=planned, **about)
+
+
+@define
+class Server:
+    """An app server that is being started; it is stopped again unless somebody says ``keep``."""
+
+    kept: bool = False
+
+    def keep(self) -> None:
+        """Let it run on."""
+        self.kept = True
+
+
+@contextlib.contextmanager
+def booted(site: Site, path: str) -> Iterator[Server]:
+    """
+    Start the app server of a release meanwhile: its boot takes as long as the one of the check. Where it does not come
+    up the stage ``start`` tries again, and says why.
+
+    site
+        The site.
+    path
+        The directory of the release.
+    """
+    server = Server()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        booting = pool.submit(app_server.boot, site, path)
+        try:
+            yield server
+        finally:
+            # A boot that nobody needs is not waited for; one that has not begun yet is stopped after it.
+            if not server.kept:
+                draining.stop(site, path, drain=False)
+            if booting.exception() is not None or not server.kept:
+                draining.stop(site, path, drain=False)
 
 
 @contextlib.contextmanager

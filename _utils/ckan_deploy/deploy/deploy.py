@@ -191,7 +191,7 @@ class _Deploy:
         return {}
 
     def _check(self, closes: bool) -> dict[str, Any]:
-        return stages.check(self.site, self.release, self.by, self.job, self.served, closes)
+        return stages.check(self.site, self.release, self.by, self.job, self.served, closes, boots=not closes)
 
     def _close(self) -> None:
         # Noted before it is done: it may get half-way.

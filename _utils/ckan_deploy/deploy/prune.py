@@ -11,7 +11,7 @@ from ckan_deploy.build import layers, sharing
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import choice, lock
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, in_use, shared_files
+from ckan_deploy.serve import app_server, draining, in_use, shared_files
 from ckan_deploy.sources import origins
 from ckan_deploy.system import arguments
 
@@ -103,19 +103,19 @@ def end_standby(site: Site) -> list[str]:
     """
     # Not a deploy: who locks these out means no switch.
     with lock.held(site, "end_standby", locked=False):
-        app_server.forget_standby(site)
+        draining.forget_standby(site)
         stopped = []
         for manifest in site.releases.manifests():
             # One that is checked belongs to a deploy that is under way.
             if manifest.state in ("retired", "bad") and manifest.id != site.releases.current():
-                if app_server.stop(site, site.releases.directory(manifest.id)):
+                if draining.stop(site, site.releases.directory(manifest.id)):
                     stopped.append(manifest.id)
         return stopped
 
 
 def _remove(site: Site, release: str) -> None:
     path = site.releases.directory(release)
-    app_server.stop(site, path, drain=False)
+    draining.stop(site, path, drain=False)
     site.releases.remove(release)
     app_server.forget(site, path)
 

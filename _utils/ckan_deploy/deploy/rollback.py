@@ -13,7 +13,7 @@ from ckan_deploy.deploy import switch
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import choice, lock, stage
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, health, maintenance, uwsgi
+from ckan_deploy.serve import draining, health, maintenance, uwsgi
 
 
 def rollback_target(site: Site, to: str = "", force: bool = False) -> str:
@@ -153,7 +153,7 @@ def _back(site: Site, release: str, left: str, link: str, by: str, ran: bool) ->
             switch.serving(site, left, by)
             site.release(release).become("retired", by)
         if not ran:
-            app_server.stop(site, site.releases.directory(release), drain=switched)
+            draining.stop(site, site.releases.directory(release), drain=switched)
     except (FormulaError, OSError) as exc:
         problem = f" ({sentence(exc)})"
     now, was = site.releases.current(), left or link or "no release"
@@ -165,9 +165,9 @@ def _back(site: Site, release: str, left: str, link: str, by: str, ran: bool) ->
 def _finish(site: Site, release: str, by: str, job: str, restored: bool) -> list[str]:
     """What follows a rollback: the release is served, so what fails here is a warning."""
     try:
-        app_server.stop_others(site, site.releases.directory(release))
         index, warned = switch.reindex(site, release, by, job, restored)
-        warned = [*warned, *switch.follow(site), *switch.watch(site, release)]
+        done = switch.settle(site, release)
+        warned = [*warned, *done.warnings, *done.down]
         site.release(release).note(by, finish_due="", **({"index": index} if index else {}))
         return warned
     except Exception as exc:

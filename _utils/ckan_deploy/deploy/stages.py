@@ -5,25 +5,22 @@ time on all hosts; ``deploy.deploy`` calls them all on this one. ``plan`` is a m
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
-from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.build.wheels import Builder
-from ckan_deploy.database import backends, compatibility, migration, probe, search_index
-from ckan_deploy.deploy import candidates, options, preflight, prune, switch
+from ckan_deploy.database import migration, search_index
+from ckan_deploy.deploy import candidates, checking, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.releases import reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, health, maintenance, shared_files, smoke
-from ckan_deploy.sources import seen
+from ckan_deploy.serve import app_server, draining, health, maintenance, shared_files, smoke
 from ckan_deploy.system import arguments
 
 # Seconds that a deploy which is reverted waits for what is still at work on the host.
@@ -106,7 +103,8 @@ def pack(site: Site, release: str, by: str = "", job: str = "", layer: bool = Tr
 
 
 def check(
-    site: Site, release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False
+    site: Site, release: str, by: str = "", job: str = "", served: bool = False, closes: bool = False,
+    boots: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Boot CKAN once inside a built release and record what it says.
@@ -117,10 +115,13 @@ def check(
         Another host serves this release already, so it gets along with the database.
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
+    boots
+        Start the app server of the release meanwhile, for the stage ``start``; not kept where a migration is pending.
 
-    Returns ``{"pending", "schema", "plugins", "datasets", "warnings", "backends": versions of what is behind CKAN,
-    "undeclared": options that nobody declares, "ckan_version", "seconds"}``. Raises ``FormulaError`` with one line that
-    names the plugin and its exception; the release is then ``failed``.
+    Returns ``{"pending", "migrates": whether the stage ``migrate`` has anything to do, "schema", "plugins", "datasets",
+    "warnings", "backends": versions of what is behind CKAN, "undeclared": options that nobody declares,
+    "ckan_version", "seconds"}``. Raises ``FormulaError`` with one line that names the plugin and its exception; the
+    release is then ``failed``.
     """
     with stage.running(site, "check", release, by, job) as warned:
         candidate = site.release(release)
@@ -130,20 +131,16 @@ def check(
             if not manifest.built_on:  # where it was built they were asked for all
                 overridden = manifest.resolution.overridden if manifest.resolution else {}
                 packages.check(path, Builder.of(site, path), tolerate=sorted(overridden))
-            _refuse_lost_patches(site, path, manifest)
+            checking.refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
             warned += preflight.remarks(site)
-            behind = _behind(site, path)
-            warned += behind.remarks
-            result = {**probe.check(site, path), "backends": behind.versions}
-            result["warnings"] += options.unknown(site, result.get("undeclared", {}), result.get("ckan_version", ""))
-            newer = compatibility.unknown(site, result["schema"], served)
-            if newer["problem"]:
-                raise FormulaError(newer["problem"])
-            result["warnings"] += [f"the database is newer in {name}, which was accepted" for name in newer["leave"]]
-            if result["pending"]:
-                ahead = migration.foresee(site, manifest, result, closes)
-                result["maintenance"], result["warnings"] = ahead["maintenance"], result["warnings"] + ahead["warnings"]
+            with candidates.booted(site, path) if boots else contextlib.nullcontext() as server:
+                result, remarks = checking.ask(site, path)
+                warned += remarks
+                checking.compare(site, manifest, result, served, closes)
+                result["migrates"] = migration.due(site, result)
+                if server and not result["pending"]:
+                    server.keep()
             broken = result.pop("broken_plugins", {})
             candidate.become("checked", by, check=result, broken_plugins=broken)
         warned += result["warnings"]
@@ -264,8 +261,9 @@ def finish(
     index
         What the search index is made of now, on whichever host that was seen to; stands in the manifest.
 
-    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``, and ``down``, sentences,
-    where a service or the app server does not stay up: the release serves, but the deploy is not good.
+    Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``; ``draining``, releases
+    whose app servers are still at requests, where there are any; and ``down``, sentences, where a service or the app
+    server does not stay up: the release serves, but the deploy is not good.
     """
     with stage.running(site, "finish", release, by, job) as warned:
         live = site.release(release)
@@ -278,19 +276,20 @@ def finish(
         if index:
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
-        standby = previous if app_server.keep_standby(site, previous) else ""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            # Workers end their job and boot meanwhile, and are watched the sooner.
-            stopping = pool.submit(app_server.stop_others, site, live.directory, standby)
-            warned += switch.follow(site)
-        stopped = stopping.result()
-        # Not before: what a worker still runs from is spared.
-        pruned = _pruned(site, warned) if prunes else []
+        standby = previous if draining.keep_standby(site, previous) else ""
+        pruned: list[str] = []
+
+        def prune_old() -> list[str]:
+            problems: list[str] = []
+            pruned.extend(_pruned(site, problems))
+            return problems
+
+        done = switch.settle(site, release, standby, prune_old if prunes else None)
+        warned += [*done.warnings, *done.down]
         live.note(by, finish_due="")
-        down = switch.watch(site, release)
-        warned += down
-        told = {"stopped": stopped, "standby": standby, "pruned": pruned, "warnings": warned}
-        return {**told, **({"down": down} if down else {})}
+        told = {"stopped": done.stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+        told.update({name: found for name, found in (("draining", done.draining), ("down", done.down)) if found})
+        return told
 
 
 def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:
@@ -319,7 +318,7 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
         if candidate.is_current:
             warned += _leave(site, candidate.manifest)
         candidates.note_failed(site, release, by, reason)
-        app_server.stop(site, candidate.directory)
+        draining.stop(site, candidate.directory)
         warned += _removed(site, candidate)
         warned += switch.serving(site, back_to, by, reason)
     told = {"current": site.releases.current(), "removed": not site.releases.find(release)}
@@ -358,21 +357,3 @@ def _pruned(site: Site, warned: list[str]) -> list[str]:
         return []
     warned += [*done.spared, *done.problems]
     return done.gone
-
-
-def _behind(site: Site, path: str) -> backends.Backends:
-    """What is behind CKAN, asked by the very release: a first one could not be asked for at plan by a CKAN."""
-    behind = backends.ask(site, path)
-    if behind.problems:
-        raise FormulaError("; ".join(behind.problems))
-    return behind
-
-
-def _refuse_lost_patches(site: Site, path: str, manifest: Manifest) -> None:
-    if not manifest.resolution:
-        return
-    extensions = {name: pin.patches for name, pin in manifest.resolution.extensions.items()}
-    sandbox = Sandbox.of(site.settings)
-    lost = seen.lost(path, manifest.resolution.patches, extensions, lambda command: sandbox.run(command, [path]))
-    if lost:
-        raise FormulaError("; ".join(lost) + ".")

@@ -5,13 +5,30 @@ and what is noted of both.
 
 from __future__ import annotations
 
-from typing import Any
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ckan_deploy.database import search_index
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.ids import now
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, services, shared_files
+from ckan_deploy.serve import app_server, draining, services, shared_files
+
+# So long the end of a run waits for requests of the release before; after that supervisor alone sees to their end.
+DRAIN_SECONDS = 3
+
+
+class Settled(NamedTuple):
+    """
+    What followed a release: the releases whose app servers have ended, those whose are still at requests, warnings, and
+    a sentence for each service or app server that does not stay up.
+    """
+
+    stopped: list[str]
+    draining: list[str]
+    warnings: list[str]
+    down: list[str]
 
 
 def start(site: Site, release: str) -> dict[str, Any]:
@@ -26,11 +43,39 @@ def start(site: Site, release: str) -> dict[str, Any]:
     Returns ``{"started": bool, "seconds"}``. Raises ``FormulaError`` when it does not answer.
     """
     # What is asked for now is not stopped by a job that was meant for the deploy before.
-    app_server.forget_standby(site)
+    draining.forget_standby(site)
     path = site.releases.directory(release)
     shared_files.own(site, path)
     shared_files.publish(site)
-    return app_server.start(site, path)
+    # One that has served has had its pages asked for.
+    return app_server.start(site, path, warm=site.release(release).state == "checked")
+
+
+def settle(site: Site, release: str, standby: str = "", prune: Callable[[], list[str]] | None = None) -> Settled:
+    """
+    Bring what belongs to a release that serves now to it, all of it side by side: the app servers of other releases
+    finish their requests and end, services and cron jobs change over, and all is watched for ``stable_seconds``.
+
+    site
+        The site.
+    release
+        The id of the release.
+    standby
+        A release whose app server stays, too.
+    prune
+        Called when the services have changed over: what one still runs from is spared. Returns warnings.
+
+    Raises ``FormulaError`` where an app server cannot be stopped, when all the rest is done.
+    """
+    seconds = None if site.settings.web.wait_for_drain else DRAIN_SECONDS
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(draining.stop_others, site, site.releases.directory(release), standby, seconds)
+        warned = follow(site)
+        pruning = pool.submit(lambda: (stopping.result(), prune())[1]) if prune else None
+        down = watch(site, release)
+        ended = stopping.result()
+        warned += pruning.result() if pruning else []
+    return Settled(ended.stopped, ended.draining, warned, down)
 
 
 def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> dict[str, str]:

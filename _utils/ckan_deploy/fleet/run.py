@@ -51,9 +51,10 @@ class Run:
     packed once it has ``built``. Then the plan: the release and its resolution (``contents``), how a promoted one
     ``differs`` from the pillar here, the versions of the ``backends``, the hosts in their groups and those that are
     ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations
-    (``undo_on``). Then what the stages told: which host ``migrates``, what it told of that, the ``closed`` hosts that
-    this run has turned to maintenance (None as long as it has turned none), and what does not stay up (``unsteady``).
-    ``interrupted`` says who wanted it to end early. ``warnings`` are from all of it, each once.
+    (``undo_on``). Then what the stages told: whether there is anything to ``migrate``, which host ``migrates``, what it
+    told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none), and
+    what does not stay up (``unsteady``). ``interrupted`` says who wanted it to end early. ``warnings`` are from all of
+    it, each once.
     """
 
     master: Master
@@ -103,6 +104,7 @@ class Run:
     failures: list[Failure] = Factory(list)
     warnings: list[str] = Factory(list)
     unsteady: list[str] = Factory(list)
+    migrate: bool = False
     migrates: str = ""
     migration: dict[str, Any] = Factory(dict)
     closed: list[str] | None = None

@@ -61,7 +61,7 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
     """
     if name not in STAGES[run.kind]:
         raise FormulaError(f"{name!r} is no stage of a {run.kind}; the stages are {', '.join(STAGES[run.kind])}")
-    needless = {"downgrade": not run.undo, "index": not run.reindex}
+    needless = {"downgrade": not run.undo, "index": not run.reindex, "migrate": not (run.migrate or run.maintenance)}
     if run.nothing or needless.get(name):
         return {"ok": True, "comment": "nothing to do", "results": {}}
     names = _hosts_of(run, name, group)
@@ -106,8 +106,8 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
     about: dict[str, Any] = {"release": run.release, "by": run.by, "job": job}
     if function == "ckan_release.build":
         return {**about, "extensions": run.extensions, "contents": run.contents, **run.shipped}
-    if function == "ckan_release.check" and run.maintenance:
-        return {**about, "closes": True}
+    if function == "ckan_release.check":
+        return {**about, **({"closes": True} if run.maintenance else {"boots": True})}
     if function == "ckan_release.rollback":
         accept = {"accept_schema": True} if run.accept_schema else {}
         del about["release"]
@@ -229,6 +229,8 @@ def _note_answers(run: Run, name: str, told: Answers) -> None:
     answers = [answer for answer in told.good.values() if isinstance(answer, dict)]
     if name == "check" and any(answer.get("pending") and answer.get("maintenance") for answer in answers):
         run.maintenance = True
+    if name == "check" and any(answer.get("migrates") for answer in answers):
+        run.migrate = True
     if name == "migrate":
         run.migration = next((answer["migration"] for answer in answers if answer.get("migration")), {})
     if name == "verify" and any(answer.get("reindex") for answer in answers):

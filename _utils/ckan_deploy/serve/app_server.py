@@ -2,9 +2,9 @@
 App servers: one uWSGI per release under supervisor, for nginx; or the processes of Apache's mod_wsgi.
 
 Nothing here knows how a release is built. A release is a directory: its app server listens on ``run/web.sock`` in it.
-``uwsgi`` writes the files of one. Apache starts its processes itself, so there is nothing to start and to stop then;
-they are only told of a switch. With ``web:app: none`` the site's own server does all this, and the functions here do
-nothing.
+``uwsgi`` writes the files of one, ``draining`` stops it. Apache starts its processes itself, so there is nothing to
+start and to stop then; they are only told of a switch. With ``web:app: none`` the site's own server does all this, and
+the functions here do nothing.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ import psutil
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers, steady, uwsgi
+from ckan_deploy.serve import answers, draining, steady, uwsgi
 from ckan_deploy.settings import mask
 from ckan_deploy.system import processes as system_processes
 from ckan_deploy.system import supervisor
 from ckan_deploy.system.unix_http import UnixConnection
 
 POLL_SECONDS = 0.05
-# After the switch no new connection comes to the old server; the last ones get this long to be accepted.
-LINGER_SECONDS = 1.0
 # What supervisor says of a program that is not there any more.
-ENDED = ("FATAL", "BACKOFF", "EXITED", "STOPPED")
+ENDED = ("FATAL", "BACKOFF", "EXITED", "STOPPED", "unknown")
 
 
-def start(site: Site, path: str) -> dict[str, Any]:
+def boot(site: Site, path: str) -> bool:
     """
     Start the app server of a release, unless it runs, and wait until it answers as this release.
 
@@ -44,16 +42,19 @@ def start(site: Site, path: str) -> dict[str, Any]:
     path
         The directory of the release.
 
-    Returns ``{"started": bool, "seconds": ...}``. Raises ``FormulaError`` with the last line of the server's log when
-    it does not come up within ``web:boot_timeout`` seconds.
+    Returns whether it had to be started. Raises ``FormulaError`` with the last line of the server's log when it does
+    not come up within ``web:boot_timeout`` seconds.
     """
     if site.settings.web.app != "uwsgi":
-        return {"started": False, "seconds": 0.0}
+        return False
     begun = time.monotonic()
     conf, program = site.settings.web.supervisor_conf, _program(site, path)
-    if not answers.socket_problem(site, path):
+    # One without a file was told to stop, and may still answer.
+    if os.path.exists(uwsgi.program_file(site, path)) and not answers.socket_problem(site, path):
         _note(site, path)
-        return {"started": False, "seconds": round(time.monotonic() - begun, 2)}
+        return False
+    if not os.path.exists(uwsgi.program_file(site, path)):
+        draining.wait(site, path)
     uwsgi.write(site, path, uwsgi.boot_mark(supervisor.pid(conf)))
     supervisor.update(conf, program)
     if _state(site, program) in ENDED:
@@ -61,83 +62,25 @@ def start(site: Site, path: str) -> dict[str, Any]:
         supervisor.start(conf, program)
     _wait(site, path, program, begun)
     _note(site, path)
-    _warm(site, path)
-    return {"started": True, "seconds": round(time.monotonic() - begun, 2)}
-
-
-def stop(site: Site, path: str, drain: bool = True) -> bool:
-    """
-    Stop the app server of a release: requests under way are finished first, for ``web:drain_timeout`` seconds at most.
-
-    site
-        The site.
-    path
-        The directory of the release.
-    drain
-        Wait first for the last connections to be taken; not needed for a server that never had visitors.
-
-    Returns True when one was running.
-    """
-    conf = uwsgi.program_file(site, path)
-    if not os.path.exists(conf):
-        return False
-    if drain:
-        time.sleep(LINGER_SECONDS)
-    os.unlink(conf)
-    # One that was ended has taken its programs with it; of one that was killed they are left.
-    with contextlib.suppress(supervisor.NoSupervisor):
-        supervisor.remove(site.settings.web.supervisor_conf, _program(site, path))
-    _end_left(site, path)
     return True
 
 
-def stop_others(site: Site, path: str, standby: str = "") -> list[str]:
+def start(site: Site, path: str, warm: bool = False) -> dict[str, Any]:
     """
-    Stop the app servers of all releases of this site but one.
+    Do what ``boot`` does, and ask for pages, so that no visitor waits for the first of each process.
 
-    site
-        The site.
-    path
-        The directory of the release that stays, ``""`` for none.
-    standby
-        A release whose server stays, too.
+    site, path
+        As for ``boot``.
+    warm
+        Ask for them where it runs already, too: it was booted and nothing more.
 
-    Returns the names of the releases whose servers were stopped.
+    Returns ``{"started": bool, "seconds": ...}``. Raises ``FormulaError`` as ``boot`` does.
     """
-    stopped: list[str] = []
-    for name in uwsgi.releases(site):
-        if name not in (os.path.basename(path), standby):
-            if stop(site, os.path.join(site.paths.releases, name), drain=not stopped):
-                stopped.append(name)
-    return stopped
-
-
-def keep_standby(site: Site, release: str) -> bool:
-    """
-    Arrange that the app server of the release before is stopped in ``web:standby`` seconds, and not now.
-
-    site
-        The site.
-    release
-        The id of that release, or ``""``.
-
-    Returns whether it stays: not without a release, the setting, or a minion that runs all the time and so can stop it.
-    """
-    web = site.settings.web
-    if not (release and web.standby and web.app == "uwsgi" and site.host.stays):
-        return False
-    return site.host.schedule(_standby_job(site), "ckan_release.end_standby", web.standby)
-
-
-def forget_standby(site: Site) -> None:
-    """
-    Take back what ``keep_standby`` arranged.
-
-    site
-        The site.
-    """
-    if site.settings.web.standby and site.host.stays:
-        site.host.unschedule(_standby_job(site))
+    begun = time.monotonic()
+    started = boot(site, path)
+    if started or (warm and site.settings.web.app == "uwsgi"):
+        _warm(site, path)
+    return {"started": started, "seconds": round(time.monotonic() - begun, 2)}
 
 
 def processes(site: Site) -> list[dict[str, Any]]:
@@ -273,23 +216,6 @@ def forget(site: Site, path: str) -> None:
             os.unlink(file)
 
 
-def _end_left(site: Site, path: str) -> None:
-    """End what still listens for a release that supervisor knows nothing of: nobody else would."""
-    pid = answers.pid(path)
-    if not pid:
-        return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        left = psutil.Process(pid)
-        # The socket is CKAN's user's, and may be a link to anybody's.
-        if left.username() != site.settings.user:
-            return
-        left.terminate()
-        _, alive = psutil.wait_procs([left], timeout=site.settings.web.drain_timeout + 5)
-        for process in [*left.children(recursive=True), left] if alive else []:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
-
 def _wait(site: Site, path: str, program: str, begun: float) -> None:
     limit = site.settings.web.boot_timeout
     next_look = begun + 1.0
@@ -350,10 +276,6 @@ def _note(site: Site, path: str) -> None:
     """Note the process that answers for a release as started on purpose."""
     pid = answers.pid(path)
     steady.note(site, _program(site, path), [pid] if pid else [])
-
-
-def _standby_job(site: Site) -> str:
-    return f"ckan-standby-{site.settings.site}"
 
 
 def _state(site: Site, program: str) -> str:

@@ -19,7 +19,7 @@ import psutil
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, health, official_files, services, virtual_host
+from ckan_deploy.serve import app_server, draining, health, official_files, services, virtual_host
 from ckan_deploy.serve.official_files import PROGRAMS
 from ckan_deploy.system import files, safely, supervisor
 
@@ -102,7 +102,7 @@ def _put_back(site: Site, kept: Mapping[str, str], link: str) -> None:
         if os.path.exists(site.paths.nginx_site):
             os.unlink(site.paths.nginx_site)
         virtual_host.reload(site)
-    app_server.stop_others(site, "")
+    draining.stop_others(site, "")
     services.follow(attrs.evolve(site, settings=attrs.evolve(site.settings, services={}, workers={}, cron={})))
     if link:
         site.releases.restore_link(link)

@@ -167,6 +167,9 @@ class Web:
     threads: int = setting(4, "Threads of each process.", least=1)
     boot_timeout: int = setting(90, "Seconds an app server has to answer after its start.", least=1)
     drain_timeout: int = setting(20, "Seconds an old app server has to finish its requests.")
+    wait_for_drain: bool = setting(
+        False, "A deploy or a rollback ends when the old app server has. Else it waits for 3 s at most."
+    )
     warm: tuple[str, ...] = setting(
         ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=PAGE
     )
@@ -333,7 +336,7 @@ class Settings:
     services: Mapping[str, Service] = setting({}, "Long-running commands by name; see below.")
     workers: Mapping[str, Worker] = setting({}, "Job workers by name, the short form of `services`; see below.")
     stable_seconds: int = setting(
-        5,
+        3,
         "Seconds that services and the app server of a release must stay up after their start for a deploy to be good. "
         "0: not watched.",
     )

@@ -17,8 +17,8 @@ STEADY = (
     "-c", "clone.defaultRemoteName=origin", "-c", "init.templateDir=", "-c", "core.attributesFile=/dev/null",
     "-c", "filter.lfs.smudge=", "-c", "filter.lfs.process=", "-c", "filter.lfs.required=false",
 )  # fmt: skip
-# Objects in one pack, as they come from a server: of an origin on this host, and of a few commits, each is a file, in up
-# to 256 directories, which every release would have.
+# Objects in one pack, as they come from a server. Of an origin on this host, and of a few commits, each is a file in
+# one of 256 directories, and every release would have them.
 PACK = ("-c", "pack.threads=1", "repack", "-a", "-d", "-q")
 # Files anew, by git's own defaults. Not by "checkout", which says that all is well with files that it could not write.
 AGAIN = f"git read-tree --empty && git reset -q --hard && git {' '.join(PACK)}"

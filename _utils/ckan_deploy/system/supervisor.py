@@ -137,6 +137,19 @@ def stop(conf: str, group: str) -> None:
     _call(conf, "stopProcessGroup", group, waits=True, ignore=[BAD_NAME])
 
 
+def begin_stop(conf: str, group: str) -> None:
+    """
+    Send the processes of a group their stop signal, and do not wait for their end: supervisor kills them when it takes
+    longer than their file allows. A group that is not known is left at that.
+
+    conf, group
+        As for ``update``.
+
+    Raises ``FormulaError`` when supervisor does not answer.
+    """
+    _call(conf, "stopProcessGroup", group, False, ignore=[BAD_NAME])
+
+
 def _call(conf: str, method: str, *arguments: Any, waits: bool = False, ignore: Iterable[int] = ()) -> Any:
     """What supervisor answers, ``waits`` for what takes as long as a program; None for a fault that is ignored."""
     timeout = None if waits else ANSWER_SECONDS
