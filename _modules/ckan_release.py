@@ -95,7 +95,7 @@ def end_standby() -> list[str]:
         return pruning.end_standby(_site())
 
 
-def rollback_target(to: str = "", force: bool = False) -> str:
+def rollback_target(to: str = "", force: bool = False, about: bool = False) -> str | dict[str, str]:
     """
     Return the release that ``rollback`` would go to. Changes nothing.
 
@@ -103,6 +103,8 @@ def rollback_target(to: str = "", force: bool = False) -> str:
         A release asked for by name.
     force
         Take one that is marked bad, too.
+    about
+        Return ``{"current": id, "target": id}``, and no error where the host is on ``to`` already.
 
     Raises ``CommandExecutionError`` when there is none.
 
@@ -113,7 +115,10 @@ def rollback_target(to: str = "", force: bool = False) -> str:
         salt web1 ckan_release.rollback_target
     """
     with salt_errors():
-        return rolling_back.rollback_target(_site(), to, force)
+        site = _site()
+        current = site.releases.current() if about else ""
+        target = current if to and to == current else rolling_back.rollback_target(site, to, force)
+        return {"current": current, "target": target} if about else target
 
 
 def rollback(

@@ -180,8 +180,8 @@ class FakeMaster:
             self.current[host] = self.older[host]
         return {"current": self.current.get(host, ""), "removed": True}
 
-    def _ckan_release_rollback_target(self, host: str, to: str, force: bool) -> str:
-        return to or FIRST
+    def _ckan_release_rollback_target(self, host: str, to: str, force: bool, about: bool) -> dict[str, str]:
+        return {"current": self.current[host], "target": to or FIRST}
 
     def _ckan_release_contents(self, host: str, release: str) -> dict[str, Any]:
         return {"extensions": {"ckanext-mycity": release}}

@@ -47,7 +47,7 @@ def deployed(tmp_path: Path, last_words: list[str], capsys: pytest.CaptureFixtur
     plan = master._ckan_release_plan
     master.answers = {
         "ckan_release.plan": lambda host, **about: {**plan(host, **about), "own_remarks": [PREFLIGHT]},
-        "ckan_release.check": {"pending": {}, "warnings": [PREFLIGHT, CHECK]},
+        "ckan_release.check": {"pending": {}, "migrates": True, "warnings": [PREFLIGHT, CHECK]},
         "ckan_release.migrate": {"migrated": False, "migration": {}, "warnings": [MIGRATE]},
     }
     begin.plan(master, "production", job=JOB)

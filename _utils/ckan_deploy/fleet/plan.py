@@ -6,12 +6,13 @@ Each function fills the run, and raises ``FormulaError`` with what is in the way
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, promote, shipping, storage, wanted
+from ckan_deploy.fleet import beside, hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
@@ -87,10 +88,12 @@ def deploy(run: Run) -> dict[str, Any]:
         run.source_release, asked["contents"] = taken.release, taken.contents
     # One host asks the origins and resolves the packages, so that all build the same.
     first = run.builder or names[0]
-    plans = _asked(run, [first], "ckan_release.plan", {**asked, "resolve": True})
+    others = [host for host in names if host != first]
+    resolved = {**asked, "resolve": False}
+    with beside.running(functools.partial(_asked, run, others, "ckan_release.plan", resolved)) as asking:
+        plans = _asked(run, [first], "ckan_release.plan", {**asked, "resolve": True})
     main = plans[first]
-    if others := [host for host in names if host != first]:
-        plans.update(_asked(run, others, "ckan_release.plan", {**asked, "resolve": False}))
+    plans.update(asking.result())
     shipping.refuse_differences(run, {host: plan["host"] for host, plan in plans.items()}, main)
     same = _one_directory({host: plan["host"]["place"] for host, plan in plans.items()})
     if same:
@@ -140,21 +143,24 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
 
     Returns ``{"ok", "comment", "release", "hosts", "extensions", "changes"}``.
     """
-    names = run.hosts
-    left = {host: state["current"] for host, state in _asked(run, names, "ckan_release.status", {}).items()}
+    names, about = run.hosts, {"to": to, "force": run.force, "about": True}
+    told = _asked(run, names, "ckan_release.rollback_target", about)
+    left = {host: told[host]["current"] for host in names}
     wanted.remember(run.record, left, run.down, run.job)
     asked = [host for host in names if not to or left[host] != to]
     if not asked:
         raise FormulaError(f"{', '.join(names)} are on {to} already; name another release with to")
-    answers = _asked(run, asked, "ckan_release.rollback_target", {"to": to, "force": run.force})
+    answers = {host: told[host]["target"] for host in asked}
     if not to and (len(set(answers.values())) > 1 or len(set(left.values())) > 1):
         each = ", ".join(f"{host} from {left[host]} to {answers[host]}" for host in names)
         raise FormulaError(
             f"the hosts would not go back together ({each}); name a release that all have with to: RELEASE"
         )
     run.release, run.left = answers[asked[0]], left
-    found = _database(run, asked)
-    run.contents = _asked(run, asked[:1], "ckan_release.contents", {"release": run.release})[asked[0]]
+    contents = functools.partial(_asked, run, asked[:1], "ckan_release.contents", {"release": run.release})
+    with beside.running(contents) as asking:
+        found = _database(run, asked)
+    run.contents = asking.result()[asked[0]]
     from_ = ", ".join(sorted(set(left.values()) - {run.release}))
     run.changes = [f"from {from_} back to {run.release}", *_database_changes(run, found)]
     if run.undo and (found["maintenance"] or run.maintenance):

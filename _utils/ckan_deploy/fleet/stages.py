@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, interrupts, maintenance, progress, shipping
+from ckan_deploy.fleet import beside, hosts, interrupts, maintenance, progress, shipping
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.run import Failure, Run, Span, join, told_once
 
@@ -202,20 +201,8 @@ def _cloned_meanwhile(run: Run, names: list[str]) -> Iterator[None]:
     about = {**arguments("ckan_release.clone", run, run.job), "contents": run.contents, "layer": run.layer}
     # Where it fails their build does it, or says why not.
     ask = functools.partial(hosts.ask, run.master, ahead, "ckan_release.clone", about)
-    with _beside(ask) if ahead else contextlib.nullcontext():
+    with beside.running(ask) if ahead else contextlib.nullcontext():
         yield
-
-
-@contextlib.contextmanager
-def _beside(function: Callable[[], object]) -> Iterator[None]:
-    """Run a function in a thread, and wait for its end."""
-    # What Salt loads finds its context only in the calling thread, or in a copy of what that has.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(function,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 def _prune_builder(run: Run) -> dict[str, str]:
@@ -297,7 +284,7 @@ def _index_watched(run: Run, names: list[str], begun: float) -> Iterator[None]:
                 if not over.is_set():
                     progress.tell(run, "index", "progress", host, time.time() - begun, answer["rebuild"])
 
-    with _beside(look):
+    with beside.running(look):
         try:
             yield
         finally:
