@@ -11,8 +11,9 @@ import pytest
 import quick
 from quick import Quick
 
-from ckan_deploy.database import compatibility
-from ckan_deploy.deploy import deploy, rollback, stages, status, switch
+from ckan_deploy.build import resolution
+from ckan_deploy.database import backends, compatibility
+from ckan_deploy.deploy import deploy, preflight, rollback, stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.log import Log
@@ -319,3 +320,15 @@ def test_a_hook_before_the_revert_does_not_keep_it_from_being_made(host, monkeyp
         said = fails(host)
     assert f"this host serves {first} as before; hook before abort" in said
     is_as_before(host, first)
+
+
+def test_what_the_backends_say_is_told_with_what_cannot_be_resolved(host, monkeypatch):
+    """Both are asked side by side, and a plan names all that is in the way."""
+    monkeypatch.setattr(backends, "ask", lambda site: backends.Backends(("ckan:redis_url: nobody answers",)))
+    said = fails(host)
+    assert said == "the deploy failed at plan: ckan:redis_url: nobody answers. -- nothing was touched."
+    monkeypatch.setattr(resolution, "resolve", raising(FormulaError("alpha cannot be had.")))
+    said = fails(host)
+    assert said.startswith("the deploy failed at plan: ckan:redis_url: nobody answers; alpha cannot be had.")
+    monkeypatch.setattr(preflight, "obstacles", lambda *_, **__: ["there is no room"])
+    assert "failed at plan: there is no room; ckan:redis_url: nobody answers" in fails(host)

@@ -4,8 +4,9 @@ What a deploy would do on this host, and what stands in its way. Changes nothing
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
@@ -22,7 +23,7 @@ from ckan_deploy.serve import storage
 from ckan_deploy.settings.fingerprint import hashes
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.sources.pins import Pin
-from ckan_deploy.system import disk
+from ckan_deploy.system import beside, disk
 
 # Settings whose changes are told by what they bring: commits, packages, patches, options of the ini.
 TOLD = (
@@ -80,18 +81,25 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
 
     Raises ``FormulaError`` with all that is in the way.
     """
-    # A host that serves nothing has no business with them, and may not reach them.
-    behind = backends.Backends() if site.settings.build.only else backends.ask(site)
-    # With build:ship the one that resolves builds for all.
-    obstacles = preflight.obstacles(site, release, builds=resolve or not site.settings.build.ship)
-    problems = list(filter(None, [lock.busy(site), *obstacles, *behind.problems]))
-    if problems:
-        raise FormulaError("; ".join(problems) + ".")
+    with beside.running(functools.partial(_behind, site)) as asking:
+        # With build:ship the one that resolves builds for all.
+        obstacles = preflight.obstacles(site, release, builds=resolve or not site.settings.build.ship)
+        if problems := list(filter(None, [lock.busy(site), *obstacles])):
+            raise _refusal([*problems, *asking.result().problems])
+        ini.validate(site)
+        if given:
+            promotion.refuse_differences(site, given)
+        try:
+            new = _resolution(site, given) if resolve else None
+        except FormulaError as exc:
+            if problems := list(asking.result().problems):
+                raise _refusal([*problems, str(exc).rstrip(".")]) from exc
+            raise
+        behind = asking.result()
+        if behind.problems:
+            raise _refusal(behind.problems)
     current = site.releases.current()
-    ini.validate(site)
     before = site.releases.read(current) if current else None
-    if given:
-        promotion.refuse_differences(site, given)
     about = {
         **_about_host(site, release, before, job),
         "backends": behind.versions,
@@ -99,9 +107,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     }
     remarks = [*preflight.remarks(site), *behind.remarks]
     planned = Plan(release, site.settings.env, current, _own_changes(site, before), about, own_remarks=remarks)
-    if not resolve:
+    if not new:
         return planned
-    new = promotion.adopt(site, given) if given else resolution.resolve(site)
     old = before.resolution if before else _of_environment(site)
     new = evolve(new, extensions=_follow_tags(new.extensions, old, site.settings.extensions))
     mirrors = os.path.join(site.paths.shared, "mirrors")
@@ -113,6 +120,19 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     if site.settings.build.ship:
         about["layer"] = layers.name(site, new)
     return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new))
+
+
+def _behind(site: Site) -> backends.Backends:
+    # A host that serves nothing has no business with them, and may not reach them.
+    return backends.Backends() if site.settings.build.only else backends.ask(site)
+
+
+def _refusal(problems: Sequence[str]) -> FormulaError:
+    return FormulaError("; ".join(problems) + ".")
+
+
+def _resolution(site: Site, given: Resolution | None) -> Resolution:
+    return promotion.adopt(site, given) if given else resolution.resolve(site)
 
 
 def missed(site: Site) -> tuple[str, str | None]:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import beside, hosts, promote, shipping, storage, wanted
+from ckan_deploy.fleet import hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, beside
 
 READY_TIMEOUT = 20
 STAGE_TIMEOUT = 30

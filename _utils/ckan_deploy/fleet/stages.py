@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import beside, hosts, interrupts, maintenance, progress, shipping
+from ckan_deploy.fleet import hosts, interrupts, maintenance, progress, shipping
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.run import Failure, Run, Span, join, told_once
+from ckan_deploy.system import beside
 
 # How often the rebuild of the search index is looked at, in seconds.
 LOOK_SECONDS = 10
