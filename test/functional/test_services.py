@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ckan_deploy.deploy import stages, status, switch
+from ckan_deploy.deploy import candidates, stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, app_server, draining, services, steady, uwsgi
@@ -38,10 +38,11 @@ while time.monotonic() < end:
     pass
 sys.exit(1)'"""
 
-# An app server in the place of uWSGI: answers as the release for some seconds. It takes the usual options.
+# An app server in the place of uWSGI: answers as the release for some seconds, and for some more once it must end.
+# It takes the usual options.
 SERVER = """\
 #!/usr/bin/python3
-import http.server, os, socketserver, sys, threading, time
+import http.server, os, signal, socketserver, sys, threading, time
 
 release, seconds = os.environ["RELEASE_DIR"], {seconds}
 
@@ -59,6 +60,7 @@ if os.path.exists(place):
     os.unlink(place)
 server = socketserver.ThreadingUnixStreamServer(place, Handler)
 threading.Timer(seconds, lambda: os._exit(1)).start()
+signal.signal(signal.SIGTERM, lambda *_: threading.Timer({linger}, lambda: os._exit(0)).start())
 server.serve_forever()
 """
 
@@ -238,13 +240,14 @@ def test_h01_workers_that_a_new_supervisor_has_started_have_not_ended_by_themsel
 
 
 @pytest.fixture
-def serving(place: Place) -> Iterator[Callable[[float], Site]]:
-    def start(seconds: float) -> Site:
+def serving(place: Place) -> Iterator[Callable[..., Site]]:
+    def start(seconds: float, linger: float = 0, starts: bool = True) -> Site:
         site = place.site(STAYS, workers={}, web={**place.web, "warm": []})
         program = place.script.with_name("uwsgi")
-        program.write_text(SERVER.format(seconds=seconds))
+        program.write_text(SERVER.format(seconds=seconds, linger=linger))
         program.chmod(0o755)
-        app_server.start(site, str(place.script.parents[1]))
+        if starts:
+            app_server.start(site, str(place.script.parents[1]))
         return site
 
     yield start
@@ -313,3 +316,54 @@ def test_what_listens_at_the_end_of_a_link_of_ckans_user_is_not_ended(serving, p
         assert answers.pid(str(path)) == os.getpid()
         assert draining.stop(site, str(path), drain=False)
     (path / "run/web.sock").unlink()
+
+
+def test_an_app_server_that_still_has_requests_is_left_to_supervisor_and_its_release_can_be_started_again(
+    serving, place
+):
+    site, path = serving(600, linger=4), str(place.script.parents[1])
+    first = answers.pid(path)
+    begun = time.monotonic()
+    assert draining.stop_others(site, "", seconds=0.5) == ([], [RELEASE])
+    assert time.monotonic() - begun < 3
+    assert draining.under_way(site) == [RELEASE] and psutil.pid_exists(first)
+    # It still answers, and is none to send visitors to.
+    assert app_server.start(site, path)["started"]
+    second = answers.pid(path)
+    assert second and second != first and not psutil.pid_exists(first)
+    assert draining.under_way(site) == []
+    assert draining.stop_others(site, "") == ([RELEASE], [])
+    assert not psutil.pid_exists(second)
+
+
+def test_what_had_requests_when_a_deploy_ended_is_forgotten_by_the_next_one(serving, place):
+    site = serving(600, linger=3)
+    assert draining.stop_others(site, "", seconds=0).draining == [RELEASE]
+    program = uwsgi.program(site, RELEASE)
+    eventually(lambda: draining.under_way(site) == [])
+    assert program in supervisor.processes(site.settings.web.supervisor_conf)
+    assert draining.stop_others(site, "", seconds=0) == ([], [])
+    assert program not in supervisor.processes(site.settings.web.supervisor_conf)
+
+
+def test_the_app_server_that_is_started_beside_the_check_stays_only_where_the_check_says_so(serving, place):
+    site, path = serving(600, starts=False), str(place.script.parents[1])
+    with candidates.booted(site, path):
+        pass
+    assert not answers.pid(path) and not os.path.exists(uwsgi.program_file(site, path))
+    begun = time.monotonic()
+    with pytest.raises(FormulaError, match="no plugin"), candidates.booted(site, path):
+        raise FormulaError("no plugin")
+    assert time.monotonic() - begun < 5 and not os.path.exists(uwsgi.program_file(site, path))
+    with candidates.booted(site, path) as server:
+        server.keep()
+    assert app_server.ask(site, path) == RELEASE
+    assert app_server.start(site, path)["started"] is False
+    draining.stop(site, path, drain=False)
+    # One that does not come up is for the stage start to tell.
+    place.script.with_name("uwsgi").write_text("#!/bin/sh\nexit 1\n")
+    with candidates.booted(site, path) as server:
+        server.keep()
+    assert not os.path.exists(uwsgi.program_file(site, path))
+    with pytest.raises(FormulaError, match="ended while starting"):
+        app_server.start(site, path)

@@ -11,6 +11,7 @@ import base64
 import configparser
 import http.client
 import os
+import time
 import xmlrpc.client
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ CONFIGURATIONS = ("/etc/supervisord.conf", "/etc/supervisor/supervisord.conf")
 # A supervisor that answers does so at once. One that stops a program takes what the program's file allows.
 ANSWER_SECONDS = 30
 # Of supervisor.xmlrpc.Faults.
-SHUTDOWN_STATE, BAD_NAME, ALREADY_ADDED = 6, 10, 90
+SHUTDOWN_STATE, BAD_NAME, ALREADY_ADDED, STILL_RUNNING = 6, 10, 90, 91
+POLL_SECONDS = 0.1
 
 
 class NoSupervisor(FormulaError):
@@ -109,7 +111,9 @@ def remove(conf: str, group: str) -> None:
     Raises ``FormulaError`` when supervisor does not answer, or cannot stop it.
     """
     stop(conf, group)
-    _call(conf, "removeProcessGroup", group, ignore=[BAD_NAME])
+    # What was told to stop before is not waited for by supervisor, which ends it in its time.
+    while not _call(conf, "removeProcessGroup", group, ignore=[BAD_NAME, STILL_RUNNING]) and group in processes(conf):
+        time.sleep(POLL_SECONDS)
 
 
 def start(conf: str, group: str) -> None:
