@@ -20,7 +20,7 @@ from ckan_deploy.deploy import plan, prune, rollback, stages, status
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, shared_files, uwsgi
+from ckan_deploy.serve import app_server, draining, shared_files, uwsgi
 from ckan_deploy.sources import origins
 from ckan_deploy.system import places
 from functional.steps import later_id
@@ -179,7 +179,7 @@ def test_by_hand_the_others_go_and_what_cannot_go_is_an_error(host, immutable):
 def test_one_thing_that_cannot_be_removed_does_not_keep_the_rest(host, monkeypatch, what):
     host.pillar["keep"] = 9
     releases = [host.deploy() for _ in range(4)]
-    place = {"server": (app_server, "stop"), "log": (app_server, "forget"), "assets": (shared_files, "forget"),
+    place = {"server": (draining, "stop"), "log": (app_server, "forget"), "assets": (shared_files, "forget"),
              "checkouts": (origins, "forget")}[what]  # fmt: skip
 
     def fail(*args: Any, **_: Any) -> None:
