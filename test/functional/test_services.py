@@ -107,6 +107,8 @@ def place() -> Iterator[Place]:
 
 @pytest.fixture
 def clean(place: Place) -> Iterator[Place]:
+    # Another test's app server has ended.
+    (place.root / "usr/lib/ckan/shared/started.json").unlink(missing_ok=True)
     yield place
     services.follow(place.site(STAYS, workers={}))
 
