@@ -115,6 +115,30 @@ def test_f19_all_logs_of_a_release_go_with_it_also_those_that_were_rotated(host)
     assert len([name for name in names if stays in name]) == 4
 
 
+def test_the_log_of_a_deploy_that_failed_stays_until_one_is_good(host, monkeypatch):
+    """Its message names that log."""
+    host.deploy()
+    logs = Path(host.site().paths.log)
+    logs.mkdir(parents=True, exist_ok=True)
+    failed = []
+
+    def verify(site: Site, release: str, *_: Any, **__: Any) -> Any:
+        failed.append(logs / f"{site.settings.site}-{release}.log")
+        failed[0].write_text("the page is broken")
+        raise FormulaError("a page fails")
+
+    with monkeypatch.context() as patched, pytest.raises(FormulaError):
+        patched.setattr(stages, "verify", verify)
+        host.deploy()
+    assert failed[0].read_text() == "the page is broken"
+    # By then there is no such release any more.
+    gone, other = (logs / f"{host.site().settings.site}-{name}.log" for name in ("20260101000000Z", "notes"))
+    failed[0].rename(gone)
+    other.touch()
+    host.deploy()
+    assert not gone.exists() and other.exists()
+
+
 def test_the_wanted_release_is_the_one_of_now_and_not_of_when_the_job_began(host):
     releases = [host.deploy(), host.deploy()]
     host.pillar["keep"] = 5

@@ -335,14 +335,13 @@ def _leave(site: Site, manifest: Manifest) -> list[str]:
 
 
 def _removed(site: Site, candidate: Release) -> list[str]:
-    """Remove a candidate, with its log; returns warnings: the host serves what it served before."""
+    """Remove a candidate; returns warnings: the host serves what it served before."""
     warnings = []
     with contextlib.suppress(FormulaError, OSError):
         # Each file has a link less then, which is nothing to look into.
         sharing.changed(site)
     try:
         candidate.remove()
-        app_server.forget(site, candidate.directory)
     except (FormulaError, OSError) as exc:
         warnings.append(sentence(exc))
     return warnings

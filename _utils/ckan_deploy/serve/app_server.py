@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import glob
 import http.client
 import os
 import re
 import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 import psutil
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, draining, steady, uwsgi
 from ckan_deploy.settings import mask
@@ -140,7 +141,7 @@ def watch(site: Site, release: str) -> str:
         return ""
     program = uwsgi.program(site, release)
     wrong = steady.watch(site, [program], booted=True).get(program) or unsteady(site, release)
-    said = mask.text(_tail(uwsgi.log(site, release)), site.settings) if wrong else ""
+    said = _said(site, release) if wrong else ""
     return f"the app server of {release} does not stay up: it {wrong}: {said}" if wrong else ""
 
 
@@ -210,10 +211,43 @@ def forget(site: Site, path: str) -> None:
     path
         The directory of the release.
     """
-    log = uwsgi.log(site, os.path.basename(path))
-    for file in [log, *glob.glob(f"{glob.escape(log)}.[0-9]*")]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
+    _remove_logs(site, lambda release: release == os.path.basename(path))
+
+
+def forget_gone(site: Site, known: Collection[str]) -> None:
+    """
+    Remove the logs of releases that there are no more: the one of a deploy that failed stays for whoever looks into it,
+    until the next one is good.
+
+    site
+        The site.
+    known
+        The ids of the releases that there are.
+    """
+    _remove_logs(site, lambda release: release not in known)
+
+
+def last_error(site: Site, release: str) -> str:
+    """
+    Return the last line of a release's log that names an error, without secrets; ``''`` where there is none, or where
+    the log is not the release's own.
+
+    site
+        The site.
+    release
+        The id of the release.
+    """
+    found = _errors(_lines(uwsgi.log(site, release))) if site.settings.web.app == "uwsgi" else []
+    return mask.text(found[-1], site.settings) if found else ""
+
+
+def _remove_logs(site: Site, goes: Callable[[str], bool]) -> None:
+    pattern = re.compile(rf"{re.escape(site.settings.site)}-({ID_PATTERN.pattern})\.log(\.[0-9]+)?")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(site.paths.log):
+            if (match := pattern.fullmatch(name)) and goes(match[1]):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(site.paths.log, name))
 
 
 def _wait(site: Site, path: str, program: str, begun: float) -> None:
@@ -235,9 +269,8 @@ def _wait(site: Site, path: str, program: str, begun: float) -> None:
             break
         time.sleep(POLL_SECONDS)
     release = os.path.basename(path)
-    log = uwsgi.log(site, release)
-    said = mask.text(_tail(log), site.settings)
-    raise FormulaError(f"the app server of {release} {problem}: {said}; see {log}")
+    said = _said(site, release)
+    raise FormulaError(f"the app server of {release} {problem}: {said}; see {uwsgi.log(site, release)}")
 
 
 def _warm(site: Site, path: str) -> None:
@@ -307,12 +340,19 @@ def _program(site: Site, path: str) -> str:
     return uwsgi.program(site, os.path.basename(path))
 
 
-def _tail(path: str) -> str:
-    """The line of a log that says most: the last one that names an error, else the last one."""
+def _said(site: Site, release: str) -> str:
+    """The line of a release's log that says most: the last one that names an error, else the last one."""
+    lines = _lines(uwsgi.log(site, release))
+    return mask.text((_errors(lines) or lines or ["an empty log"])[-1], site.settings)
+
+
+def _lines(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8", errors="replace") as handle:
-            lines = [line.strip() for line in handle.readlines()[-200:] if line.strip()]
+            return [line.strip() for line in handle.readlines()[-200:] if line.strip()]
     except OSError:
-        return "no log"
-    errors = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Exit)\b", line)]
-    return (errors or lines or ["an empty log"])[-1]
+        return []
+
+
+def _errors(lines: list[str]) -> list[str]:
+    return [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Exit)\b", line)]

@@ -167,6 +167,8 @@ def _refuse(site: Site, release: str, failures: Sequence[Failure], what: str) ->
     found = any(not failure.page.status for failure in new)
     ways = ["correct ckan:web:smoke"] if listed else []
     ways += ["leave it out by ckan:web:smoke_skip"] if found else []
+    said = app_server.last_error(site, release)
     raise FormulaError(
-        f"{what}: {'; '.join(named)}; see {app_server.log_place(site, release)}; mend the page, or {' or '.join(ways)}"
+        f"{what}: {'; '.join(named)}{f'; its log says: {said}' if said else ''}; see "
+        f"{app_server.log_place(site, release)}; mend the page, or {' or '.join(ways)}"
     )
