@@ -29,8 +29,7 @@ class Page(NamedTuple):
 PAGES = {
     "functions-master": Page(
         "Commands on the master",
-        "`salt-run` runs these on the master. Each answers with a table or a short text, and with data for a program "
-        "where you add `--out json`. A failure ends with exit code 1 ([exit codes](exit-codes.md)).",
+        "`salt-run` runs these on the master. `--out json` gives a program the data. A failure ends with exit code 1 ([exit codes](exit-codes.md)).",
         ("_runners/ckan.py",),
     ),
     "functions-release": Page(
@@ -52,10 +51,13 @@ PAGES = {
         "Functions of the stages",
         "The orchestrations call these, a stage at a time. You rarely type them; [a failed deploy](failed-deploys.md) "
         "says when.",
-        (
-            "_runners/ckan_fleet.py", "_modules/ckan_plan.py", "_modules/ckan_release_stages.py",
-            "_modules/ckan_schema.py",
-        ),
+        ("_modules/ckan_release_stages.py",),
+    ),
+    "functions-fleet": Page(
+        "Functions of a fleet",
+        "The orchestrations call these on the master and on all hosts, besides [those of the stages]"
+        "(functions-stages.md). You rarely type them.",
+        ("_runners/ckan_fleet.py", "_modules/ckan_plan.py", "_modules/ckan_schema.py"),
     ),
 }  # fmt: skip
 
@@ -93,7 +95,8 @@ def arguments(function: ast.FunctionDef) -> str:
 
 def markdown(docstring: str) -> str:
     """Return a docstring, as Salt's modules have them, in Markdown."""
-    made, blocks = [], re.split(r"\n\n+(?=\S)", docstring.replace("``", "`"))
+    docstring = re.sub(r"docs/([\w-]+\.md)", r"[\1](\1)", docstring.replace("``", "`"))
+    made, blocks = [], re.split(r"\n\n+(?=\S)", docstring)
     for block in blocks:
         first, _, rest = block.partition("\n")
         if first == "CLI Example:":

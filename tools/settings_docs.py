@@ -112,7 +112,7 @@ SERVICES = """\
 ## `ckan:services:NAME`
 
 One entry per service: a long-running command of CKAN or of an extension, in the current release, under supervisor; with
-a `command` or with `queues`. [operations.md](operations.md#services-and-cron-jobs) says more.
+a `command` or with `queues`. [services.md](services.md) says more.
 
 """
 WORKERS = """\
@@ -133,7 +133,7 @@ SMOKE = """\
 ## `ckan:web:smoke`
 
 A list. An item is a path, which must answer 200, or a dictionary with these settings.
-[operations.md](operations.md#smoke-pages) says what else a release is asked for.
+[app-servers.md](app-servers.md#smoke-pages) says what else a release is asked for.
 
 """
 
@@ -141,7 +141,7 @@ A list. An item is a path, which must answer 200, or a dictionary with these set
 ACME = """\
 ## `ckan:tls:acme`
 
-A certificate that certbot gets and renews: [operations.md](operations.md#certificates) says more.
+A certificate that certbot gets and renews: [web-server.md](web-server.md#certificates) says more.
 
 """
 
