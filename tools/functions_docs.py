@@ -29,7 +29,8 @@ class Page(NamedTuple):
 PAGES = {
     "functions-master": Page(
         "Commands on the master",
-        "`salt-run` runs these on the master. `--out json` gives a program the data. A failure ends with exit code 1 ([exit codes](exit-codes.md)).",
+        "`salt-run` runs these on the master. `--out json` gives a program the data. A failure ends with exit code 1 "
+        "([exit codes](exit-codes.md)).",
         ("_runners/ckan.py",),
     ),
     "functions-release": Page(
