@@ -121,7 +121,7 @@ a `command` or with `queues`. [services.md](services.md) says more.
 WORKERS = """\
 ## `ckan:workers:NAME`
 
-The short form of a service with `queues`, `default: {}` at the least: `ckan jobs worker` of the current release.
+The short form of a service with `queues`, `default: {}` at least: `ckan jobs worker` of the current release.
 No worker and service have the same name.
 
 """
