@@ -44,8 +44,8 @@ def test_a_docstring_becomes_markdown():
         "CLI Example:\n\n.. code-block:: bash\n\n    salt web1 ckan_x.y\n    salt web2 ckan_x.y"
     )
     assert functions_docs.markdown(docstring) == (
-        "Do `this`. See [pillar.md](pillar.md).\n\n- `to`, `by`: Where to: there.\n- `force`: Do it.\n\nReturns\nTrue.\n\n"
-        "```bash\nsalt web1 ckan_x.y\nsalt web2 ckan_x.y\n```"
+        "Do `this`. See [pillar.md](pillar.md).\n\n- `to`, `by`: Where to: there.\n- `force`: Do it.\n\nReturns\n"
+        "True.\n\n```bash\nsalt web1 ckan_x.y\nsalt web2 ckan_x.y\n```"
     )
 
 
