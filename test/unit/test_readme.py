@@ -39,6 +39,12 @@ def test_the_first_steps_are_typed_in_the_order_of_the_readme():
     assert steps.index("sync") < steps.index("key") < steps.index("encrypt") < steps.index("validate")
 
 
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_the_tutorial_has_the_same_lines(name):
+    tutorial = (REPO / "docs/get-started.md").read_text(encoding="utf-8").replace("\n$ ", "\n").splitlines()
+    assert [line for line in BLOCKS[name].text.splitlines() if line not in tutorial] == []
+
+
 def test_no_block_of_the_steps_is_left_unmarked():
     own = TEXT.partition("## Use it on your own minions")[2].partition("\n## ")[0]
     assert own.count("```") == 2 * own.count("<!-- hosts: ")
