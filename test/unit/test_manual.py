@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ckan_deploy.fleet import begin
 from tools import functions_docs
 
 REPO = Path(__file__).resolve().parents[2]
@@ -36,6 +38,14 @@ def test_the_reference_has_each_function_that_people_can_call_once():
     named = [name for page in functions_docs.PAGES.values() for name in page.modules]
     there = [f"{folder}/{path.name}" for folder in ("_modules", "_runners") for path in (REPO / folder).glob("*.py")]
     assert sorted(named) == sorted(there)
+
+
+@pytest.mark.parametrize("kind", ["deploy", "rollback"])
+def test_the_options_of_a_command_are_all_in_the_table(kind):
+    text = (REPO / "docs/commands.md").read_text(encoding="utf-8").partition("## Options")[2]
+    rows = re.findall(r"^\| (`.*`) \| (both|deploy|rollback) \|", text, re.M)
+    named = [name for cell, who in rows if who in ("both", kind) for name in re.findall(r"`(\w+):", cell)]
+    assert sorted(set(named)) == sorted(begin.KNOWN[kind])
 
 
 def test_a_docstring_becomes_markdown():
