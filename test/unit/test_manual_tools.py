@@ -67,4 +67,12 @@ class Page:
     ],
 )
 def test_links_out_of_the_manual_lead_to_pages_of_the_site(page, text, made):
-    assert manual.on_page_markdown(text, Page(page)) == made
+    assert manual.on_page_markdown(text, Page(page)) == f"{made}\n"
+
+
+def test_what_stands_in_an_item_of_a_list_stands_four_spaces_in():
+    text = "1. A:\n\n   ```\n   b\n   ```\n   c\n2. D\n   e\n\nF\n\n- g\n\n  h\n- i\n- j\n\n```\n- k\n  l\n```\n   m\n"
+    assert manual.in_items(text) == (
+        "1. A:\n\n    ```\n    b\n    ```\n    c\n\n2. D\n    e\n\nF\n\n- g\n\n    h\n\n- i\n- j\n\n"
+        "```\n- k\n  l\n```\n   m\n"
+    )
