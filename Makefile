@@ -9,6 +9,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_SYSTEM_CERTS := 1
 # Salt's programs start four times as fast with their bytecode.
 unexport PYTHONDONTWRITEBYTECODE
+# No advertisement of the theme's at each build.
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: test test-all test-fast test-long test-crash test-hosts lint docs demo demo-stop bench bench-scale bench-ship setup setup-parts clean
 
@@ -18,7 +20,7 @@ $(VENV)/.done: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml --group test
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r pyproject.toml --group test --group docs
 	@touch $@
 
 # Services and libraries of the system: PostgreSQL, Redis, nginx, supervisor, git, Java.
@@ -56,11 +58,17 @@ lint: setup
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/python tools/sizes.py
 	@$(BIN)/python tools/settings_docs.py --check
+	@$(BIN)/python tools/functions_docs.py --check
+	@$(BIN)/python tools/english.py
+	@$(BIN)/mkdocs build --quiet --strict
 	@$(BIN)/mypy
 	@PYTHONPATH=_utils $(BIN)/lint-imports
 
+# The pages that are made from the code, and the manual as a site: site/index.html.
 docs: setup
 	@$(BIN)/python tools/settings_docs.py
+	@$(BIN)/python tools/functions_docs.py
+	@$(BIN)/mkdocs build --quiet --strict
 
 # A real CKAN on two web hosts: first deploy, deploy, failed deploy, rollback. DEMO_ONCE=1 ends by itself.
 demo: setup-parts
@@ -87,4 +95,4 @@ test-hosts: setup-parts
 	@$(BIN)/python test/hosts/run.py
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .pytest_cache .ruff_cache site

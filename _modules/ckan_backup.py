@@ -85,7 +85,7 @@ def heads(name: str) -> dict:
 
 def restore(name: str, confirm: str = "") -> dict:
     """
-    Put a dump in the place of the database: into a new database first, then the two change names. The one of before is
+    Put a dump in the place of the database: into a new database first, then the two change names. The previous one is
     kept under another name, so nothing is lost, also where this is interrupted.
 
     What came into the portal after the dump is missing then. Visitors are cut off for the moment of the change.
@@ -95,7 +95,7 @@ def restore(name: str, confirm: str = "") -> dict:
     confirm
         The same name again.
 
-    Returns ``{"database", "kept_as": name of the database of before, '' where there was none, "seconds"}``, with
+    Returns ``{"database", "kept_as": name of the previous database, '' where there was none, "seconds"}``, with
     ``differs``, sentences, where not all came back, and ``warnings`` where there are any. Raises
     ``CommandExecutionError`` with one sentence, the database is as it was then; ``SaltInvocationError`` for what is no
     name of a dump.

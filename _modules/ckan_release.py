@@ -143,7 +143,7 @@ def rollback(
         Stop the app server of the release that is left, and its workers. False in a rollback of a fleet, which has
         compared the database before, and does that last.
     accept_schema
-        The older code gets along with the database as it is; remembered for this pair.
+        The older code works with the database as it is; remembered for this pair.
     downgrade
         Undo the migrations that the release does not know, by the scripts of the one that is left.
     restore
@@ -200,7 +200,7 @@ def deploy(
 
 def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
     """
-    Bring this host to the release that its environment is on, which it has missed: that very one, built of the same
+    Bring this host to the release that its environment is on, which it has missed: the same one, built of the same
     commits and packages, or taken from the releases here.
 
     by, job

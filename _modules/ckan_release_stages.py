@@ -177,7 +177,7 @@ def check(
     by, job
         Who asked, and the run of the master that this belongs to.
     served
-        Another host serves this release already, so it gets along with the database.
+        Another host serves this release already, so it works with the database.
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
     boots

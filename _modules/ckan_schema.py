@@ -87,7 +87,7 @@ def upgrade(release: str, by: str = "", job: str = "", kept_as: str = "") -> dic
     by, job
         Who asked, and the run of the master that this belongs to.
     kept_as
-        After a restore: the database of before, which takes its name again.
+        After a restore: the previous database, which takes its name again.
 
     Returns ``{"current": id}``. Raises ``CommandExecutionError`` that says what the database holds,
     ``SaltInvocationError`` for what is no release id or no database that a restore has kept.
@@ -124,8 +124,8 @@ def mismatch(release: str) -> str:
 
 def give_back(release: str, by: str = "", job: str = "") -> dict:
     """
-    Put the dump of before in the place of a database that a release has migrated, for a deploy that failed while the
-    portal was closed on all hosts: nobody has written to it since. A database that the release before gets along with
+    Put the dump made before in the place of a database that a release has migrated, for a deploy that failed while the
+    portal was closed on all hosts: nobody has written to it since. A database that the release before works with
     is left alone.
 
     release
@@ -150,7 +150,7 @@ def give_back(release: str, by: str = "", job: str = "") -> dict:
 
 def accept(name: str, knows: str, at: str, by: str = "") -> list[dict]:
     """
-    Declare that code which knows a plugin's migrations up to certain heads gets along with a database that is at
+    Declare that code which knows a plugin's migrations up to certain heads works with a database that is at
     others. Remembered on this host for that pair.
 
     name

@@ -136,7 +136,7 @@ def pending(
     **more: Any,
 ) -> dict:  # fmt: skip
     """
-    Say what a deploy would do now: the very plan that it would make. Nothing that is served is touched.
+    Say what a deploy would do now: the same plan that it would make. Nothing that is served is touched.
 
     env
         The name of the environment.

@@ -59,7 +59,7 @@ def plan(
     kind
         ``deploy`` or ``rollback``.
     extensions, to, dry_run, reason, force, maintenance, groups, allow_down, steal, accept_schema, downgrade, restore
-        What the pillar of the orchestration may say (docs/operations.md).
+        What the pillar of the orchestration may say (docs/commands.md).
     given
         All names of that pillar, to find those that nobody knows.
     job

@@ -1,13 +1,14 @@
 """
-Write docs/pillar.md and docs/pillar.schema.json from the classes of the settings, _utils/ckan_deploy/settings.
+Write docs/pillar*.md and docs/pillar.schema.json from the classes of the settings, _utils/ckan_deploy/settings.
 
-Usage: `python tools/settings_docs.py` writes both; with `--check` it writes nothing and exits 1 when one of them is not
+Usage: `python tools/settings_docs.py` writes them; with `--check` it writes nothing and exits 1 when one of them is not
 what would be written.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +17,6 @@ sys.path[:0] = [str(REPO / "_utils"), str(REPO / "tools")]
 
 from settings_schema import schema  # noqa: E402
 
-from ckan_deploy.settings import model  # noqa: E402
 from ckan_deploy.settings.model import Settings  # noqa: E402
 from ckan_deploy.settings.parts import Acme, CronJob, Extension, Page, Service, Worker  # noqa: E402
 from ckan_deploy.settings.rules import Rule, groups, rules  # noqa: E402
@@ -39,10 +39,13 @@ KINDS = {
     "cronjob": "dictionary",
     "acme": "dictionary",
 }
+NOTE = (
+    "<!-- Made by tools/settings_docs.py from _utils/ckan_deploy/settings: change it there, then run `make docs`. -->"
+)
 INTRO = f"""\
 # Settings
 
-<!-- Made by tools/settings_docs.py from _utils/ckan_deploy/settings: change it there, then run `make docs`. -->
+{NOTE}
 
 All settings stand in the pillar of a host under the key `ckan`. A tree to copy is in `pillar.example/`. A host needs no
 more than this:
@@ -112,13 +115,13 @@ SERVICES = """\
 ## `ckan:services:NAME`
 
 One entry per service: a long-running command of CKAN or of an extension, in the current release, under supervisor; with
-a `command` or with `queues`. [operations.md](operations.md#services-and-cron-jobs) says more.
+a `command` or with `queues`. [services.md](services.md) says more.
 
 """
 WORKERS = """\
 ## `ckan:workers:NAME`
 
-The short form of a service with `queues`, `default: {}` at the least: `ckan jobs worker` of the current release.
+The short form of a service with `queues`, `default: {}` at least: `ckan jobs worker` of the current release.
 No worker and service have the same name.
 
 """
@@ -133,7 +136,7 @@ SMOKE = """\
 ## `ckan:web:smoke`
 
 A list. An item is a path, which must answer 200, or a dictionary with these settings.
-[operations.md](operations.md#smoke-pages) says what else a release is asked for.
+[app-servers.md](app-servers.md#smoke-pages) says what else a release is asked for.
 
 """
 
@@ -141,24 +144,46 @@ A list. An item is a path, which must answer 200, or a dictionary with these set
 ACME = """\
 ## `ckan:tls:acme`
 
-A certificate that certbot gets and renews: [operations.md](operations.md#certificates) says more.
+A certificate that certbot gets and renews: [web-server.md](web-server.md#certificates) says more.
 
 """
 
 
-def page() -> str:
-    """Return the whole text of the page."""
-    own = _section("ckan", Settings)
-    parts = [
-        EXTENSIONS + _table(Extension), SERVICES + _table(Service), WORKERS + _table(Worker), CRONS + _table(CronJob),
-        SMOKE + _table(Page),
-    ]  # fmt: skip
-    # In the order of their classes.
-    order = list(vars(model))
-    found = sorted(groups(Settings).items(), key=lambda group: order.index(group[1].__name__))
-    sections = [_section(f"ckan:{name}", cls) for name, cls in found]
-    at = [name for name, _ in found].index("tls") + 1
-    return "\n".join([INTRO, own, *parts, *sections[:at], ACME + _table(Acme), *sections[at:]])
+# The pages beside the first, and what of the settings each of them has; the last one has all others, too.
+PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "pillar-extensions": (
+        "Settings of extensions and builds",
+        ("extensions", "base", "git", "installer", "build"),
+    ),
+    "pillar-web": ("Settings of the web server", ("web", "web:smoke", "tls", "tls:acme")),
+    "pillar-database": (
+        "Settings of the database and the search index",
+        ("database", "datastore", "migration", "backup", "search"),
+    ),
+    "pillar-services": (
+        "Settings of services, and of the host",
+        ("services", "workers", "cron", "secrets", "paths", "storage", "manage"),
+    ),
+}
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its name."""
+    sections = {
+        "extensions": EXTENSIONS + _table(Extension), "services": SERVICES + _table(Service),
+        "workers": WORKERS + _table(Worker), "cron": CRONS + _table(CronJob), "web:smoke": SMOKE + _table(Page),
+        "tls:acme": ACME + _table(Acme),
+        **{name: _section(f"ckan:{name}", cls) for name, cls in groups(Settings).items()},
+    }  # fmt: skip
+    made, index = {"pillar": ""}, ["## Groups of settings", "", "| settings | page |", "|---|---|"]
+    named = {name for _, names in PAGES.values() for name in names}
+    for page, (title, names) in PAGES.items():
+        more = sorted(set(sections) - named) if page == list(PAGES)[-1] else []
+        first = f"# {title}\n\n{NOTE}\n\nThe rules for all settings are in [pillar.md](pillar.md#rules).\n"
+        made[page] = "\n".join([first, *(sections[name] for name in [*names, *more])])
+        index += [f"| `ckan:{name}` | [{title}]({page}.md) |" for name in [*names, *more]]
+    made["pillar"] = "\n".join([INTRO, _section("ckan", Settings), *index]) + "\n"
+    return made
 
 
 def _section(key: str, cls: type) -> str:
@@ -194,16 +219,16 @@ def _default(rule: Rule) -> str:
 
 
 def _text(rule: Rule) -> str:
-    return rule.text.replace("|", "\\|")
+    return re.sub(r"docs/([\w-]+\.md)", r"[\1](\1)", rule.text.replace("|", "\\|"))
 
 
 def main(arguments: list[str]) -> int:
-    """Write both files, or check them; returns the exit code."""
+    """Write the files, or check them; returns the exit code."""
     if arguments not in ([], ["--check"]):
         print("usage: settings_docs.py [--check]", file=sys.stderr)
         return 2
     made = {
-        REPO / "docs/pillar.md": page(),
+        **{REPO / f"docs/{name}.md": text for name, text in pages().items()},
         REPO / "docs/pillar.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

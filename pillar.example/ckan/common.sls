@@ -22,7 +22,7 @@ ckan:
     ckan.locale_default: en
     ckan.auth.create_user_via_web: false
     ckan.harvest.mq.type: redis
-  # Background jobs, and what is run at set times: docs/operations.md.
+  # Background jobs, and what is run at set times: docs/services.md.
   workers:
     default: {}
   services:
@@ -38,7 +38,7 @@ ckan:
     threads: 4
     upload_limit_mb: 200
     # Pages that a release must answer before visitors are sent to it, beside CKAN's own and those of plugins:
-    # docs/operations.md, "Smoke pages".
+    # docs/app-servers.md, "Smoke pages".
     # smoke:
     #   - /about
     #   - {path: /ckan-admin/, login: smoke-visitor}  # with its password under secrets:smoke

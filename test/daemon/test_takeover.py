@@ -157,7 +157,7 @@ def test_h20_the_guide_is_walked_literally_and_no_request_fails(roles):
         latest = roles.current("web1")
         code, before = roles.status()
         assert code == 0, before
-        walk("The way back to the roles")
+        walk("Go back to the roles")
     assert latest > RELEASE and len(visitors.failed) <= 4, visitors.failed
     # Who served, after each step.
     assert list(titles.values()) == [

@@ -1,5 +1,5 @@
 """
-An operator may be given `ckan_*` on a minion (docs/operations.md): every public function is safe in the hands of
+An operator may be given `ckan_*` on a minion (docs/operators.md): every public function is safe in the hands of
 whoever may call it. None writes outside of the formula's own directories, runs what it is told, or gives a secret away.
 """
 

@@ -1,4 +1,4 @@
-"""docs/deploy-flow.md and docs/architecture.md: each function and file that they name is there."""
+"""docs/deploy-flow.md and docs/architecture*.md: each function and file that they name is there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import ckan_deploy
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGE = REPO / "_utils/ckan_deploy"
-PAGES = ("docs/deploy-flow.md", "docs/architecture.md")
+PAGES = ("docs/deploy-flow.md", *(f"docs/{path.name}" for path in sorted((REPO / "docs").glob("architecture*.md"))))
 TOP = {module.name for module in pkgutil.iter_modules(ckan_deploy.__path__)}
 
 

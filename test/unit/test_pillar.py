@@ -12,6 +12,7 @@ import salt.config
 import salt.pillar
 
 from _pillar import ckan_secrets
+from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
 from ckan_deploy.settings.resolve import resolve
 
@@ -35,8 +36,8 @@ def filled(tree: Path) -> Path:
     shutil.copytree(TREE, tree)
     for env in ("production", "staging"):
         secrets = tree / f"ckan/secrets/{env}.sls"
-        plain = re.sub(r"\|\n +-----BEGIN[^#]*-----END PGP MESSAGE-----", f"password-of-{env}", secrets.read_text())
-        secrets.write_text(plain.replace("#!yaml|gpg\n", ""))
+        plain = f"ckan: {{database: {{password: password-of-{env}}}}}"
+        secrets.write_text(secrets.read_text().replace("ckan: {}", plain).replace("#!yaml|gpg\n", ""))
     return tree
 
 
@@ -92,13 +93,21 @@ def test_an_environment_s_own_file_is_short():
         assert path.name == "common.sls" or len(lines) < 20
 
 
-def test_secrets_are_placeholders_only_and_stand_in_secrets_only():
+def test_no_file_holds_a_secret_and_those_of_secrets_say_how_to_make_one():
     for path in TREE.rglob("*.sls"):
-        values = re.findall(r"^\s*(?:password|session|api_token):\s*(.*)$", path.read_text(), re.M)
-        assert values == (["|"] if path.parent.name == "secrets" else [])
+        assert re.findall(r"^\s*(?:password|session|api_token):\s*(.*)$", path.read_text(), re.M) == []
         if path.parent.name == "secrets":
             assert path.read_text().startswith("#!yaml|gpg\n")
-            assert f"replace this: salt-run ckan.encrypt {path.stem} database:password" in path.read_text()
+            assert f"salt-run ckan.encrypt {path.stem} database:password" in path.read_text()
+
+
+@pytest.mark.parametrize(("minion", "env"), [("web1", "production"), ("staging-web1", "staging")])
+def test_it_renders_as_copied_and_the_formula_names_the_secret_that_is_missing(tmp_path, minion, env):
+    pillar = compiled(minion, tmp_path)
+    assert (pillar.get("_errors"), pillar["ckan"]["env"]) == (None, env)
+    pillar["ckan"].update(ckan_secrets.ext_pillar(minion, pillar, str(tmp_path / "made"))["ckan"])
+    with pytest.raises(FormulaError, match="ckan:database:password is missing"):
+        resolve(pillar["ckan"])
 
 
 def test_an_environment_can_leave_out_an_extension(tmp_path):

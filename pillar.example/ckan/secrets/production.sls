@@ -1,15 +1,9 @@
 #!yaml|gpg
 # The secrets of production. The first line must stay the first: without it Salt hands ciphertext on as if it were the secret.
-# Each block is made on the master, and takes the place of the one that stands here:
+# This command on the master prints a block, which takes the place of the last line here:
 #
 #   salt-run ckan.encrypt production database:password
 #
 # secrets:session and secrets:api_token need not be here: the master makes them once (docs/secrets.md).
 # Secrets of two environments are never the same.
-ckan:
-  database:
-    password: |
-      -----BEGIN PGP MESSAGE-----
-
-      replace this: salt-run ckan.encrypt production database:password
-      -----END PGP MESSAGE-----
+ckan: {}
