@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-# Of the group `docs`, which `make setup` installs.
-from tools import english, manual  # noqa: E402
+from tools import english, manual
 
 
 @pytest.fixture(scope="module", autouse=True)
