@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
@@ -73,6 +74,8 @@ class SaltHost:
         self._opts: Mapping[str, Any] = _plain(opts)
         self._pillar: MutableMapping[str, Any] = _plain(pillar)
         self._context: MutableMapping[str, Any] = _plain(context)
+        # Salt's connection to the master is for one call at a time, and extensions are prepared in threads.
+        self._asking = threading.Lock()
 
     @property
     def id(self) -> str:
@@ -95,7 +98,7 @@ class SaltHost:
         # rendered it for this very call.
         if not self.stays:
             return False
-        with _package_errors():
+        with _package_errors(), self._asking:
             rendered = self._functions["pillar.items"](unmask=True)
         for name in ("ckan", "ckan_fleet", "_errors"):
             self._pillar.pop(name, None)
@@ -104,22 +107,22 @@ class SaltHost:
         return True
 
     def file(self, source: str) -> str:
-        with _package_errors():
+        with _package_errors(), self._asking:
             return str(self._functions["cp.cache_file"](source) or "")
 
     def text(self, source: str) -> str:
-        with _package_errors():
+        with _package_errors(), self._asking:
             text = self._functions["cp.get_file_str"](source)
         if not text:
             raise FormulaError(f"{source} is not in the file server; add the formula to file_roots.")
         return str(text)
 
     def download(self, source: str, target: str) -> str:
-        with _package_errors():
+        with _package_errors(), self._asking:
             return str(self._functions["cp.get_url"](source, target) or "")
 
     def push(self, path: str, name: str) -> bool:
-        with _package_errors():
+        with _package_errors(), self._asking:
             return bool(self._functions["cp.push"](path, upload_path=name))
 
     def has(self, function: str) -> bool:

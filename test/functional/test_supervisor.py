@@ -100,6 +100,32 @@ def test_a_stop_waits_for_the_end_of_the_program_and_a_start_does_not(place, mon
     supervisor.remove(place.conf, "never-heard-of")
 
 
+def test_a_group_that_comes_up_while_it_is_removed_is_removed_all_the_same(place, monkeypatch):
+    """Its app server is booted beside the check, which may fail in that very moment."""
+    place.write("mine")
+    calls, stop = [], supervisor.stop
+
+    def late(conf: str, group: str) -> None:
+        calls.append(group)
+        stop(conf, group)
+        if len(calls) == 1:
+            supervisor.update(conf, group)
+
+    monkeypatch.setattr(supervisor, "stop", late)
+    supervisor.remove(place.conf, "mine")
+    assert place.states("mine") == [] and len(calls) > 1
+
+
+def test_a_group_that_is_stopping_already_is_waited_for(place):
+    place.write("slow", """sh -c 'trap "sleep 2; exit 0" TERM; while :; do sleep 0.1; done'""")
+    supervisor.update(place.conf, "slow")
+    place.wait("slow", "RUNNING")
+    supervisor.begin_stop(place.conf, "slow")
+    assert place.states("slow") == ["STOPPING"]
+    supervisor.remove(place.conf, "slow")
+    assert place.states("slow") == []
+
+
 def test_beside_a_file_that_supervisor_cannot_read_a_group_can_still_be_removed(place):
     place.write("mine")
     supervisor.update(place.conf, "mine")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -194,3 +196,25 @@ def test_a_fault_of_the_formula_and_an_error_of_salt_are_left_as_they_are():
 def test_nothing_is_raised_where_nothing_was():
     with salt_errors():
         pass
+
+
+def test_salt_is_asked_for_one_file_at_a_time():
+    """Its connection to the master fails where two threads use it: extensions are prepared in several."""
+    at_once = [0, 0]
+
+    def noted(*_: Any, **__: Any) -> str:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        time.sleep(0.02)
+        at_once[0] -= 1
+        return "text"
+
+    made = host(dict.fromkeys(("cp.get_file_str", "cp.cache_file", "cp.get_url", "cp.push"), noted))
+    calls = (
+        lambda: made.text("salt://a"), lambda: made.file("salt://a"),
+        lambda: made.download("salt://a", "/a"), lambda: made.push("/a", "a"),
+    )  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:
+        for job in [pool.submit(call) for call in calls * 3]:
+            job.result()
+    assert at_once == [0, 1]

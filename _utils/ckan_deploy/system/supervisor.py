@@ -111,9 +111,11 @@ def remove(conf: str, group: str) -> None:
     Raises ``FormulaError`` when supervisor does not answer, or cannot stop it.
     """
     stop(conf, group)
-    # What was told to stop before is not waited for by supervisor, which ends it in its time.
+    # What was told to stop before is not waited for by supervisor, which ends it in its time; and another one may start
+    # it in this very moment.
     while not _call(conf, "removeProcessGroup", group, ignore=[BAD_NAME, STILL_RUNNING]) and group in processes(conf):
         time.sleep(POLL_SECONDS)
+        stop(conf, group)
 
 
 def start(conf: str, group: str) -> None:
