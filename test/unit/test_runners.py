@@ -28,6 +28,7 @@ PLANTED = "planted-secret"
 SIGNATURES = {
     "ckan.status": ["env"],
     "ckan.history": ["env", "limit"],
+    "ckan.report": ["env", "limit"],
     "ckan.watch": ["env", "timeout"],
     "ckan.pending": ["env", "extensions", "groups", "allow_down", "release"],
     "ckan.encrypt": ["env", "key", "recipients"],

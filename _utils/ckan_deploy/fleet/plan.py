@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, promote, shipping, storage, wanted
+from ckan_deploy.fleet import details, hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
@@ -107,6 +107,7 @@ def deploy(run: Run) -> dict[str, Any]:
     remarks = main["remarks"]
     run.nothing = not changes and not run.force
     run.changes = [*changes, *remarks]
+    run.details = details.of_plans(plans, main)
     run.differs = promote.differences(run, taken, main) if taken else []
     if not all(plan["host"]["sees_lock"] for plan in plans.values()) and not run.dry_run:
         run.warn([
@@ -153,6 +154,7 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
             f"the hosts would not go back together ({each}); name a release that all have with to: RELEASE"
         )
     run.release, run.left = answers[asked[0]], left
+    run.details = details.of_rollback(run, asked[0])
     found = _database(run, asked)
     run.contents = _asked(run, asked[:1], "ckan_release.contents", {"release": run.release})[asked[0]]
     from_ = ", ".join(sorted(set(left.values()) - {run.release}))
