@@ -32,7 +32,7 @@ SIGNATURES = {
     "ckan.watch": ["env", "timeout"],
     "ckan.pending": ["env", "extensions", "groups", "allow_down", "release"],
     "ckan.encrypt": ["env", "key", "recipients"],
-    "ckan.maintenance": ["env", "state", "reason"],
+    "ckan.maintenance": ["env", "state", "reason", "message", "until"],
     "ckan.lock": ["env", "reason"],
     "ckan.unlock": ["env", "force"],
     "ckan.lock_status": ["env"],

@@ -42,7 +42,7 @@ Bars from the top are runs that failed.</p>
 <td data-name="what">{{ run.kind }}{% if run.from %} from {{ run.from }}{% endif %}</td>
 <td data-name="release">{{ run.release }}</td><td data-name="by">{{ run.by }}</td>
 <td data-name="hosts">{{ run.hosts | join(', ') }}</td><td data-name="duration">{{ run.seconds }} s</td>
-<td data-name="result" class="{{ run.class }}">{{ run.result }}{% if run.reason %}: {{ run.reason }}{% endif %}
+<td data-name="result" class="long {{ run.class }}">{{ run.result }}{% if run.reason %}: {{ run.reason }}{% endif %}
 {%- for warning in run.warnings %}<br>warning: {{ warning }}{% endfor %}</td></tr>
 {% else %}<tr><td>no run is known</td></tr>
 {% endfor %}</tbody></table>

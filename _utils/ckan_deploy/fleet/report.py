@@ -58,8 +58,8 @@ PAGE = (
 <tbody>{% for row in hosts %}<tr><th scope="row">{{ row.host }}</th>
 {% if grouped %}<td data-name="group">{{ row.group }}</td>
 {% endif %}<td data-name="before">{{ row.before }}</td><td data-name="now">{{ row.now }}</td>
-<td data-name="stages">{{ row.stages }}</td>
-<td data-name="result" class="{{ row.class }}">{{ row.result }}</td></tr>
+<td data-name="stages" class="long">{{ row.stages }}</td>
+<td data-name="result" class="long {{ row.class }}">{{ row.result }}</td></tr>
 {% endfor %}</tbody></table>
 <h2>What changed</h2>
 <ul>{% for change in changes %}<li>{{ change }}</li>

@@ -16,8 +16,10 @@ a { color: var(--link); }
 ul { padding-left: 1.3em; } li { margin: .15em 0; }
 small, .soft { color: var(--soft); font-size: .9em; }
 table { border-collapse: collapse; width: 100%; }
-th, td { padding: .3em .8em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-table.facts { width: auto; } .facts th { font-weight: 600; white-space: nowrap; overflow-wrap: normal; }
+th, td { padding: .3em .8em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  overflow-wrap: normal; }
+td.long, .facts td { overflow-wrap: anywhere; }
+table.facts { width: auto; } .facts th { font-weight: 600; white-space: nowrap; }
 .ok { color: var(--ok); } .warning { color: var(--warning); } .failed { color: var(--failed); }
 rect.ok { fill: var(--ok); } rect.warning { fill: var(--warning); } rect.failed { fill: var(--failed); }
 rect.shade { fill: var(--shade); } rect.ground { fill: var(--box); }
@@ -28,11 +30,11 @@ summary { cursor: pointer; }
 .row svg { width: 100%; height: 1.1em; display: block; } .row span:last-child { text-align: right; }
 svg.runs { width: 100%; height: 9em; display: block; border-bottom: 1px solid var(--line); }
 .ends { display: flex; justify-content: space-between; gap: 1em; }
-@media (max-width: 640px) {
+@media (max-width: 800px) {
   .row { grid-template-columns: 1fr 4.5em; } .row svg { grid-column: 1 / 3; grid-row: 2; }
   .cards thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .cards tr { display: block; padding: .5em 0; border-bottom: 1px solid var(--line); }
-  .cards td, .cards th { display: block; border: 0; padding: .05em 0; }
+  .cards td, .cards th { display: block; border: 0; padding: .05em 0; overflow-wrap: anywhere; }
   .cards [data-name]::before { content: attr(data-name) ": "; color: var(--soft); font-weight: 400; }
   .facts th, .facts td { display: block; padding: 0; border: 0; } .facts th { padding-top: .4em; }
 }

@@ -20,10 +20,10 @@ TEXTS: Mapping[str, tuple[str, str, str]] = {
         "We will be back soon", "This portal is being updated. Please try again in a few minutes.", "Expected end:",
     ),
     "ca": ("Tornem aviat", "El portal s’està actualitzant. Torneu-ho a provar d’aquí a uns minuts.", "Final previst:"),
-    "cs_CZ": ("Brzy budeme zpět", "Portál se právě aktualizuje. Zkuste to prosím za několik minut.", "Očekávaný konec:"),
+    "cs_CZ": ("Brzy budeme zpět", "Portál se aktualizuje. Zkuste to prosím za několik minut.", "Očekávaný konec:"),
     "da_DK": ("Vi er snart tilbage", "Portalen opdateres. Prøv igen om få minutter.", "Forventet afslutning:"),
     "de": (
-        "Wir sind bald wieder da", "Das Portal wird aktualisiert. Bitte versuchen Sie es in einigen Minuten noch einmal.",
+        "Wir sind bald wieder da", "Das Portal wird aktualisiert. Bitte versuchen Sie es in ein paar Minuten wieder.",
         "Voraussichtliches Ende:",
     ),
     "es": (
