@@ -215,7 +215,7 @@ def test_the_page_of_all_runs_has_a_chart_and_links_to_the_reports_that_there_ar
         not {"script", "link", "img"} & {*read.tags} and read.loads == [] and "http" not in page.replace(pages.LONG, "")
     )
     assert "Deploys and rollbacks of production" in read.texts
-    assert any(text.startswith(f"production is on {SECOND}. 40 runs, 6 of them failed.") for text in read.texts)
+    assert any(text.startswith(f"production is on {SECOND}. 40 runs, 6 failed.") for text in read.texts)
     bars = re.findall(r'class="bar (\w+)" x="([\d.]+)%" y="([\d.]+)%" width="([\d.]+)%"\n height="([\d.]+)%"', page)
     assert len(bars) == 40 and all(float(bar[1]) + float(bar[3]) <= 100 for bar in bars)
     # Failed ones hang from the top, all others stand.

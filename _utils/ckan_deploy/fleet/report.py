@@ -65,7 +65,7 @@ PAGE = (
 <ul>{% for change in changes %}<li>{{ change }}</li>
 {% else %}<li>nothing that is known</li>
 {% endfor %}</ul>
-{% for name, change in extensions %}<h3>{{ name }}: {{ change.count }} commits</h3>
+{% for name, change in extensions %}<h3>{{ name }}: {{ change.count }} commit{{ '' if change.count == 1 else 's' }}</h3>
 <ul>{% for commit in change.commits %}<li>{% if commit.page %}<a href="{{ commit.page }}" rel="noreferrer"><code>
 {{- commit.commit[:12] }}</code></a>{% else %}<code>{{ commit.commit[:12] }}</code>{% endif %} {{ commit.subject }}
 {%- if commit.author %} <small>{{ commit.author }}{% if commit.at %}, {{ commit.at[:10] }}{% endif %}</small>{% endif %}
