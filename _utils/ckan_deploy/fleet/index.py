@@ -20,7 +20,8 @@ PAGE = (
     + """<body>
 <main>
 <h1>{{ title }}</h1>
-<p>{% if wanted %}{{ env }} is on {{ wanted }}. {% endif %}{{ runs | length }} run{{ '' if runs | length == 1 else 's' }}, {{ failed }} failed.
+<p>{% if wanted %}{{ env }} is on {{ wanted }}. {% endif %}
+{{ runs | length }} run{{ '' if runs | length == 1 else 's' }}, {{ failed }} failed.
 <span class="soft">Written {{ now }}.</span></p>
 {% if lock %}<p class="warning">{{ lock }}</p>{% endif %}
 {% if missing %}<p class="warning">{{ missing }}</p>{% endif %}
