@@ -65,8 +65,8 @@ def plan(
     "own_changes": [sentences], "remarks": [sentences], "own_remarks": [sentences], "differs": [sentences],
     "details": {...}, "host": {...}}``; ``contents`` is the resolution, ``changes`` compares it with the current
     release, ``own_changes`` says what this host's pillar changes, the remarks are no changes, ``differs`` says how
-    ``contents`` of another environment go with it, ``details`` is what the report shows of the changes, ``host`` is what
-    the fleet must know of this host. Raises ``CommandExecutionError`` with all that is in the way.
+    ``contents`` of another environment go with it, ``details`` is what the report shows of the changes, ``host`` is
+    what the fleet must know of this host. Raises ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
 
