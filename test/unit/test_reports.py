@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from ckan_deploy.fleet import begin, details, index, maintenance, report, revert
 from ckan_deploy.fleet.record import Record
 from ckan_deploy.fleet.run import Failure, Run
 from ckan_deploy.releases import stage
+from ckan_deploy.serve import answers, app_server, uwsgi
 from ckan_deploy.settings import mask
 from fakes import fake_site
 from parts import pages
@@ -202,6 +204,20 @@ def test_a_traceback_is_noted_without_secrets(place: Path) -> None:
     with pytest.raises(FormulaError), stage.running(site, "check", FIRST, job=JOB):
         raise failure.value
     assert site.log.read()[0]["details"] == masked
+
+
+def test_what_the_app_server_logged_is_noted_without_secrets(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = fake_site(place, database__password="hunter-of-secrets", web__boot_timeout=1)
+    log = Path(uwsgi.log(site, FIRST))
+    log.parent.mkdir(parents=True)
+    log.write_text("booting\nTraceback (most recent call last):\nOSError: no login with hunter-of-secrets\n")
+    monkeypatch.setattr(answers, "socket_problem", lambda *_: "does not answer")
+    monkeypatch.setattr(app_server, "_state", lambda *_: "FATAL")
+    with pytest.raises(FormulaError, match="ended while starting") as failure:
+        app_server._wait(site, site.releases.directory(FIRST), "x", time.monotonic() - 2)
+    assert failure.value.details.splitlines()[-2:] == [
+        "Traceback (most recent call last):", f"OSError: no login with {mask.MASK}"
+    ]  # fmt: skip
 
 
 def test_the_page_of_all_runs_has_a_chart_and_links_to_the_reports_that_there_are(master: FakeMaster) -> None:

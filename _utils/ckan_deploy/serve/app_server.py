@@ -24,8 +24,8 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, steady, uwsgi
 from ckan_deploy.settings import mask
-from ckan_deploy.system import files, supervisor
 from ckan_deploy.system import processes as system_processes
+from ckan_deploy.system import supervisor
 from ckan_deploy.system.unix_http import UnixConnection
 
 POLL_SECONDS = 0.05
@@ -311,9 +311,8 @@ def _wait(site: Site, path: str, program: str, begun: float) -> None:
     release = os.path.basename(path)
     log = uwsgi.log(site, release)
     said = mask.text(_tail(log), site.settings)
-    raise FormulaError(f"the app server of {release} {problem}: {said}; see {log}").with_details(
-        mask.lines(files.end_of(log), site.settings)
-    )
+    failed = FormulaError(f"the app server of {release} {problem}: {said}; see {log}")
+    raise failed.with_details(uwsgi.said(site, release))
 
 
 def _warm(site: Site, path: str) -> None:
