@@ -27,7 +27,9 @@ def _site() -> Site:
     return Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__))
 
 
-def on(reason: str = "", by: str = "", stop_workers: bool = False) -> dict[str, Any]:
+def on(
+    reason: str = "", by: str = "", stop_workers: bool = False, message: Any = "", until: str = ""
+) -> dict[str, Any]:  # fmt: skip
     """
     Answer visitors with 503, ``Retry-After`` and a page, and requests of the API with JSON.
 
@@ -35,19 +37,27 @@ def on(reason: str = "", by: str = "", stop_workers: bool = False) -> dict[str, 
         Why, and who asked; for ``status``, not for visitors.
     stop_workers
         Background workers and cron jobs stop as well, each when its job is done. ``off`` starts them.
+    message
+        What visitors read: a line in the language of the portal, or ``{language: line}``.
+    until
+        When it is expected to end: date, time and zone, such as ``2026-11-29T18:30+01:00``.
 
-    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``, and ``warnings`` of jobs that are not done.
-    Raises ``CommandExecutionError`` when the page of ``web:maintenance_page`` is not there, or no server of the
-    formula's looks for it.
+    Where maintenance mode is on already, a message or an end changes the page, and nothing else.
+
+    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``, with ``message`` and ``until`` where there are
+    any, and ``warnings`` of jobs that are not done. Raises ``SaltInvocationError`` for an end in the past or a language
+    that the page does not have, ``CommandExecutionError`` when the page cannot be made, or no server of the formula's
+    looks for it.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt web1 ckan_maintenance.on reason='the database moves'
+        salt web1 ckan_maintenance.on message='{en: New servers, de: Neue Server}' until=2026-11-29T18:30+01:00
     """
     with salt_errors():
-        return maintenance.on(_site(), reason, by, stop_workers)
+        return maintenance.on(_site(), reason, by, stop_workers, message, until)
 
 
 def off(by: str = "") -> dict[str, Any]:
@@ -74,8 +84,8 @@ def status() -> dict[str, Any]:
     """
     Say whether this host is in maintenance.
 
-    Returns ``{"on": False}``, or ``{"on": True, "since", "by", "reason"}``. Raises ``CommandExecutionError`` where the
-    settings are not valid.
+    Returns ``{"on": False}``, or ``{"on": True, "since", "by", "reason"}``, with ``message`` and ``until`` where the
+    page has them. Raises ``CommandExecutionError`` where the settings are not valid.
 
     CLI Example:
 

@@ -313,8 +313,8 @@ def diff(old: str = "", new: str = "") -> dict[str, Any]:
         A release; by default the current one.
 
     Returns ``{"from", "to", "base", "extensions", "packages", "patches", "overrides", "plugins",
-    "configuration"}``: for each extension from git the commits between with their subjects, for packages old and new
-    version, for the configuration the names of the options added, removed and changed, never a value.
+    "configuration"}``: for each extension from git the commits between (author, subject, page), for packages the old
+    and new version, for the configuration the names of the options added, removed and changed, never a value.
 
     CLI Example:
 

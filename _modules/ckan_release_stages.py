@@ -16,11 +16,12 @@ try:
     from ckan_deploy.deploy import plan as planning
     from ckan_deploy.deploy import stages
     from ckan_deploy.deploy import status as standing
+    from ckan_deploy.errors import InvalidArgument
     from ckan_deploy.host import SaltHost, salt_errors
     from ckan_deploy.releases.ids import check_id, new_id
     from ckan_deploy.releases.manifest import Resolution
     from ckan_deploy.releases.site import Site
-    from ckan_deploy.system.arguments import mapping
+    from ckan_deploy.system.arguments import mapping, text
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -41,9 +42,17 @@ def _site(extensions: dict[str, Any] | None = None, fresh: bool = False) -> Site
     return Site.of(SaltHost(__salt__, __opts__, __pillar__, __context__), overrides, fresh)
 
 
+def _host(name: str) -> str:
+    """The id of a minion: it becomes part of the name of a file."""
+    name = text("sees", name)
+    if "/" in name:
+        raise InvalidArgument(f"sees is {name!r}; name a host.")
+    return name
+
+
 def plan(
     release: str = "", extensions: dict[str, Any] | None = None, resolve: bool = True, fresh: bool = True,
-    job: str = "", contents: dict[str, Any] | None = None,
+    job: str = "", contents: dict[str, Any] | None = None, sees: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """
     Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
@@ -60,13 +69,15 @@ def plan(
         The run of the master that this belongs to.
     contents
         What the release is to hold, where it is what another environment has live: no ref is asked for then.
+    sees
+        The host whose mark in a shared storage this one is to see.
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
     "own_changes": [sentences], "remarks": [sentences], "own_remarks": [sentences], "differs": [sentences],
-    "host": {...}}``; ``contents`` is the resolution, ``changes`` compares it with the current release, ``own_changes``
-    says what this host's pillar changes, the remarks are no changes, ``differs`` says how ``contents`` of another
-    environment go with it, ``host`` is what the fleet must know of this host. Raises
-    ``CommandExecutionError`` with all that is in the way.
+    "details": {...}, "host": {...}}``; ``contents`` is the resolution, ``changes`` compares it with the current
+    release, ``own_changes`` says what this host's pillar changes, the remarks are no changes, ``differs`` says how
+    ``contents`` of another environment go with it, ``details`` is what the report shows of the changes, ``host`` is
+    what the fleet must know of this host. Raises ``CommandExecutionError`` with all that is in the way.
 
     CLI Example:
 
@@ -77,7 +88,7 @@ def plan(
     with salt_errors():
         site = _site(extensions, fresh)
         given = Resolution.of(contents) if contents else None
-        return planning.make(site, check_id(release or new_id()), resolve, job, given).to_json()
+        return planning.make(site, check_id(release or new_id()), resolve, job, given, _host(sees)).to_json()
 
 
 def build(

@@ -17,6 +17,7 @@ try:
     from ckan_deploy import errors
     from ckan_deploy.fleet import begin, master, progress, secrets
     from ckan_deploy.fleet import history as histories
+    from ckan_deploy.fleet import index as indexes
     from ckan_deploy.fleet import lock as locks
     from ckan_deploy.fleet import maintenance as maintenances
     from ckan_deploy.fleet import status as statuses
@@ -103,6 +104,31 @@ def history(env: str, limit: int = 20) -> dict:
     runs, missing = histories.read(_master(), env, limit)
     shown = {"env": env, "runs": runs} if __opts__.get("output") else {env: histories.text(runs)}
     return {**shown, **(_complain(missing) if missing else {})}
+
+
+@_answers
+def report(env: str, limit: int = 200) -> dict:
+    """
+    Write a page of HTML with all runs of an environment: what, when, by whom, how it went, and a chart of how long each
+    took. It links to the reports of the runs, which the master keeps beside it.
+
+    env
+        The name of the environment.
+    limit
+        How many deploys and rollbacks at most, newest first.
+
+    Returns the path of the page. The exit code is 1 when a host does not answer; the page is written without it then.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run ckan.report production
+    """
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        return _complain(f"limit must be a number of runs, such as 200, not {limit!r}")
+    path, missing = indexes.write(_master(), env, limit)
+    return {env: path, **(_complain(missing) if missing else {})}
 
 
 @_answers
@@ -194,7 +220,7 @@ def encrypt(env: str, key: str, recipients: str = "") -> dict | str:
 
 
 @_answers
-def maintenance(env: str, state: str, reason: str = "") -> dict:
+def maintenance(env: str, state: str, reason: str = "", message: Any = "", until: str = "") -> dict:
     """
     Turn maintenance on or off on all hosts of an environment: visitors get a page and status 503.
 
@@ -204,6 +230,10 @@ def maintenance(env: str, state: str, reason: str = "") -> dict:
         ``on`` or ``off``.
     reason
         Why; for those who ask, not for visitors.
+    message
+        What visitors read: a line in the language of the portal, or ``{language: line}``.
+    until
+        When it is expected to end: date, time and zone, such as ``2026-11-29T18:30+01:00``.
 
     Returns ``{"hosts": {host: {"on": bool, ...}}}``, with ``error`` when a host did not do it.
 
@@ -212,13 +242,18 @@ def maintenance(env: str, state: str, reason: str = "") -> dict:
     .. code-block:: bash
 
         salt-run ckan.maintenance production on reason='the database moves'
+        salt-run ckan.maintenance production on message='New servers' until=2026-11-29T18:30+01:00
         salt-run ckan.maintenance production off
     """
     # YAML reads on and off, without quotes, as yes and no.
     wanted = "on" if state is True else "off" if state is False else state
     if wanted not in ("on", "off"):
         return _complain(f"{state!r} is neither on nor off")
-    told = maintenances.turn(_master(), env, wanted, arguments.line("reason", reason))
+    message = message if isinstance(message, dict) else arguments.line("message", message)
+    if wanted == "off" and (message or until):
+        return _complain("message and until are for visitors in maintenance mode; leave them out to turn it off")
+    notice = {"message": message, "until": arguments.text("until", until)}
+    told = maintenances.turn(_master(), env, wanted, arguments.line("reason", reason), notice)
     each = "; ".join(f"{host}: {cause}" for host, cause in sorted(told.failures.items()))
     return {"hosts": told.results, **(_complain(f"not all hosts are {wanted}: {each}") if each else {})}
 

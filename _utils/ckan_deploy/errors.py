@@ -7,7 +7,24 @@ import shutil
 
 
 class FormulaError(Exception):
-    """Something cannot be done; the thin modules raise it as Salt's ``CommandExecutionError``."""
+    """
+    Something cannot be done; the thin modules raise it as Salt's ``CommandExecutionError``.
+
+    details
+        What a program said besides, in lines and without secrets: for the log and the report, not for the sentence.
+    """
+
+    details: str = ""
+
+    def with_details(self, details: str) -> FormulaError:
+        """
+        Return the same with details.
+
+        details
+            Lines without secrets.
+        """
+        self.details = details
+        return self
 
 
 class InvalidArgument(FormulaError):

@@ -30,6 +30,8 @@ import urllib.parse
 
 # For the look at a plugin that nobody enables: what stands above it may do anything.
 LOOK_SECONDS = 30
+# What is told of a traceback at most, in characters.
+TRACEBACK_SIZE = 8000
 # What a note of webassets has at most, in bytes.
 NOTE_SIZE = 512
 
@@ -77,6 +79,8 @@ def check(ini: str, result: dict) -> None:
         more = in_a_process_of_its_own(lambda without=tuple(left_out): boot(ini, without))
         blamed = [name for name in more["blamed"] if name not in left_out]
         errors += [f"{text} (seen without {', '.join(left_out)})" for text in more["errors"] if blamed]
+        if blamed and more.get("traceback"):
+            result["traceback"] = f"{result.get('traceback', '')}\n{more['traceback']}".strip()
         left_out = [*left_out, *blamed]
     result["errors"] += errors
 
@@ -145,6 +149,7 @@ def started(ini: str, left_out: tuple, result: dict):
         if len(guilty) > 1:
             where = f"plugins {' and '.join(guilty)} do not go together"
         result["errors"].append(f"{where}: {one_line(exc)}{place_in_extension(exc)}")
+        result["traceback"] = traceback_of(exc)
         # Of two that do not go together the later one is left out.
         result["blamed"] = guilty[-1:]
         return None, listed
@@ -482,6 +487,11 @@ def the_other(frame, plugin) -> list:
     found += [module.get(f"_default_{kind}_plugin") for kind in ("package", "organization", "group")]
     names = [getattr(other, "name", "") for other in found if other is not plugin]
     return [name for name in names if isinstance(name, str) and name][:1]
+
+
+def traceback_of(exc: BaseException) -> str:
+    """The traceback in lines; of a long one its ends, since the last frames are those of the plugin."""
+    return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))[-TRACEBACK_SIZE:]
 
 
 def place_in_extension(exc: BaseException) -> str:

@@ -216,7 +216,7 @@ class _Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.bars += tag == "rect"
+        self.bars += tag == "rect" and str(dict(attrs)["class"]).startswith("bar")
         if tag != "meta":
             self.open.append(tag)
 

@@ -90,6 +90,14 @@ def test_a_plugin_that_raises_is_named_and_nothing_live_is_touched(host, mycity,
     )
     assert told in str(failure.value)
     assert "Traceback" not in str(failure.value)
+    # The log has it, for the report of a run.
+    noted = next(
+        entry
+        for entry in host.loaders().modules["ckan_release.history"]()
+        if entry["stage"] == "check" and entry["result"] == "failed"
+    )
+    lines = noted["details"].splitlines()
+    assert lines[0].startswith("Traceback") and lines[-1] == "RuntimeError: no such table: mycity"
     assert host.current() == first
     assert host.releases() == [first]
     after = host.tree()
@@ -108,7 +116,7 @@ def test_a_failure_stands_in_the_history_with_its_reason(host, mycity):
     repos.commit_broken(mycity, "boom")
     with pytest.raises(CommandExecutionError):
         deployed(host)
-    failed = [entry for entry in host.history() if entry["result"] == "failed"]
+    failed = [entry for entry in host.loaders().modules["ckan_release.history"]() if entry["result"] == "failed"]
     assert failed[0]["stage"] == "check"
     assert "boom" in failed[0]["reason"]
 

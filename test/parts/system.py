@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from parts.process import PartError, run
@@ -45,6 +45,15 @@ def needed() -> list[str]:
     """Return the packages of all parts that are not installed. Raises PartError where there is no dpkg."""
     programs = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
     return missing([*PACKAGES, *programs])
+
+
+def ensure_programs(programs: Mapping[str, str]) -> list[str]:
+    """Install the Debian packages of programs that this machine does not have; returns what was installed.
+
+    programs
+        Package by program.
+    """
+    return ensure_packages([package for program, package in programs.items() if not shutil.which(program)])
 
 
 @contextlib.contextmanager

@@ -327,3 +327,27 @@ def test_a_dump_is_looked_for_on_all_hosts_and_the_one_that_has_it_restores(mast
     assert refused(master, "rollback", restore=SECOND) == (
         f"no host has a dump {SECOND}; look with: salt -I 'ckan:env:production' ckan_backup.list"
     )
+
+
+def test_hosts_with_a_shared_storage_look_for_the_mark_of_the_first_when_all_have_left_theirs(
+    master: FakeMaster,
+) -> None:
+    mine = {"kind": "shared", "path": "/data", "serves": True, "problem": ""}
+    master.storage = {host: {**mine, "mark": host} for host in HOSTS}
+    given = master._ckan_release_plan
+
+    def planned(host: str, sees: str = "", **about: Any) -> dict[str, Any]:
+        told = given(host, **about)
+        if sees:
+            told["host"]["storage"] = {
+                **mine,
+                "mark": sees if host != "web3" else "",
+                "problem": "" if host != "web3" else "gone",
+            }
+        return told
+
+    master.answers["ckan_release.plan"] = planned
+    assert refused(master).startswith("web3 failed at plan: /data (ckan.storage_path) does not show what web1 writes")
+    asked = [(host, kwargs.get("sees", "")) for host, kwargs in master.told("ckan_release.plan")]
+    assert sorted(asked[:3]) == [(host, "") for host in HOSTS]
+    assert sorted(asked[3:]) == [("web2", "web1"), ("web3", "web1")]

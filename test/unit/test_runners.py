@@ -28,10 +28,11 @@ PLANTED = "planted-secret"
 SIGNATURES = {
     "ckan.status": ["env"],
     "ckan.history": ["env", "limit"],
+    "ckan.report": ["env", "limit"],
     "ckan.watch": ["env", "timeout"],
     "ckan.pending": ["env", "extensions", "groups", "allow_down", "release"],
     "ckan.encrypt": ["env", "key", "recipients"],
-    "ckan.maintenance": ["env", "state", "reason"],
+    "ckan.maintenance": ["env", "state", "reason", "message", "until"],
     "ckan.lock": ["env", "reason"],
     "ckan.unlock": ["env", "force"],
     "ckan.lock_status": ["env"],
@@ -239,6 +240,24 @@ def test_on_and_off_are_what_yaml_makes_of_them(master: FakeMaster, ask: Callabl
     assert master.functions() == [f"ckan_maintenance.{state}"]
 
 
+def test_what_visitors_read_goes_to_the_hosts_and_not_where_it_is_turned_off(master: FakeMaster, ask: Callable) -> None:
+    told = ask("ckan.maintenance", "production", "on", message={"de": "Umzug"}, until="2099-01-01T10:00Z")
+    assert "error" not in told
+    about = {"by": "ann", "reason": "", "message": {"de": "Umzug"}, "until": "2099-01-01T10:00Z"}
+    assert master.told("ckan_maintenance.on")[0] == ("web1", about)
+    assert "leave them out" in ask("ckan.maintenance", "production", "off", message="x")["error"]
+    assert master.told("ckan_maintenance.off") == []
+
+
+def test_a_page_of_all_runs_is_written_and_its_path_is_told(master: FakeMaster, ask: Callable) -> None:
+    master.answers["ckan_release.history"] = []
+    told = ask("ckan.report", "production")
+    assert set(told) == {"production"} and os.path.isfile(told["production"])
+    master.down.add("web2")
+    told = ask("ckan.report", "production")
+    assert told["retcode"] == 1 and "web2" in told["error"] and os.path.isfile(told["production"])
+
+
 def test_a_lock_is_taken_shown_and_freed(ask: Callable) -> None:
     assert ask("ckan.lock", "production", "election night").startswith("production is locked; free it with")
     assert "election night" in ask("ckan.lock_status", "production")
@@ -255,6 +274,8 @@ def test_a_lock_is_taken_shown_and_freed(ask: Callable) -> None:
         ("ckan.history", {"limit": 0}, "limit must be a number of runs"),
         ("ckan.history", {"limit": True}, "limit must be a number of runs"),
         ("ckan.history", {"limit": 1.5}, "limit must be a number of runs"),
+        ("ckan.report", {"limit": "x"}, "limit must be a number of runs, such as 200, not 'x'"),
+        ("ckan.maintenance", {"state": "on", "message": ["x"]}, "message must be a line of text"),
         ("ckan.watch", {"timeout": "soon"}, "timeout must be a number of seconds, such as 3600, not 'soon'"),
         ("ckan.watch", {"timeout": -1}, "timeout must be a number of seconds"),
         ("ckan.maintenance", {"state": "perhaps"}, "'perhaps' is neither on nor off"),

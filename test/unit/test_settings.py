@@ -483,7 +483,8 @@ ELSEWHERE = {
     "datastore:name": "the ini, quoted", "datastore:user": "the ini, quoted", "datastore:read_user": "the ini, quoted",
     "web:extra": "the virtual host, as it is: that is what it is for",
     "web:health_text": "compared with an answer",
-    "web:maintenance_page": "a file that is read",
+    "web:maintenance_page": "a file that is read", "web:maintenance_logo": "a file that is read",
+    "web:maintenance_languages": "compared with names, and in a page that escapes it",
     "cron:a:command": "the crontab, quoted", "cron:a:shell": "the crontab, quoted",
 }  # fmt: skip
 # Characters that may be meant, where they do no harm.

@@ -38,8 +38,13 @@ def site(place: Path | str, host: str, kind: str = "shared", **more: Any) -> Sit
 
 
 def seen(*sites: Site) -> dict[str, dict[str, Any]]:
-    """What the hosts of a plan say; the first one writes."""
-    return {one.host.id: storage.seen(one, RELEASE, writes=at == 0) for at, one in enumerate(sites)}
+    """What the hosts of a plan say: each leaves a mark, then the others read that of the first."""
+    told = {one.host.id: storage.seen(one, RELEASE) for one in sites}
+    first = next(iter(told))
+    return {
+        one.host.id: told[one.host.id] if one.host.id == first else storage.seen(one, RELEASE, of=first)
+        for one in sites
+    }
 
 
 def test_f15_hosts_that_share_their_storage_see_the_mark_of_the_first(disk: Path) -> None:
@@ -47,11 +52,13 @@ def test_f15_hosts_that_share_their_storage_see_the_mark_of_the_first(disk: Path
     assert [one["mark"] for one in told.values()] == ["web1", "web1"]
     assert fleet.warnings(told) == []
     # Planned once more, and that of a plan long ago goes.
-    old = disk / ".ckan-shared-20250101000001Z"
+    old = disk / ".ckan-shared-20250101000001Z-web1"
     old.write_text("web1")
     os.utime(old, (1, 1))
     assert fleet.warnings(seen(site(disk, "web1"), site(disk, "web2"))) == []
-    assert [(path.name, path.owner()) for path in disk.iterdir()] == [(f".ckan-shared-{RELEASE}", "www-data")]
+    assert sorted((path.name, path.owner()) for path in disk.iterdir()) == [
+        (f".ckan-shared-{RELEASE}-{host}", "www-data") for host in ("web1", "web2")
+    ]
 
 
 def test_a_host_that_does_not_see_what_another_writes_is_named(disk: Path, tmp_path: Path) -> None:
@@ -69,8 +76,8 @@ def test_a_host_that_does_not_see_what_another_writes_is_named(disk: Path, tmp_p
 
 def test_a_mark_of_another_host_in_its_place_is_not_taken_for_it(disk: Path) -> None:
     told = seen(site(disk, "web1"), site(disk, "web2"))
-    (disk / f".ckan-shared-{RELEASE}").write_text("web9")
-    told["web2"] = storage.seen(site(disk, "web2"), RELEASE, writes=False)
+    (disk / f".ckan-shared-{RELEASE}-web1").write_text("web9")
+    told["web2"] = storage.seen(site(disk, "web2"), RELEASE, of="web1")
     with pytest.raises(FormulaError, match=r"web2 failed at plan: .* \(there is another file\)"):
         fleet.warnings(told)
 
@@ -87,8 +94,8 @@ def test_a_link_in_place_of_the_mark_is_not_written_through(disk: Path) -> None:
     mine = disk / "upload"
     mine.write_text("an upload")
     subprocess.run(["chown", "-R", "www-data:", str(disk)], check=True)
-    (disk / f".ckan-shared-{RELEASE}").symlink_to(mine)
-    assert storage.seen(site(disk, "web1"), RELEASE, writes=True)["mark"] == "web1"
+    (disk / f".ckan-shared-{RELEASE}-web1").symlink_to(mine)
+    assert storage.seen(site(disk, "web1"), RELEASE)["mark"] == "web1"
     assert mine.read_text() == "an upload"
 
 

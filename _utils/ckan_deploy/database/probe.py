@@ -276,7 +276,7 @@ def _answer(site: Site, result: dict[str, Any]) -> dict[str, Any]:
         message = "; ".join(result["errors"])
         now = result.get("after") or result.get("before")
         message += f"; the database is now at {_heads_text(now)}" if now else ""
-        raise FormulaError(message)
+        raise FormulaError(message).with_details(mask.lines(result.get("traceback", ""), site.settings))
     return result
 
 

@@ -38,7 +38,7 @@ class Plan:
     What a deploy would do. ``changes`` compares the resolution with the current release, ``own_changes`` says what this
     host's pillar changes, ``host`` is what the fleet must know of this host, ``differs`` how a promoted resolution goes
     with the pillar here. ``remarks`` and ``own_remarks`` are to be known besides: they are true of the current release,
-    too, and are no reason to deploy.
+    too, and are no reason to deploy. ``details`` is what the report of the run shows of the changes.
     """
 
     release: str
@@ -51,6 +51,7 @@ class Plan:
     differs: list[str] = []
     remarks: list[str] = []
     own_remarks: list[str] = []
+    details: dict[str, Any] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the answer of ``ckan_release.plan``."""
@@ -61,10 +62,13 @@ class Plan:
             "changes": self.changes, "own_changes": self.own_changes, "differs": self.differs,
             "remarks": self.remarks, "own_remarks": self.own_remarks,
             "notes": list(self.resolution.notes) if self.resolution else [],
+            "details": self.details,
         }  # fmt: skip
 
 
-def make(site: Site, release: str, resolve: bool = True, job: str = "", given: Resolution | None = None) -> Plan:
+def make(
+    site: Site, release: str, resolve: bool = True, job: str = "", given: Resolution | None = None, sees: str = ""
+) -> Plan:  # fmt: skip
     """
     Look whether a deploy could start here, and decide what the release will hold.
 
@@ -78,6 +82,8 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
         The run of the master that this belongs to.
     given
         What the release is to hold, where another environment has it: no ref is asked for then.
+    sees
+        The host whose mark in a shared storage this one is to see.
 
     Raises ``FormulaError`` with all that is in the way.
     """
@@ -103,10 +109,13 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     about = {
         **_about_host(site, release, before, job),
         "backends": behind.versions,
-        "storage": storage.seen(site, release, writes=resolve),
+        "storage": storage.seen(site, release, sees),
     }
     remarks = [*preflight.remarks(site), *behind.remarks]
-    planned = Plan(release, site.settings.env, current, _own_changes(site, before), about, own_remarks=remarks)
+    own, options = _own_changes(site, before)
+    planned = Plan(
+        release, site.settings.env, current, own, about, own_remarks=remarks, details={"configuration": options}
+    )
     if not new:
         return planned
     old = before.resolution if before else _of_environment(site)
@@ -115,11 +124,13 @@ def make(site: Site, release: str, resolve: bool = True, job: str = "", given: R
     migrations = diff.migrations(old, new, mirrors)
     if migrations and compatibility.closes(site, old.base.ckan if old else "", new.base.ckan, ["core"]):
         migrations.append("visitors get the maintenance page while the database is migrated")
-    changes = [*diff.sentences(diff.compare(old, new, mirrors), new), *migrations]
+    compared = diff.compare(old, new, mirrors)
+    changes = [*diff.sentences(compared, new), *migrations]
     differs = promotion.other_origins(site, given) if given else []
     if site.settings.build.ship:
         about["layer"] = layers.name(site, new)
-    return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new))
+    details = {**planned.details, **diff.brief_details(compared)}
+    return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new), details=details)
 
 
 def _behind(site: Site) -> backends.Backends:
@@ -173,24 +184,29 @@ def _about_host(site: Site, release: str, before: Manifest | None, job: str) -> 
     }
 
 
-def _own_changes(site: Site, before: Manifest | None) -> list[str]:
-    """What changes by this host's pillar: names of options and of settings, never a value. And what is to be mended."""
+def _own_changes(site: Site, before: Manifest | None) -> tuple[list[str], dict[str, list[str]]]:
+    """
+    What changes by this host's pillar: names of options and of settings, never a value. And what is to be mended. And
+    the options added, removed and changed.
+    """
+    options: dict[str, list[str]] = {}
     if not before:
         foreign = site.releases.foreign()
-        return ["the first release of this host"] + ([f"{foreign}: that link is replaced"] if foreign else [])
+        return ["the first release of this host"] + ([f"{foreign}: that link is replaced"] if foreign else []), options
     missing = unfinished(site)
     mended = [f"{missing}: that is done with this deploy"] if missing else []
     try:
         difference = ini.diff(site, site.releases.directory(before.id), before.secret_options)
-        said = [f"configuration: {', '.join(options)} {kind}" for kind, options in difference.items() if options]
+        options = {kind: sorted(names) for kind, names in difference.items() if names}
+        said = [f"configuration: {', '.join(difference[kind])} {kind}" for kind in options]
     except FormulaError as exc:
         said = [f"configuration: not compared, {exc}"]  # the new ini does not need the old one
     was, is_ = before.settings, hashes(site.settings)
     if not was or was.get("env") != is_["env"]:
         why = "the release of before has no note of them" if not was else "the session secret is another one"
-        return [*mended, *said, f"settings: not compared, {why}"]
+        return [*mended, *said, f"settings: not compared, {why}"], options
     changed = [name for name in sorted(was.keys() | is_.keys()) if name not in TOLD and was.get(name) != is_.get(name)]
-    return [*mended, *said, *([f"settings: {', '.join(changed)} changed"] if changed else [])]
+    return [*mended, *said, *([f"settings: {', '.join(changed)} changed"] if changed else [])], options
 
 
 def _follow_tags(

@@ -9,14 +9,14 @@ from ckan_deploy.build import sharing, shipping
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, cron, health, shared_files
+from ckan_deploy.serve import app_server, cron, health, maintenance_page, shared_files
 from ckan_deploy.system import disk
 
 
 def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = True) -> list[str]:
     """
     Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, shared files
-    that were changed, directories that others may write to, supervisor, web server, cron, hooks.
+    that were changed, directories that others may write to, supervisor, web server, maintenance page, cron, hooks.
 
     site
         The site.
@@ -37,7 +37,7 @@ def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = Tr
     found += filter(
         None, (site.releases.link_problem(), app_server.supervisor_problem(site), health.front_problem(site))
     )
-    return [*found, *cron.problems(site), *hooks.problems(site)]
+    return [*found, *maintenance_page.problems(site), *cron.problems(site), *hooks.problems(site)]
 
 
 def remarks(site: Site) -> list[str]:

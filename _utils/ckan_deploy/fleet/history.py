@@ -58,9 +58,9 @@ def merge(logs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         What ``ckan_release.history`` says on each host.
 
     Returns ``[{"at", "kind", "release", "by", "hosts": [ids], "seconds", "result", "reason"}]``, newest first, with
-    ``from`` for a release that was promoted and ``warnings`` where any were told. A run is what has one job; what was
-    done by hand is one run for each release, host and kind. ``seconds`` is the sum over the stages, of each the slowest
-    host.
+    ``job`` where a master ran it, ``from`` for a release that was promoted and ``warnings`` where any were told. A run
+    is what has one job; what was done by hand is one run for each release, host and kind. ``seconds`` is the sum over
+    the stages, of each the slowest host.
     """
     runs: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
     for host, entries in logs.items():
@@ -86,6 +86,7 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         reason = undone[0].get("reason", "")
     # The entries of a host are in order, and which host is the first does not matter.
     warnings = list(dict.fromkeys(text for _, entry in entries for text in entry.get("warnings", [])))
+    job = next((entry["job"] for _, entry in entries if entry.get("job")), "")
     origin = next((entry["promoted"] for _, entry in entries if entry.get("promoted")), "")
     return {
         "at": min(entry["at"] for _, entry in entries),
@@ -96,6 +97,7 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         "seconds": round(sum(slowest.values()), 1),
         "result": "failed" if failed or undone else "ok",
         "reason": reason,
+        **({"job": job} if job else {}),
         **({"from": origin} if origin else {}),
         **({"warnings": warnings} if warnings else {}),
     }

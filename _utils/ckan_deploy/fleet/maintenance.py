@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from typing import Any
+
 from ckan_deploy.fleet import hosts
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.master import Master
-from ckan_deploy.fleet.run import Run
+from ckan_deploy.fleet.run import Run, Span
+
+# What the report calls the two ends of it.
+ON, OFF = "maintenance on", "maintenance off"
 
 
-def turn(master: Master, env: str, state: str, reason: str = "") -> Answers:
+def turn(master: Master, env: str, state: str, reason: str = "", notice: Mapping[str, Any] = {}) -> Answers:
     """
     Turn maintenance on or off on all hosts of an environment.
 
@@ -20,11 +27,15 @@ def turn(master: Master, env: str, state: str, reason: str = "") -> Answers:
         ``on`` or ``off``.
     reason
         Why; for those who ask, not for visitors.
+    notice
+        ``message`` and ``until``, for visitors; what is empty is left out.
 
     Raises ``FormulaError`` where the environment has no hosts.
     """
     found = hosts.targets(master, env)
-    about = {"by": master.user, **({"reason": reason} if state == "on" else {})}
+    about: dict[str, Any] = {"by": master.user}
+    if state == "on":
+        about |= {"reason": reason, **{name: value for name, value in notice.items() if value}}
     return hosts.ask(master, found.hosts, f"ckan_maintenance.{state}", about)
 
 
@@ -39,10 +50,12 @@ def close(run: Run) -> dict[str, str]:
     Returns ``{host: why it could not be closed}``.
     """
     about = {"reason": run.kind, "by": run.by, "stop_workers": True}
+    begun = time.time()
     told = hosts.ask(run.master, run.hosts, "ckan_maintenance.on", about)
     run.closed = [host for host, answer in told.results.items() if host in told.failures or answer["changed"]]
     for host, answer in told.good.items():
         run.warnings += [f"{host}: {text}" for text in answer.get("warnings", [])]
+    _span(run, ON, begun, bool(told.failures))
     run.save()
     return told.failures
 
@@ -58,6 +71,13 @@ def open_again(run: Run) -> dict[str, str]:
     """
     if not run.closed:
         return {}
+    begun = time.time()
     failures = hosts.ask(run.master, run.closed, "ckan_maintenance.off", {"by": run.by}).failures
     run.closed = sorted(failures)
+    _span(run, OFF, begun, bool(failures))
     return failures
+
+
+def _span(run: Run, name: str, begun: float, failed: bool) -> None:
+    """Note it beside the stages: the report shows for how long visitors got the maintenance page."""
+    run.spans.append(Span(name, "", "", begun, time.time() - begun, "failed" if failed else "ok"))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import hosts, promote, shipping, storage, wanted
+from ckan_deploy.fleet import details, hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
@@ -82,25 +82,15 @@ def deploy(run: Run) -> dict[str, Any]:
     that is promoted ``from`` and ``differs``.
     """
     names, run.release = run.hosts, ids.new_id()
-    asked = {"release": run.release, "extensions": run.extensions, "fresh": False, "job": run.job}
     taken = promote.take(run) if run.source else None
-    if taken:
-        run.source_release, asked["contents"] = taken.release, taken.contents
-    # One host asks the origins and resolves the packages, so that all build the same.
-    first = run.builder or names[0]
-    others = [host for host in names if host != first]
-    resolved = {**asked, "resolve": False}
-    with beside.running(functools.partial(_asked, run, others, "ckan_release.plan", resolved)) as asking:
-        plans = _asked(run, [first], "ckan_release.plan", {**asked, "resolve": True})
-    main = plans[first]
-    plans.update(asking.result())
+    plans, main = _plans(run, taken)
     shipping.refuse_differences(run, {host: plan["host"] for host, plan in plans.items()}, main)
     same = _one_directory({host: plan["host"]["place"] for host, plan in plans.items()})
     if same:
         raise FormulaError(f"{same} have one directory of releases on one machine; give each a ckan:root of its own")
     # A builder of its own serves nothing.
     plans = {host: plans[host] for host in names}
-    run.warn(storage.warnings({host: plan["host"]["storage"] for host, plan in plans.items()}))
+    run.warn(storage.warnings(_storage(run, {host: plan["host"]["storage"] for host, plan in plans.items()})))
     run.contents = main["contents"]
     run.warn([*main.get("notes", []), *told_once({host: plan["own_remarks"] for host, plan in plans.items()})])
     run.backends = main["host"].get("backends", {})
@@ -110,6 +100,7 @@ def deploy(run: Run) -> dict[str, Any]:
     remarks = main["remarks"]
     run.nothing = not changes and not run.force
     run.changes = [*changes, *remarks]
+    run.details = details.of_plans(plans, main)
     run.differs = promote.differences(run, taken, main) if taken else []
     if not all(plan["host"]["sees_lock"] for plan in plans.values()) and not run.dry_run:
         run.warn([
@@ -130,6 +121,31 @@ def deploy(run: Run) -> dict[str, Any]:
         },
         **({"from": f"{taken.release} of {run.source}", "differs": run.differs} if taken else {}),
     }  # fmt: skip
+
+
+def _plans(run: Run, taken: promote.Taken | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The plan of each host, side by side, and that of the one which resolved."""
+    asked = {"release": run.release, "extensions": run.extensions, "fresh": False, "job": run.job}
+    if taken:
+        run.source_release, asked["contents"] = taken.release, taken.contents
+    # One host asks the origins and resolves the packages, so that all build the same.
+    first = run.builder or run.hosts[0]
+    others = [host for host in run.hosts if host != first]
+    resolved = {**asked, "resolve": False}
+    with beside.running(functools.partial(_asked, run, others, "ckan_release.plan", resolved)) as asking:
+        plans = _asked(run, [first], "ckan_release.plan", {**asked, "resolve": True})
+    return {**plans, **asking.result()}, plans[first]
+
+
+def _storage(run: Run, seen: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """What the hosts see of a shared storage: each has left a mark there, and all look for that of the first."""
+    first = next(iter(seen))
+    others = [host for host in seen if host != first and seen[host]["kind"] == "shared"]
+    if seen[first]["kind"] != "shared" or seen[first]["problem"] or not others:
+        return dict(seen)
+    asked = {"release": run.release, "resolve": False, "fresh": False, "job": run.job, "sees": first}
+    told = _asked(run, others, "ckan_release.plan", asked)
+    return {**seen, **{host: plan["host"]["storage"] for host, plan in told.items()}}
 
 
 def rollback(run: Run, to: str) -> dict[str, Any]:
@@ -158,9 +174,10 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
         )
     run.release, run.left = answers[asked[0]], left
     contents = functools.partial(_asked, run, asked[:1], "ckan_release.contents", {"release": run.release})
-    with beside.running(contents) as asking:
+    compared = functools.partial(details.of_rollback, run, asked[0])
+    with beside.running(contents) as asking, beside.running(compared) as comparing:
         found = _database(run, asked)
-    run.contents = asking.result()[asked[0]]
+    run.contents, run.details = asking.result()[asked[0]], comparing.result()
     from_ = ", ".join(sorted(set(left.values()) - {run.release}))
     run.changes = [f"from {from_} back to {run.release}", *_database_changes(run, found)]
     if run.undo and (found["maintenance"] or run.maintenance):

@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckan_deploy.fleet import end, hosts, maintenance, shipping, stages
+from ckan_deploy.fleet import details, end, hosts, maintenance, shipping, stages
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.names import NAME
 from ckan_deploy.fleet.record import Record
-from ckan_deploy.fleet.run import Run, causes, join
+from ckan_deploy.fleet.run import Run, Span, causes, join
 from ckan_deploy.releases import ids
 
 # How long is waited for a host that does not answer at once, or for a master that is being restarted.
@@ -36,6 +36,7 @@ def revert(run: Run) -> dict[str, Any]:
     reasons = [causes(run.failures), run.interrupted]
     reason = "; ".join(filter(None, reasons)) or "the run did not come to its end"
     done = undo(run, reason, run.job)
+    details.look(run)
     end.over(run, "failed")
     return end.end(run, "revert", f"{run.kind} of {run.release} to {run.env} failed -- {reason} -- {done['comment']}")
 
@@ -122,7 +123,7 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
 
     Returns ``{"ok": whether that could be done, "comment": what each host serves now, and what is left to do}``.
     """
-    told, commands = Answers(), {}
+    told, commands, begun = Answers(), {}, time.time()
     remarks, stays_closed = _database(run, job)
     function = "ckan_release.abort" if run.kind == "deploy" else "ckan_release.activate"
     force = {} if run.kind == "deploy" else {"force": True}
@@ -138,6 +139,8 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
     for host, result in told.good.items():
         if host in run.hosts:
             serving.setdefault(result["current"] or "no release (as before)", []).append(host)
+            run.serves[host] = result["current"]
+    run.spans.append(Span("revert", "", "", begun, time.time() - begun, "failed" if told.failures else "ok"))
     remarks += _what_stays(run, told.results)
     parts = [f"{', '.join(sorted(names))} on {release}" for release, names in sorted(serving.items())]
     parts += [

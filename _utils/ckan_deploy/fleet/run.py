@@ -53,8 +53,9 @@ class Run:
     ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations
     (``undo_on``). Then what the stages told: whether there is anything to ``migrate``, which host ``migrates``, what it
     told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none), and
-    what does not stay up (``unsteady``). ``interrupted`` says who wanted it to end early. ``warnings`` are from all of
-    it, each once.
+    what does not stay up (``unsteady``). For the report: the ``details`` of what changes, what each host ``serves``
+    after a revert, and what those that failed have ``noted`` (``{host: {"details": what a program said, "log":
+    lines}}``). ``interrupted`` says who wanted it to end early. ``warnings`` are from all of it, each once.
     """
 
     master: Master
@@ -113,6 +114,9 @@ class Run:
     downgraded: bool = False
     kept_as: str = ""
     restored: bool = False
+    details: dict[str, Any] = Factory(dict)
+    serves: dict[str, str] = Factory(dict)
+    noted: dict[str, dict[str, Any]] = Factory(dict)
     interrupted: str = ""
     ended: str = ""
     result: str = ""

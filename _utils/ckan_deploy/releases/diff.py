@@ -11,11 +11,13 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from ckan_deploy.releases.manifest import Base, Resolution
-from ckan_deploy.sources import repositories
+from ckan_deploy.sources import links, repositories
 from ckan_deploy.sources.pins import Pin
 
 # A list in a plan is for people: what is longer is counted.
 SHOWN = 10
+# So many commits of an extension go to the master for the report.
+COMMITS = 50
 # Where CKAN looks for the migrations of a plugin.
 MIGRATIONS = "*/migration/*/versions/*.py"
 
@@ -87,6 +89,24 @@ def sentences(difference: Mapping[str, Any], new: Resolution) -> list[str]:
     for kind, names in difference["patches"].items():
         said += [f"patch {name} {kind}" for name in names]
     return said
+
+
+def brief_details(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return what a report shows of a difference: of long lists of commits the newest, and how many there are.
+
+    difference
+        What ``compare`` returned.
+
+    Returns ``{"extensions": {name: {"change", "old", "new", "commits": [...], "count"}}, "packages": {name: {"old",
+    "new"}}}``; of a first release no packages, since all are new.
+    """
+    extensions = {
+        name: {**change, "commits": change.get("commits", [])[:COMMITS], "count": len(change.get("commits", []))}
+        for name, change in difference["extensions"].items()
+    }
+    first = bool(difference["base"]) and not difference["base"]["old"]
+    return {"extensions": extensions, "packages": {} if first else dict(difference["packages"])}
 
 
 def remarks(new: Resolution) -> list[str]:
@@ -195,8 +215,14 @@ def _between(before: Pin, after: Pin, mirrors: str) -> dict[str, Any]:
     if before.commit and after.commit:
         between = repositories.log(after.url, before.commit, after.commit, mirrors)
         if between.known:
-            return {"commits": between.ahead, "dropped": between.behind}
+            return {"commits": _linked(after, between.ahead), "dropped": _linked(after, between.behind)}
     return {}
+
+
+def _linked(pin: Pin, commits: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Commits, each with the page that shows it where the origin's address tells that."""
+    pages = [(commit, links.commit_page(pin.url, commit["commit"])) for commit in commits]
+    return [{**commit, **({"page": page} if page else {})} for commit, page in pages]
 
 
 def _otherwise(before: Pin, after: Pin) -> dict[str, list[str]]:

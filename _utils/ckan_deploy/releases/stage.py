@@ -80,7 +80,7 @@ def running(
             # Into the list that the stage has in its answer already.
             warned += [f"{hook['hook']} failed: {hook['problem']}" for hook in ran if hook["problem"]]
         except BaseException as exc:
-            entry.update(result="failed", reason=sentence(exc))
+            entry.update(result="failed", reason=sentence(exc), details=getattr(exc, "details", ""))
             if isinstance(exc, FormulaError) or not isinstance(exc, Exception):
                 raise
             log.debug("the stage %s failed", name, exc_info=True)

@@ -269,8 +269,10 @@ def _wait(site: Site, path: str, program: str, begun: float) -> None:
             break
         time.sleep(POLL_SECONDS)
     release = os.path.basename(path)
-    said = _said(site, release)
-    raise FormulaError(f"the app server of {release} {problem}: {said}; see {uwsgi.log(site, release)}")
+    failed = FormulaError(
+        f"the app server of {release} {problem}: {_said(site, release)}; see {uwsgi.log(site, release)}"
+    )
+    raise failed.with_details(uwsgi.said(site, release))
 
 
 def _warm(site: Site, path: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import addresses, app_server
+from ckan_deploy.serve import addresses, app_server, uwsgi
 from ckan_deploy.serve.answers import judge
 
 POLL_SECONDS = 0.2
@@ -82,7 +82,8 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
         time.sleep(POLL_SECONDS if apache else ATTEMPT_SECONDS)
     times = f" ({attempts} attempts)" if attempts > 1 and not apache else ""
     asked = f"{address}{addresses.path(site)}{web.health_path}"
-    raise FormulaError(f"the web server at {asked} {problem}{times}; see {app_server.log_place(site, release)}")
+    failed = FormulaError(f"the web server at {asked} {problem}{times}; see {app_server.log_place(site, release)}")
+    raise failed.with_details(uwsgi.said(site, release))
 
 
 def front_problem(site: Site) -> str:

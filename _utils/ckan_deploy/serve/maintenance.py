@@ -14,7 +14,7 @@ from typing import Any
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import ids
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import services
+from ckan_deploy.serve import maintenance_page, services
 from ckan_deploy.system import arguments, files, safely
 
 # The form of CKAN's own errors: https://docs.ckan.org/en/latest/api/ ("success", "error").
@@ -24,7 +24,9 @@ API_ANSWER = {
 }
 
 
-def on(site: Site, reason: str = "", by: str = "", stop_workers: bool = False) -> dict[str, Any]:
+def on(
+    site: Site, reason: str = "", by: str = "", stop_workers: bool = False, message: Any = "", until: str = ""
+) -> dict[str, Any]:  # fmt: skip
     """
     Answer visitors with 503, ``Retry-After`` and a page, and requests of the API with JSON.
 
@@ -34,23 +36,33 @@ def on(site: Site, reason: str = "", by: str = "", stop_workers: bool = False) -
         Why, and who asked; for ``status``, not for visitors.
     stop_workers
         Background workers and cron jobs stop as well, each when its job is done. ``off`` starts them.
+    message
+        What visitors read: a line in the language of the portal, or ``{language: line}``.
+    until
+        When it is expected to end: date, time and zone.
 
-    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``, and ``warnings`` of jobs that are not done.
-    Raises ``InvalidArgument`` for a reason or a name that is no text, ``FormulaError`` when the page of
-    ``web:maintenance_page`` is not there, or no server of the formula's looks for it.
+    Where maintenance mode is on already, a message or an end changes the page, and nothing else.
+
+    Returns ``{"on": True, "changed": bool, "since", "by", "reason"}``, with ``message`` and ``until`` where there are
+    any, and ``warnings`` of jobs that are not done. Raises ``InvalidArgument`` for what cannot be meant,
+    ``FormulaError`` when the page cannot be made, or no server of the formula's looks for it.
     """
     if site.settings.web.server == "none":
         raise FormulaError("ckan:web:server is none: maintenance is the business of your own server.")
     reason, by = arguments.line("reason", reason), arguments.text("by", by)
-    known = status(site)
-    if known["on"]:
+    notice, known = maintenance_page.Notice.of(site, message, until), status(site)
+    if known["on"] and not notice.to_json():
         return {**known, "changed": False}
-    _put_pages(site)
+    _put_pages(site, notice)
+    if known["on"]:
+        kept = {name: value for name, value in known.items() if name not in ("on", "message", "until")}
+        files.write(_switch(site), json.dumps({**kept, **notice.to_json()}))
+        return {**known, **notice.to_json(), "changed": False}
     # Last: from here on it counts.
-    noted = {"since": ids.now(), "by": by, "reason": reason}
+    noted = {"since": ids.now(), "by": by, "reason": reason, **notice.to_json()}
     noted.update({"workers": "stopped"} if stop_workers else {})
     files.write(_switch(site), json.dumps(noted))
-    told = {name: text for name, text in noted.items() if name != "since"}
+    told = {name: noted[name] for name in ("by", "reason", "workers") if name in noted}
     site.log.append(stage="maintenance on", env=site.settings.env, result="ok", **told)
     # After the page: what visitors queue until then is done before they stop.
     warnings = services.pause(site) if stop_workers else []
@@ -89,7 +101,8 @@ def status(site: Site) -> dict[str, Any]:
     site
         The site.
 
-    Returns ``{"on": False}``, or ``{"on": True, "since", "by", "reason"}``.
+    Returns ``{"on": False}``, or ``{"on": True, "since", "by", "reason"}``, with ``message`` and ``until`` where the
+    page has them.
     """
     try:
         with open(_switch(site), encoding="utf-8") as handle:
@@ -113,12 +126,8 @@ def _switch(site: Site) -> str:
     return os.path.join(directory(site), "on")
 
 
-def _put_pages(site: Site) -> None:
-    folder, page = directory(site), site.settings.web.maintenance_page
-    source = site.host.file(page) if page.startswith("salt://") else page
-    if not source or not os.path.isfile(source):
-        raise FormulaError(f"there is no page {page} (ckan:web:maintenance_page); correct it.")
+def _put_pages(site: Site, notice: maintenance_page.Notice) -> None:
+    folder, page = directory(site), maintenance_page.make(site, notice)
     safely.ensure(folder)
-    page = files.read(source, "", errors="surrogateescape")
     files.write(os.path.join(folder, "page.html"), page, errors="surrogateescape")
     files.write(os.path.join(folder, "page.json"), json.dumps(API_ANSWER))

@@ -1,5 +1,5 @@
 """
-Uploads that all hosts of an environment are to see: one host leaves a mark in the storage, the others read it.
+Uploads that all hosts of an environment are to see: each leaves a mark in the storage, and the others read that of one.
 
 CKAN's user does both. The storage is that user's, and root may be nobody there.
 """
@@ -25,16 +25,17 @@ _WRITE = (
 _READ = 'cat -- "$1/$2$3"'
 
 
-def seen(site: Site, release: str, writes: bool) -> dict[str, Any]:
+def seen(site: Site, release: str, of: str = "") -> dict[str, Any]:
     """
-    Leave a mark in a storage that is shared, or read that of another host.
+    Leave a mark in a storage that is shared, or read that of another host. Nobody looks for a mark that is not there
+    yet: NFS would remember for half a minute that it was not.
 
     site
         The site.
     release
-        The id of the release that is planned: the mark is named after it.
-    writes
-        Leave the mark, with the id of this host in it; else read it.
+        The id of the release that is planned: the mark is named after it, and after the host.
+    of
+        The host whose mark is read, once it has left it; by default this one leaves its own.
 
     Returns ``{"kind", "path", "serves": whether visitors reach this host, "mark": the host that left it, "problem": why
     there is none}``.
@@ -49,11 +50,12 @@ def seen(site: Site, release: str, writes: bool) -> dict[str, Any]:
     if not os.path.isabs(path):
         return {**told, "problem": "ckan.storage_path is no absolute path"}
     host = site.host.id
-    command = ["sh", "-c", _WRITE if writes else _READ, "sh", path, MARK, release, host]
+    script, name = (_READ, of) if of else (_WRITE, host)
+    command = ["sh", "-c", script, "sh", path, MARK, f"{release}-{name}", name]
     done = processes.run(command, user=site.settings.user, timeout=SECONDS)
     if done.retcode:
         return {**told, "problem": _words(done)}
-    return {**told, "mark": host if writes else done.stdout}
+    return {**told, "mark": done.stdout if of else host}
 
 
 def _words(done: Done) -> str:

@@ -12,6 +12,7 @@ import re
 from ckan_deploy.build import environment
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import shared_files, web_group
+from ckan_deploy.settings import mask
 from ckan_deploy.system import disk, files, safely
 
 # What servers take for ever: 24 days, the most that fits into their milliseconds.
@@ -101,6 +102,18 @@ def log(site: Site, release: str) -> str:
         The id of the release.
     """
     return os.path.join(site.paths.log, f"{site.settings.site}-{release}.log")
+
+
+def said(site: Site, release: str) -> str:
+    """
+    Return the last lines of that log without the secrets of the settings, ``''`` where there is none.
+
+    site
+        The site.
+    release
+        The id of the release.
+    """
+    return mask.lines(files.end_of(log(site, release)), site.settings)
 
 
 def _server(site: Site, path: str) -> str:

@@ -132,16 +132,46 @@ def text(said: str, settings: Settings, longest: int = 300) -> str:
     longest
         Where the line is cut, in characters.
     """
-    line = " ".join(said.split())
-    secrets = list(secret_values(settings))
-    own = [settings.config, settings.environment, *(service.environment for service in settings.services.values())]
-    secrets += [value for given in own for option, value in given.items()
-                if isinstance(value, str) and _SECRET_WORDS.search(option)]  # fmt: skip
-    for secret in sorted(_spellings(_long(secrets)), key=len, reverse=True):
-        line = line.replace(secret, MASK)
-    # Whatever else looks like the login of an address.
-    line = processes.without_logins(line, MASK)
+    line = _without(" ".join(said.split()), _spellings(_long(_all_secrets(settings))))
     return line if len(line) <= longest else line[: longest - 3] + "..."
+
+
+def lines(said: str, settings: Settings, most: int = 40, longest: int = 300) -> str:
+    """
+    Return the last lines of what a program said, such as a traceback, without the secrets of the settings.
+
+    said
+        The text.
+    settings
+        The settings.
+    most
+        How many lines at most.
+    longest
+        Where a line is cut, in characters.
+    """
+    secrets = _all_secrets(settings)
+    # Of a secret of several lines each one, and what stands across lines first.
+    spelled = _spellings(_long([*secrets, *(line.strip() for secret in secrets for line in secret.splitlines())]))
+    text_ = _without(said, spelled)
+    shown_ = [line.rstrip().expandtabs(4) for line in text_.splitlines() if line.strip()][-most:]
+    shown_ = ["".join(letter if letter.isprintable() else "?" for letter in line) for line in shown_]
+    return "\n".join(line if len(line) <= longest else f"{line[: longest - 3]}..." for line in shown_)
+
+
+def _all_secrets(settings: Settings) -> list[str]:
+    """Those that are secret by their setting, and those whose option or variable is called so."""
+    own = [settings.config, settings.environment, *(service.environment for service in settings.services.values())]
+    return secret_values(settings) + [
+        value for given in own for option, value in given.items()
+        if isinstance(value, str) and _SECRET_WORDS.search(option)
+    ]  # fmt: skip
+
+
+def _without(said: str, spelled: Iterable[str]) -> str:
+    for secret in sorted(spelled, key=len, reverse=True):
+        said = said.replace(secret, MASK)
+    # Whatever else looks like the login of an address.
+    return processes.without_logins(said, MASK)
 
 
 def _secrets_of(found: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:

@@ -211,9 +211,23 @@ class Web:
     health_attempts: int = setting(3, "How often it asks, a second apart, before it fails.", least=1)
     health_timeout: int = setting(30, "Seconds an answer may take.", least=1)
     maintenance_page: str = setting(
-        "salt://ckan/files/maintenance.html",
-        "The maintenance page: `salt://...`, or a file on the host.",
+        "salt://ckan/files/maintenance.html.jinja",
+        "The maintenance page: by default one made of the next settings and of the title of the site; one of your own "
+        "(`salt://...` or a file on the host) is taken as it is.",
         pattern=r"(salt:/)?/\S+",
+    )
+    maintenance_message: Mapping[str, Any] = setting(
+        {}, "What that page says in place of its own sentence, by language, such as `{en: ..., de: ...}`."
+    )
+    maintenance_languages: tuple[str, ...] = setting(
+        (),
+        "The languages it is in, by CKAN's names, the main one first; by default those of `ckan.locale_default`, "
+        "`ckan.locales_offered` and `maintenance_message`.",
+    )
+    maintenance_logo: str = setting(
+        "",
+        "An image on it (PNG, JPEG, GIF, WebP or SVG, at most 200 KB), `salt://...` or a file on the host.",
+        pattern=r"((salt:/)?/\S+)?",
     )
     maintenance_retry: int = setting(300, "Seconds after which visitors who get it are told to try again.", least=1)
     maintenance_health: bool = setting(

@@ -94,6 +94,7 @@ def _nested(settings: dict[str, Any], paths: dict[str, str]) -> list[str]:
     others = {
         "installer:uv": settings["installer"]["uv"], "base:python": settings["base"]["python"],
         "web:maintenance_page": settings["web"]["maintenance_page"],
+        "web:maintenance_logo": settings["web"]["maintenance_logo"],
     }  # fmt: skip
     found = []
     for name, why in _ALONE.items():

@@ -8,7 +8,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from ckan_deploy.settings import acme, places
+from ckan_deploy.settings import acme, languages, places
 from ckan_deploy.settings.origins import has_secret, requirement_problems
 
 # What a unix socket's path may have at most, in bytes.
@@ -81,6 +81,7 @@ def check_together(settings: dict[str, Any], problems: list[str]) -> None:
     _check_shipping(settings["build"], problems)
     _check_names(settings, problems)
     _check_web(settings, problems)
+    languages.check(settings["web"], problems)
     _check_smoke(settings["web"], settings["secrets"]["smoke"], problems)
     acme.check(settings, problems, _host)
 

@@ -159,7 +159,8 @@ def _words(key: str, value: Any, rule: Rule, problems: list[str]) -> list[str]:
 
 def _options(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        problems.append(f"{key} must be a dictionary of CKAN's options")
+        what = "texts by language" if key.endswith(":maintenance_message") else "CKAN's options"
+        problems.append(f"{key} must be a dictionary of {what}")
         return {}
     for option, content in value.items():
         if not isinstance(option, str) or not re.fullmatch(OPTION, option):

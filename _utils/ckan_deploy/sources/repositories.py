@@ -147,7 +147,7 @@ def log(url: str, old: str, new: str, mirrors: str) -> Between:
     mirrors
         The directory that holds the bare mirrors of origins.
 
-    Each commit is ``{"commit", "subject"}``.
+    Each commit is ``{"commit", "author", "at", "subject"}``.
     """
     mirror = place_of(url, mirrors)
     if not all(os.path.isdir(mirror) and _has(mirror, commit) for commit in (old, new)):
@@ -247,8 +247,10 @@ def _by_beginning(origin: Origin, ref: str, mirrors: str) -> str:
 
 
 def _commits(mirror: str, span: str) -> list[dict[str, str]]:
-    lines = _local(["-C", mirror, "log", "--format=%H %s", span, "--"], f"{mirror} cannot be read").splitlines()
-    return [{"commit": line[:40], "subject": line[41:]} for line in lines]
+    form = "--format=%H%x00%an%x00%aI%x00%s"
+    lines = _local(["-C", mirror, "log", form, span, "--"], f"{mirror} cannot be read").split("\n")
+    names = ("commit", "author", "at", "subject")
+    return [dict(zip(names, line.split("\0", 3), strict=True)) for line in lines if line]
 
 
 def _fetch(origin: Origin, commit: str, mirror: str, mirrors: str) -> bool:
