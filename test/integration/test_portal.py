@@ -238,11 +238,18 @@ def test_a_public_a_forked_a_private_and_an_index_extension_and_a_patch_of_core(
         "ckanext-scheming": {"version": ">=3,<4"},
     }  # fmt: skip
     schema = {"scheming.dataset_schemas": "ckanext.scheming:ckan_dataset.yaml"}
-    portal.write_pillar({
+    wanted = {
         **known, "extensions": more, "plugins": ["mycity", "public", "private", "scheming_datasets"],
         "config": {**known["config"], **schema, **A09_AND_A10}, "patches": ["salt://footer.patch"],
-    })  # fmt: skip
+    }  # fmt: skip
+    portal.write_pillar(wanted)
     try:
+        # scheming 3 does not show a dataset that has no maintainer: seen before the switch, with what its log says.
+        live, done = portal.current("web1"), portal.deploy()
+        said = "fail: /dataset/air-quality answers 500 (the live release answers 200); its log says: ValueError: "
+        assert done["code"] == 1 and said in done["text"], done["text"][-3000:]
+        assert portal.current("web1") == live
+        portal.write_pillar({**wanted, "web": {**known["web"], "smoke_skip": ["/dataset/air-quality"]}})
         done = portal.deploy()
         assert done["code"] == 0, done["text"][-3000:]
     finally:
