@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # No advertisement of the theme's at each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: test test-all test-fast test-long test-crash test-hosts lint docs demo demo-stop bench bench-scale bench-ship setup setup-parts clean
+.PHONY: test test-all test-fast test-long test-crash test-hosts lint docs demo demo-stop bench bench-scale bench-ship bench-peers setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -89,6 +89,11 @@ bench-scale: setup-parts
 # One host that builds for ten on this machine, against one alone: docs/benchmarks.md. Ten minutes.
 bench-ship: setup-parts
 	@$(BIN)/python test/bench/ship.py
+
+# This formula, a playbook of Ansible and Capistrano deploy the same portal by turns: docs/benchmarks.md. WRITE=1 writes the
+# table there; BENCH_ROUNDS and BENCH_HOSTS say how often, and on how many hosts. Three quarters of an hour.
+bench-peers: setup-parts
+	@$(BIN)/python test/bench/peers $(if $(WRITE),--write)
 
 # Three Debian hosts in containers, with systemd, a network of their own, and a master on the first.
 test-hosts: setup-parts
