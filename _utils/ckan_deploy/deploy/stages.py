@@ -134,6 +134,7 @@ def check(
             checking.refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
             warned += preflight.remarks(site)
+            checking.fetch(site)
             with candidates.booted(site, path) if boots else contextlib.nullcontext() as server:
                 result, remarks = checking.ask(site, path)
                 warned += remarks
