@@ -90,7 +90,7 @@ def history(env: str, limit: int = 20) -> dict:
         How many deploys and rollbacks at most.
 
     Returns a table; with ``--out json`` ``{"env", "runs": [{"at", "kind", "release", "by", "hosts", "seconds",
-    "result", "reason"}]}``. The exit code is 1 when a host does not answer.
+    "result", "reason", "changed": {extension: ref and commit}}]}``. The exit code is 1 when a host does not answer.
 
     CLI Example:
 

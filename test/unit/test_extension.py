@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     # A copy: a build leaves its traces beside what it is made from.
     subprocess.run(["git", "clone", "-q", REPO, place / "source"], check=True)
-    for name in ("pyproject.toml", "_utils", "_modules", "_states", "_runners", "_pillar"):
+    for name in ("pyproject.toml", "_utils", "_modules", "_states", "_runners", "_pillar", "_output"):
         subprocess.run(["cp", "-rT", REPO / name, place / "source" / name], check=True)
     subprocess.run([uv_path(), "build", "-q", "--wheel", "-o", place, place / "source"], check=True)
     return next(place.glob("*.whl"))
@@ -52,6 +52,7 @@ def test_the_wheel_holds_every_module_of_the_tree(wheel: Path):
         ("_states", "states"),
         ("_runners", "runners"),
         ("_pillar", "pillar"),
+        ("_output", "output"),
     ):
         for path in (REPO / folder).glob("*.py"):
             assert f"ckan_deploy/{package}/{path.name}" in names

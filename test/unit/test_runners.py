@@ -94,7 +94,9 @@ def test_the_runners_are_these_and_take_these_arguments(tmp_path: Path) -> None:
 def test_a_table_for_people_and_data_for_programs(master: FakeMaster, ask: Callable, tmp_path: Path) -> None:
     assert ask("ckan.status", "production")["production"].endswith(f"wanted: {FIRST}; production is not locked")
     master.answers["ckan_release.history"] = []
-    assert ask("ckan.history", "production") == {"production": "at  what  release  by  hosts  seconds  result\n"}
+    assert ask("ckan.history", "production") == {
+        "production": "at  what  release  by  hosts  seconds  result  changed\n"
+    }
     runners = loaded(options(tmp_path, output="json"))
     assert list(runners["ckan.status"]("production")) == ["env", "wanted", "lock", "hosts"]
     assert runners["ckan.history"]("production") == {"env": "production", "runs": []}

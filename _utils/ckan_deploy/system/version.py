@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 # What counts, by names as in the file server: the execution modules, and all of the package. Where the formula is
 # installed by pip, Salt's module folders are in the package's.
-COUNTED = re.compile(r"_modules/ckan_\w+\.py|_utils/ckan_deploy/(?!(?:modules|states|runners|pillar)/)(?:\w+/)*\w+\.py")
+COUNTED = re.compile(
+    r"_modules/ckan_\w+\.py|_utils/ckan_deploy/(?!(?:modules|states|runners|pillar|output)/)(?:\w+/)*\w+\.py"
+)
 
 
 def digest(files: Mapping[str, bytes]) -> str:
