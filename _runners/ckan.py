@@ -41,6 +41,7 @@ def _answers(function: Callable[..., Any], more: tuple[str, ...] = ()) -> Callab
     def answer(*args: Any, **kwargs: Any) -> Any:
         if PROBLEM:
             return _complain(PROBLEM)
+        progress.quiet()
         try:
             return function(*args, **arguments.fit(f"ckan.{function.__name__}", function, args, kwargs, more))
         except (errors.FormulaError, OSError) as exc:
@@ -165,7 +166,7 @@ def pending(
     )  # fmt: skip
     if not planned["ok"]:
         return _complain(planned["comment"])
-    return {key: value for key, value in planned.items() if key not in ("ok", "comment")}
+    return {key: value for key, value in planned.items() if key not in ("ok", "comment", "text")}
 
 
 @_answers

@@ -68,7 +68,8 @@ def plan(
         The environment whose release is taken (``from``), and which one (``release``); by default what is live there.
 
     Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and of a
-    deploy ``groups``, ``down`` and ``last`` besides; of one ``from`` another environment ``from`` and ``differs``.
+    deploy ``groups``, ``down`` and ``last`` besides; of one ``from`` another environment ``from`` and ``differs``; with
+    ``dry_run`` also ``text``, lines for people.
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
@@ -115,12 +116,16 @@ def revert(env: str, job: str = "") -> dict:
     job
         The id of the job that planned it.
 
-    Returns ``{"ok": False, "comment"}``: the comment names host, stage and cause, and what each host serves now.
+    Returns ``{"ok": False, "comment"}``: the comment names host, stage and cause, and what each host serves now; with
+    ``untouched`` where nothing was touched.
 
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
     run = runs.Run.under_way(_master(), env, job)
-    return reverts.revert(run) if run else _no(reverts.nothing(_master(), env, job))
+    if run:
+        return reverts.revert(run)
+    why = reverts.nothing(_master(), env, job)
+    return {**_no(why), **({"untouched": True} if why == reverts.NOTHING else {})}
 
 
 @_answers

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import history, maintenance, progress, report, status
+from ckan_deploy.fleet import begin, history, maintenance, progress, report, status
 from ckan_deploy.fleet.hosts import Group
 from ckan_deploy.fleet.record import Record
 from ckan_deploy.fleet.run import Failure, Run, Span, causes, join
@@ -213,17 +213,49 @@ def test_a_line_says_stage_host_seconds_and_what_went_wrong(run: Run, capsys: py
     ]
 
 
+def test_from_the_beginning_a_plan_says_what_goes_on(master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+
+    def ready(host: str) -> dict[str, Any]:
+        said.append(capsys.readouterr().err)
+        return master._ckan_plan_ready(host)
+
+    master.answers["ckan_plan.ready"] = ready
+    begin.plan(master, "production", job=JOB)
+    first = said[0].splitlines()
+    assert [line.split()[:2] for line in first] == [["plan", "-"]] * 2
+    assert first[0].endswith("s  deploy to production: looks for its hosts")
+    assert first[1].endswith("s  asks web1, web2 whether they are ready")
+    rest = capsys.readouterr().err.splitlines()
+    assert rest[0].endswith("s  resolves refs and packages, and compares with what is live")
+    assert rest[1].split()[4:] == ["release", Record(master, "production").run()["release"]]
+    assert rest[2].endswith("s  ckanext-mycity changed")
+
+
+def test_colours_are_for_a_terminal_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert progress.coloured("x", True) == "x"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert progress.coloured("x", False) == "\033[1;31mx\033[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert progress.coloured("x", False) == "x"
+
+
 def test_what_salt_says_of_its_own_objects_is_left_out_once() -> None:
     progress.quiet()
     progress.quiet()
     handler = logging.lastResort
     assert handler
-    mine = [rule for rule in handler.filters if getattr(rule, "__name__", "") == "_is_said"]
-    assert len(mine) == 1
+    mine = [rule for rule in handler.filters if getattr(rule, "__name__", "") in ("_is_said", "_is_no_comment")]
+    assert len(mine) == 2
     record = logging.LogRecord("salt", logging.WARNING, "", 0, "unclosed Runner %s", ("x",), None)
     other = logging.LogRecord("salt", logging.WARNING, "", 0, "no space", (), None)
     assert (mine[0](record), mine[0](other)) == (False, True)
-    handler.removeFilter(mine[0])
+    # The comment of a step that failed stands in what Salt prints of the orchestration.
+    comment = logging.LogRecord("salt.state", logging.ERROR, "", 0, "boom", (), None, "format_log")
+    assert (mine[1](comment), mine[1](other)) == (False, True)
+    for rule in mine:
+        handler.removeFilter(rule)
 
 
 def heard(run: Run, *stages: tuple[str, str, str]) -> list[tuple[str, dict[str, Any]] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -189,7 +190,7 @@ def test_the_steps_of_a_run_load_the_runners_once(step: Callable, monkeypatch: p
     loader = salt.loader.runner
     monkeypatch.setattr(salt.loader, "runner", lambda *args, **kwargs: made.append(1) or loader(*args, **kwargs))
     planned = step("planned", "plan", env="production")
-    assert planned["result"] and list(planned["changes"]["hosts"]) == ["web1", "web2"], planned
+    assert planned["result"] and planned["changes"] == {} and "for web1, web2" in planned["comment"], planned
     for stage in ("build", "check", "migrate", "activate", "verify", "index", "finish"):
         done = step("staged", stage, env="production")
         assert done["result"], done
@@ -202,7 +203,7 @@ def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
 ) -> None:
     tried = steps(tmp_path, test=True)
     planned = tried("planned", "plan", env="production")
-    assert planned["result"] is None and planned["changes"]["changes"] == ["ckanext-mycity changed"], planned
+    assert planned["result"] is None and "ckanext-mycity changed\nhost  current" in planned["comment"], planned
     assert tried("staged", "build", env="production")["result"] is None
     assert tried("closed", "done", env="production")["result"] is None
     # Salt takes a step that only would run for one that failed.
@@ -213,6 +214,51 @@ def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
         "ckan_release.contents",
     }
     assert not step("planned", "plan", env="produktion")["result"]
+
+
+def test_after_a_refusal_the_other_steps_are_left_out_and_are_no_failures(step: Callable) -> None:
+    planned = step("planned", "plan", env="produktion")
+    rest = [step("staged", "build", env="produktion", after="plan"), step("closed", "done", env="x", after="build")]
+    assert not planned["result"] and {done["result"] for done in rest} == {True}
+    assert {done["comment"] for done in rest} == {"left out, since plan did not go well"}
+    # Nothing was touched, and the plan is the failure.
+    assert step("reverted", "revert", env="produktion")["comment"] == "nothing was touched"
+    assert step("reverted", "revert", env="produktion")["result"] is True
+    # What Salt itself has stopped, so that it never came here, is missing, too.
+    assert step("planned", "plan", env="production")["result"]
+    assert step("staged", "check", env="production", after="build")["comment"].startswith("left out, since build did")
+    assert step("staged", "build", env="production", after="plan")["comment"].startswith("build: web1, web2 in")
+
+
+def test_after_a_failure_the_other_steps_are_left_out_and_the_revert_is_a_failure(
+    master: FakeMaster, step: Callable
+) -> None:
+    step("planned", "plan", env="production")
+    master.down.add("web2")
+    assert step("staged", "build", env="production", after="plan")["result"] is False
+    assert step("staged", "check", env="production", after="build")["comment"] == (
+        "left out, since build did not go well"
+    )
+    # A step that only has a requisite is no exception.
+    assert step("staged", "verify", env="production")["result"] is True
+    master.down.clear()
+    assert step("reverted", "revert", env="production")["result"] is False
+
+
+def test_no_command_shows_what_salt_says_of_objects_that_it_has_not_closed(
+    ask: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask("ckan.status", "production")
+    said: list[logging.LogRecord] = []
+    assert logging.lastResort
+    try:
+        for level, message in ((logging.WARNING, "unclosed Runner <x>"), (logging.ERROR, "no space")):
+            record = logging.LogRecord("salt", level, "", 0, message, (), None)
+            said += [record] if logging.lastResort.filter(record) else []
+        assert [record.getMessage() for record in said] == ["no space"]
+    finally:
+        for rule in list(logging.lastResort.filters):
+            logging.lastResort.removeFilter(rule)
 
 
 def test_a_step_without_its_runner_says_what_to_type(step: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +340,7 @@ def test_a_name_that_no_environment_has_is_refused_by_all(
     elif function == "ckan_fleet.steps":
         assert told == [""]
     else:
-        assert set(told) == {"ok", "comment"} and told["ok"] is False
+        assert {"ok", "comment"} <= set(told) <= {"ok", "comment", "untouched"} and told["ok"] is False
     assert master.asked == [] and not os.path.exists(master.cachedir)
 
 
@@ -332,7 +378,8 @@ def test_the_steps_of_a_run_find_it_by_its_job(master: FakeMaster, ask: Callable
         ("ckan_fleet.revert", "nothing was touched"),
     ):
         more = {"name": "build"} if function == "ckan_fleet.stage" else {}
-        assert ask(function, env="production", job="2", **more) == {"ok": False, "comment": sentence}
+        untouched = {"untouched": True} if function == "ckan_fleet.revert" else {}
+        assert ask(function, env="production", job="2", **more) == {"ok": False, "comment": sentence, **untouched}
     assert ask("ckan_fleet.stage", env="production", name="build", job=JOB)["comment"].startswith(
         "build: web1, web2 in "
     )

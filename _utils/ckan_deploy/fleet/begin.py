@@ -11,7 +11,7 @@ from ckan_deploy.fleet import plan as plans
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
 from ckan_deploy.releases import ids
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, tables
 
 # What the pillar of an orchestration may say.
 KNOWN = {
@@ -78,8 +78,10 @@ def plan(
         asked_groups=groups or [], allow_down=allow_down or [], source=source or "",
         source_release=source_release or "",
     )  # fmt: skip
+    begun = time.time()
     reverted: list[str] = []
     progress.quiet()
+    progress.note("plan", f"{kind} to {env}: looks for its hosts")
     try:
         run.reason = arguments.line("reason", reason or "")
         found = hosts.targets(master, env)
@@ -95,14 +97,16 @@ def plan(
             _lock(run, steal is True, reverted)
     except FormulaError as exc:
         return end.refused(run, str(exc), reverted)
-    return _planned(run, found, str(to or ""), reverted)
+    return _planned(run, found, str(to or ""), reverted, begun)
 
 
-def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str]) -> dict[str, Any]:
+def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun: float) -> dict[str, Any]:
     """Make the plan of a run that holds its deploy lock; frees that where there is none to be made."""
-    begun = time.time()
     try:
+        progress.note("plan", f"asks {tables.some(found.hosts)} whether they are ready", time.time() - begun)
         plans.choose_hosts(run, found)
+        if run.kind == "deploy":
+            progress.note("plan", "resolves refs and packages, and compares with what is live", time.time() - begun)
         outcome = plans.deploy(run) if run.kind == "deploy" else plans.rollback(run, to)
     except FormulaError as exc:
         if run.dry_run:
@@ -114,8 +118,9 @@ def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str]) -> di
         if not run.dry_run:
             run.record.free(run.job)
         raise
-    if not run.dry_run:
-        _tell(run, begun, str(outcome["comment"]))
+    if run.dry_run:
+        return {**outcome, "text": plans.text(outcome)}
+    _tell(run, begun, str(outcome["comment"]))
     return outcome
 
 
@@ -125,6 +130,9 @@ def _tell(run: Run, begun: float, comment: str) -> None:
     run.spans.append(Span("plan", "", "", begun, seconds, "ok"))
     run.save()
     progress.tell(run, "plan", "ok", seconds=seconds, comment=comment)
+    release = [f"release {run.release}"] if run.kind == "deploy" else []
+    for text in [comment] if run.nothing else [*release, *run.changes]:
+        progress.note("plan", text, seconds)
     progress.warn(run, "plan", run.warnings, seconds)
 
 

@@ -21,6 +21,7 @@ from ckan_deploy.releases import ids
 PATIENCE = 60
 # What is said of a host that may answer a moment later.
 SILENT = re.compile(r"does not (answer; start|take jobs)")
+NOTHING = "nothing was touched"
 UNTOUCHED = {"ok": True, "comment": "it had touched nothing"}
 
 
@@ -37,7 +38,14 @@ def revert(run: Run) -> dict[str, Any]:
     reason = "; ".join(filter(None, reasons)) or "the run did not come to its end"
     done = undo(run, reason, run.job)
     end.over(run, "failed")
-    return end.end(run, "revert", f"{run.kind} of {run.release} to {run.env} failed -- {reason} -- {done['comment']}")
+    result = f"{run.kind} of {run.release} to {run.env} failed"
+    again = "" if run.interrupted else "when that is mended, "
+    lines = [
+        f"{result}, {'and was reverted' if done['ok'] else 'and could not be reverted on all hosts'}",
+        f"cause: {reason}", *(f"now: {said}" for said in done["lines"]),
+        f"type: {again}salt-run state.orch orch.{run.kind} pillar='{{env: {run.env}}}'",
+    ]  # fmt: skip
+    return end.end(run, "revert", f"{result} -- {reason} -- {done['comment']}", lines=lines)
 
 
 def nothing(master: Master, env: Any, job: str) -> str:
@@ -54,7 +62,7 @@ def nothing(master: Master, env: Any, job: str) -> str:
     told = Record(master, env).run() if isinstance(env, str) and NAME.fullmatch(env) else None
     # A run is noted when its plan has come to its end, and no stage begins before that.
     if not told or told.get("job") != job:
-        return "nothing was touched"
+        return NOTHING
     if told.get("ended"):
         return f"the run has ended already ({told.get('result')})"
     return f"the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status {env}"
@@ -120,7 +128,8 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
     job
         The job that asks.
 
-    Returns ``{"ok": whether that could be done, "comment": what each host serves now, and what is left to do}``.
+    Returns ``{"ok": whether that could be done, "comment": what each host serves now, and what is left to do, "lines":
+    the same, a sentence each}``.
     """
     told, commands = Answers(), {}
     remarks, stays_closed = _database(run, job)
@@ -144,7 +153,7 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
         f"{host} could not be reverted ({cause}): when it is up, type: salt {host} {commands[host]}"
         for host, cause in told.failures.items()
     ]
-    return {"ok": not told.failures, "comment": " -- ".join([*parts, *remarks])}
+    return {"ok": not told.failures, "comment": " -- ".join([*parts, *remarks]), "lines": [*parts, *remarks]}
 
 
 def _database(run: Run, job: str) -> tuple[list[str], bool]:
