@@ -5,13 +5,14 @@ The seam between the package and Salt's minion: what the package needs of it, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
-from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 
 
 class Host(Protocol):
@@ -158,6 +159,8 @@ def salt_errors() -> Iterator[None]:
     except FormulaError as exc:
         raise CommandExecutionError(str(exc)) from exc
     except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise CommandExecutionError(sentence(exc)) from exc
         where = f" ({exc.filename})" if exc.filename else ""
         raise CommandExecutionError(f"{os.strerror(exc.errno) if exc.errno else exc}{where}") from exc
 

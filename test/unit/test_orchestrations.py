@@ -60,6 +60,7 @@ def test_a_run_is_a_stage_a_step_and_a_revert_where_any_fails(
 ) -> None:
     told = steps(kind, names, **pillar)
     assert list(told) == found
+    assert {"failhard": True} in told["plan"]["ckan_fleet.planned"]
     if "revert" in told:
         after = [part for part in told["revert"]["ckan_fleet.reverted"] if "onfail" in part][0]["onfail"]
         assert [step["ckan_fleet"] for step in after] == found[:-2]
@@ -87,4 +88,4 @@ def test_each_name_that_a_pillar_may_say_is_read_and_reaches_the_plan() -> None:
         assert set(given.values()) <= set(map(str, said.values()))
         parameters = inspect.signature(begin.plan).parameters
         names = {"from_env": "source", "from_release": "source_release"}
-        assert {names.get(name, name) for name in said} <= parameters.keys()
+        assert {names.get(name, name) for name in said} - {"failhard"} <= parameters.keys()

@@ -116,7 +116,7 @@ def test_an_older_release_is_taken_of_the_hosts_that_have_it(master: FakeMaster)
 @pytest.mark.parametrize(
     ("about", "sentence"),
     [
-        ({"source": "stagin"}, "no accepted minion has ckan:env: stagin in its pillar; environments known: "),
+        ({"source": "stagin"}, "ckan:env: stagin in its pillar (did you mean staging?); environments known: "),
         ({"source": "production"}, "from is production itself"),
         ({"source": ["staging"]}, "from must be the name of one environment, not ['staging']"),
         ({"source": ""}, "from names no environment"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
@@ -12,6 +13,8 @@ from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
 from ckan_deploy.releases import ids
 from ckan_deploy.system import arguments, tables
+
+BLANK = "; write a blank after the colon"
 
 # What the pillar of an orchestration may say.
 KNOWN = {
@@ -84,6 +87,12 @@ def plan(
     progress.note("plan", f"{kind} to {env}: looks for its hosts")
     try:
         run.reason = arguments.line("reason", reason or "")
+        if not env:
+            known = hosts.environments(master)
+            raise FormulaError(
+                f"the pillar names no environment; type pillar='{{env: {[*known, 'production'][0]}}}' (write a blank "
+                f"after the colon); environments known: {', '.join(known) or 'none'}"
+            )
         found = hosts.targets(master, env)
         _refuse(run, given, extensions)
         _refuse_switches(
@@ -108,6 +117,10 @@ def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun
         if run.kind == "deploy":
             progress.note("plan", "resolves refs and packages, and compares with what is live", time.time() - begun)
         outcome = plans.deploy(run) if run.kind == "deploy" else plans.rollback(run, to)
+        if run.dry_run:
+            return {**outcome, "text": plans.text(outcome)}
+        _tell(run, begun, str(outcome["comment"]))
+        return outcome
     except FormulaError as exc:
         if run.dry_run:
             return {"ok": False, "comment": str(exc)}
@@ -118,10 +131,6 @@ def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun
         if not run.dry_run:
             run.record.free(run.job)
         raise
-    if run.dry_run:
-        return {**outcome, "text": plans.text(outcome)}
-    _tell(run, begun, str(outcome["comment"]))
-    return outcome
 
 
 def _tell(run: Run, begun: float, comment: str) -> None:
@@ -147,11 +156,23 @@ def _refuse(run: Run, given: Any, extensions: Any) -> None:
     if unknown:
         # The pillar of the master's own minion is among them.
         own = set(map(str, run.master.own_pillar()))
-        each = [f"{name}{arguments.near(name, known)}" for name in unknown if name not in own]
+        each = [_unknown(name, known) for name in unknown if name not in own]
         if each:
             raise FormulaError(f"orch.{run.kind} does not know {', '.join(each)}; it knows {', '.join(known)}")
     if extensions is not None and not isinstance(extensions, dict):
-        raise FormulaError("extensions must be a dictionary, such as '{ckanext-mycity: {ref: fix-42}}'")
+        raise FormulaError(f"extensions must be a dictionary, such as {{ckanext-mycity: {{ref: fix-42}}}}{BLANK}")
+    for name, content in (extensions or {}).items():
+        odd = next((leaf for leaf in content if arguments.missing_blank(leaf)), "") if isinstance(content, dict) else ""
+        if odd or content is None or arguments.missing_blank(content):
+            raise FormulaError(f"{name} in extensions must be a dictionary, such as {{ref: fix-42}}{BLANK}")
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """A name of the pillar that nobody knows, with what was meant."""
+    word, _, rest = name.partition(":")
+    if word in known and rest:
+        return f"{name} (write a blank after the colon: {word}: {rest})"
+    return f"{name}{arguments.near(name, known)}"
 
 
 def _refuse_switches(**switches: Any) -> None:

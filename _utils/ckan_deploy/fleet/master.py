@@ -113,6 +113,8 @@ class SaltMaster:
         # In an orchestration they hold the pillar of the master's own minion, and Salt would begin with that. It also
         # sets the grains in what it is given.
         opts = {**self._opts, "pillar": {}, **({} if must_decrypt else {"gpg_decrypt_must_succeed": False})}
+        # What is wrong with a pillar, and where: what of it is shown is chosen in ``hosts``.
+        opts["pillar_safe_render_error"] = False
         _, grains, _ = salt.utils.minions.get_minion_data(minion, opts)
         with _blocks_shortened(), contextlib.nullcontext() if must_decrypt else _nothing_logged():
             found = salt.pillar.Pillar(opts, grains or {"fqdn": minion}, minion, "base").compile_pillar()

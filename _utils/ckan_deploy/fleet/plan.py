@@ -145,8 +145,13 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
     wanted.remember(run.record, left, run.down, run.job)
     asked = [host for host in names if not to or left[host] != to]
     if not asked:
-        raise FormulaError(f"{', '.join(names)} are on {to} already; name another release with to")
-    answers = _asked(run, asked, "ckan_release.rollback_target", {"to": to, "force": run.force})
+        raise FormulaError(f"{', '.join(names)} are on {to} already; name another release with to: RELEASE")
+    try:
+        answers = _asked(run, asked, "ckan_release.rollback_target", {"to": to, "force": run.force})
+    except FormulaError as exc:
+        # A host says what is typed on a host.
+        hint = str(exc).replace("with to=RELEASE", "with to: RELEASE").replace("with force=True", "with force: true")
+        raise FormulaError(hint) from exc
     if not to and (len(set(answers.values())) > 1 or len(set(left.values())) > 1):
         each = ", ".join(f"{host} from {left[host]} to {answers[host]}" for host in names)
         raise FormulaError(
