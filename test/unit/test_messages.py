@@ -116,6 +116,9 @@ def test_a_pillar_that_does_not_render_names_file_and_line(master: FakeMaster) -
     told = said(master)
     assert told.endswith("ckan.production, line 7: mapping values are not allowed here")
     assert "planted-secret" not in told
+    flow = 'in "<unicode string>", line 2, column 6\ndid not find \',\' \n  in "<unicode string>", line 4, column 1'
+    master.pillars["web1"] = {"_errors": [f"Rendering SLS 'x' failed, render error:\nwhile parsing a list\n  {flow}"]}
+    assert said(master).endswith("x, line 4: while parsing a list did not find ','")
     master.pillars["web1"] = {"_errors": ["Specified SLS 'ckan.prod' in environment 'base' is not available"]}
     assert said(master).endswith("Specified SLS 'ckan.prod' in environment 'base' is not available")
 

@@ -22,6 +22,8 @@ from ckan_deploy.system import version as versions
 TIMEOUT = 30
 # Of a host that is down, or that may answer a moment later.
 NO_ANSWER = "does not answer"
+# Of what Salt says of a pillar, in characters.
+LONGEST = 200
 
 
 @frozen
@@ -282,9 +284,10 @@ def _where(error: Any) -> str:
     """File, line and what is wrong, of what Salt says of a pillar that does not render; never what is in the file."""
     head, *rest = str(error).partition("\n---")[0].strip().splitlines() or [""]
     found = re.search(r"Rendering SLS '([^']+)' failed", head)
-    said = " ".join(" ".join(rest).split()) or head.partition("render error:")[2].strip()
-    line = re.search(r";? ?line (\d+)$", said)
-    if not found or not said:
-        return head
-    what = said[: line.start()] if line else said
-    return f"{found[1]}{f', line {line[1]}' if line else ''}: {what}"
+    said = " ".join(rest)
+    if not found or not said or "decrypt" in said:
+        return head.partition(", render error")[0]
+    line = re.findall(r"\bline (\d+)(?:, column \d+)?", said)
+    # Salt's own way to name a line, and YAML's.
+    what = re.sub(r";? line \d+$|\s*in \"<unicode string>\", line \d+, column \d+", "", said)
+    return f"{found[1]}{f', line {line[-1]}' if line else ''}: {' '.join(what.split())[:LONGEST]}"
