@@ -17,7 +17,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy import errors
-    from ckan_deploy.fleet import begin, end, hosts, master, stages
+    from ckan_deploy.fleet import begin, end, hosts, master, progress, stages
     from ckan_deploy.fleet import revert as reverts
     from ckan_deploy.fleet import run as runs
 except Exception as exc:  # half a sync, another Python
@@ -158,7 +158,10 @@ def steps(env: Any, groups: Any = None) -> list[str]:
 
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
-    return [""] if PROBLEM else hosts.steps(_master(), env, groups)
+    if PROBLEM:
+        return [""]
+    progress.quiet()
+    return hosts.steps(_master(), env, groups)
 
 
 def _master() -> master.SaltMaster:

@@ -245,10 +245,9 @@ def test_after_a_failure_the_other_steps_are_left_out_and_the_revert_is_a_failur
     assert step("reverted", "revert", env="production")["result"] is False
 
 
-def test_no_command_shows_what_salt_says_of_objects_that_it_has_not_closed(
-    ask: Callable, caplog: pytest.LogCaptureFixture
-) -> None:
-    ask("ckan.status", "production")
+@pytest.mark.parametrize("function", ["ckan.status", "ckan.lock_status", "ckan_fleet.steps", "ckan_fleet.plan"])
+def test_no_command_shows_what_salt_says_of_objects_that_it_has_not_closed(ask: Callable, function: str) -> None:
+    ask(function, "production")
     said: list[logging.LogRecord] = []
     assert logging.lastResort
     try:

@@ -84,7 +84,7 @@ def plan(
     begun = time.time()
     reverted: list[str] = []
     progress.quiet()
-    progress.note("plan", f"{kind} to {env}: looks for its hosts")
+    progress.note("plan", f"{kind} to {env or 'no environment'}: looks for its hosts")
     try:
         run.reason = arguments.line("reason", reason or "")
         if not env:

@@ -61,7 +61,7 @@ def refused(run: Run, comment: str, reverted: Sequence[str] = ()) -> dict[str, A
     if reverted:
         comment = f"{comment} -- what the run before had left was reverted first: {'; '.join(reverted)}"
     touched = "" if reverted else ", nothing was touched"
-    end(run, "refused", f"{run.kind} to {run.env} was refused{touched}: {comment}")
+    end(run, "refused", f"{run.kind} to {run.env or 'no environment'} was refused{touched}: {comment}")
     return {"ok": False, "comment": comment}
 
 
