@@ -44,11 +44,14 @@ class Certified(WebHost):
         return {"result": done.result, "comment": done.comment, "changes": done.changes}
 
     def start(self) -> None:
-        for name in ("acme.wsgi", "apache.wsgi"):
-            done = self.host.loaders().states["file.managed"](
-                name=str(self.host.root / "etc/ckan/default" / name), makedirs=True, template="jinja",
-                source=f"salt://ckan/files/{name if name == 'acme.wsgi' else 'wsgi.py'}.jinja",
-            )  # fmt: skip
+        config, states = self.host.root / "etc/ckan/default", self.host.loaders().states
+        config.mkdir(parents=True, exist_ok=True)
+        for done in (
+            states["file.managed"](
+                name=str(config / "acme.wsgi"), template="jinja", source="salt://ckan/files/acme.wsgi.jinja"
+            ),
+            states["ckan_front.pointed"](name=str(config / "apache.wsgi")),
+        ):
             assert done.result, done.comment
         self.install()
         self.part.start()
