@@ -116,16 +116,12 @@ def revert(env: str, job: str = "") -> dict:
     job
         The id of the job that planned it.
 
-    Returns ``{"ok": False, "comment"}``: the comment names host, stage and cause, and what each host serves now; with
-    ``untouched`` where nothing was touched.
+    Returns ``{"ok": False, "comment"}``: the comment names host, stage and cause, and what each host serves now.
 
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
     run = runs.Run.under_way(_master(), env, job)
-    if run:
-        return reverts.revert(run)
-    why = reverts.nothing(_master(), env, job)
-    return {**_no(why), **({"untouched": True} if why == reverts.NOTHING else {})}
+    return reverts.revert(run) if run else _no(reverts.nothing(_master(), env, job))
 
 
 @_answers

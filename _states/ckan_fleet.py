@@ -65,8 +65,7 @@ def staged(name: str, env: Any, stage: str = "", group: str = "", after: str = "
 
 def reverted(name: str, env: Any) -> dict:
     """
-    Undo a run that failed: see ``ckan_fleet.revert`` of the runners. A failure, so that the exit code is 1; but where
-    nothing was touched, since the step that failed is one already.
+    Undo a run that failed: see ``ckan_fleet.revert`` of the runners. Always a failure, so that the exit code is 1.
 
     name
         Any name for the step.
@@ -129,7 +128,7 @@ def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any
     _known()[name] = answer["ok"]
     # No changes: Salt would print them in some fifty lines. What they are is in the comment of the plan.
     comment = answer.get("text", answer["comment"])
-    return {"name": name, "result": answer["ok"] or bool(answer.get("untouched")), "changes": {}, "comment": comment}
+    return {"name": name, "result": answer["ok"], "changes": {}, "comment": comment}
 
 
 def _ask(function: str, options: dict) -> dict:

@@ -21,7 +21,6 @@ from ckan_deploy.releases import ids
 PATIENCE = 60
 # What is said of a host that may answer a moment later.
 SILENT = re.compile(r"does not (answer; start|take jobs)")
-NOTHING = "nothing was touched"
 UNTOUCHED = {"ok": True, "comment": "it had touched nothing"}
 
 
@@ -62,7 +61,7 @@ def nothing(master: Master, env: Any, job: str) -> str:
     told = Record(master, env).run() if isinstance(env, str) and NAME.fullmatch(env) else None
     # A run is noted when its plan has come to its end, and no stage begins before that.
     if not told or told.get("job") != job:
-        return NOTHING
+        return "nothing was touched"
     if told.get("ended"):
         return f"the run has ended already ({told.get('result')})"
     return f"the run has lost its deploy lock, so it reverts nothing; look with: salt-run ckan.status {env}"
