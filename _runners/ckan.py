@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -159,13 +160,16 @@ def pending(
         salt-run ckan.pending production
         salt-run ckan.pending production from=staging
     """
+    if not env:
+        return _complain("no environment is named; type: salt-run ckan.pending ENV")
     given = [*more, *(["release"] if release else [])]
     planned = begin.plan(
         _master(), env, dry_run=True, extensions=extensions, groups=groups, allow_down=allow_down, given=given,
         source=more.get("from", ""), source_release=release,
     )  # fmt: skip
     if not planned["ok"]:
-        return _complain(planned["comment"])
+        # What is told of a run is in the syntax of a pillar.
+        return _complain(re.sub(r" (from|allow_down): (?=[\w\[{])", r" \1=", planned["comment"]))
     return {key: value for key, value in planned.items() if key not in ("ok", "comment", "text")}
 
 

@@ -185,7 +185,7 @@ def test_an_environment_that_is_missing_or_unknown_is_refused_at_plan(site, kind
 def test_a_pillar_without_the_blank_is_refused_at_plan(site):
     before = site.disk()
     done = site.fleet.run("salt-run", "state.orch", "orch.deploy", "pillar={env:production}")
-    refused(site, before, {"code": done.returncode, "text": done.stdout + done.stderr}, "with a blank after the colon")
+    refused(site, before, {"code": done.returncode, "text": done.stdout + done.stderr}, "write a blank after the colon")
 
 
 def test_an_override_of_an_unknown_extension_is_refused_at_plan(site):

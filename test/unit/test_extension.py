@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 REPO = Path(__file__).resolve().parents[2]
 LOAD = """
 import json, sys
-import salt.config, salt.loader
+import salt.config, salt.loader, salt.output
 opts = salt.config.minion_config(None)
 opts.update(file_client="local", root_dir=sys.argv[1], cachedir=sys.argv[1], extension_modules=sys.argv[1] + "/ext")
 opts["grains"] = {}
@@ -29,6 +29,8 @@ states = salt.loader.states(opts, functions, salt.loader.utils(opts), None)
 runners = salt.loader.runner(opts)
 names = {kind: sorted(name for name in found if name.startswith("ckan")) for kind, found in
          (("modules", functions), ("states", states), ("runners", runners))}
+opts.update(fun="ckan_release.list", color=False)
+names["shown"] = salt.output.out_format({"web1": []}, "ckan", opts)
 names["version"] = functions["ckan_version.modules"]()
 print("FOUND " + json.dumps(names))
 """
@@ -72,6 +74,7 @@ def test_salt_loads_it_from_where_pip_put_it(wheel: Path, tmp_path: Path):
     found = json.loads(line.removeprefix("FOUND "))
     assert "ckan_release.deploy" in found["modules"] and "ckan_release.build" in found["modules"]
     assert "ckan_release.live" in found["states"] and "ckan.status" in found["runners"]
+    assert found["shown"] == "web1:\n    no release yet; type: state.apply ckan"
     # The same as a minion that got it by a sync.
     synced = subprocess.run(
         [sys.executable, "-c", "from ckan_deploy.system import version; import sys;"

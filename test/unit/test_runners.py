@@ -92,6 +92,13 @@ def test_the_runners_are_these_and_take_these_arguments(tmp_path: Path) -> None:
     assert len(found) <= 20
 
 
+def test_hints_of_a_runner_are_in_its_own_syntax(master: FakeMaster, ask: Callable) -> None:
+    master.down.add("web2")
+    assert "or go on without it: allow_down=[web2]" in ask("ckan.pending", "production")["error"]
+    assert "add from=ENV" in ask("ckan.pending", "production", release=FIRST)["error"]
+    assert ask("ckan.pending", "")["error"] == "no environment is named; type: salt-run ckan.pending ENV"
+
+
 def test_a_table_for_people_and_data_for_programs(master: FakeMaster, ask: Callable, tmp_path: Path) -> None:
     assert ask("ckan.status", "production")["production"].endswith(f"wanted: {FIRST}; production is not locked")
     master.answers["ckan_release.history"] = []
