@@ -203,12 +203,12 @@ def test_hosts_with_the_same_trouble_are_in_one_sentence() -> None:
 def test_a_line_says_stage_host_seconds_and_what_went_wrong(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     progress.tell(run, "build", "started")
     progress.tell(run, "build", "ok", "web1", 12.34)
-    progress.tell(run, "check", "failed", "web2", 0.1, "boom")
+    progress.tell(run, "check", "failed", "web2", 0.1, "bo\x1b[2Jom")
     progress.tell(run, "finish", "warning", "web2", 0.1, "a worker had to be ended")
     progress.tell(run, "done", "ok", comment="it is live")
     assert capsys.readouterr().err.splitlines() == [
         "build      web1                12.3 s",
-        "check      web2                 0.1 s  FAILED: boom",
+        "check      web2                 0.1 s  FAILED: bo?[2Jom",
         "finish     web2                 0.1 s  warning: a worker had to be ended",
     ]
 

@@ -36,6 +36,9 @@ SHOW = {
                            "subject": "Mend the search", "patches": [{"patch": "salt://x.diff", "sha256": SHA256}]},
         "ckanext-old": {"kind": "index", "asked": "==1.0", "version": "1.0"},
     },
+    "migration": {"host": "web1", "seconds": 2.5,
+                  "before": {"core": {"at": ["a"], "pending": 0}, "mycity": {"at": ["r1"], "pending": 1}},
+                  "after": {"core": {"at": ["a"]}, "mycity": {"at": ["r2"]}}, "backup": {"file": "/x/1.dump"}},
     "events": [{"state": "live", "at": "2026-01-01T00:00:03Z", "by": "ann"}],
 }  # fmt: skip
 DIFF = {
@@ -118,6 +121,7 @@ def test_a_release_is_shown_with_what_a_person_asks_and_hashes_with_full() -> No
     text = shown("ckan_release.show", SHOW)
     for said in ("live, current", "CKAN 2.12.0 on Python 3.11", "in 3.5 s, on web1, 12 MB", "mycity, activity",
                  f"main  {COMMIT[:12]} ", "Mend the search", "setuptools 79 in place of 80 (ckan:override)",
+                 "mycity to r2, on web1, in 2.5 s, dump of before: /x/1.dump",
                  "2 (full=True lists them)", "ckanext-mycity: salt://x.diff"):  # fmt: skip
         assert said in text, text
     assert SHA256 not in text and COMMIT not in text and "babel" not in text

@@ -220,7 +220,20 @@ def _memory(row: Mapping[str, Any]) -> str:
 
 
 def _migration(told: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {what}" for name, what in told.items() if isinstance(what, (str, int)) and what != "")
+    """What a release did to the database: which heads moved, where, for how long, and the dump of before."""
+    before, after = told.get("before") or {}, told.get("after") or {}
+    moved = [f"{name} to {_heads(after[name])}" for name in after if _heads(after[name]) != _heads(before.get(name))]
+    if not moved:
+        return ""
+    dump = told.get("backup", {}).get("file", "")
+    where = f"on {told['host']}" if told.get("host") else ""
+    took = f"in {told['seconds']} s" if "seconds" in told else ""
+    return ", ".join(filter(None, [*moved, where, took, f"dump of before: {dump}" if dump else ""]))
+
+
+def _heads(heads: Any) -> str:
+    heads = heads.get("at", []) if isinstance(heads, Mapping) else heads
+    return " and ".join(map(str, heads)) if isinstance(heads, (list, tuple)) else str(heads)
 
 
 def _extensions(pins: Mapping[str, Mapping[str, Any]], full: bool, paint: Paint) -> str:

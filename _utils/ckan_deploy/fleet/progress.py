@@ -146,7 +146,8 @@ def line(payload: Mapping[str, Any]) -> str:
     payload
         What the event holds.
     """
-    comment = payload["comment"]
+    # What a host says may come from code that nobody trusts.
+    comment = tables.clean(payload["comment"])
     words = {"ok": "", "failed": f"  FAILED: {comment}", "warning": f"  warning{': ' if comment else ''}{comment}"}
     how = words.get(payload["result"], f"  {comment}")
     return f"{payload['stage']:<10} {payload['host'] or '-':<16} {payload['seconds']:7.1f} s{how}"
