@@ -5,6 +5,7 @@ The seam between the package and Salt's minion: what the package needs of it, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
-from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.system import files
 
 
@@ -169,6 +170,8 @@ def salt_errors() -> Iterator[None]:
     except FormulaError as exc:
         raise CommandExecutionError(str(exc)) from exc
     except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise CommandExecutionError(sentence(exc)) from exc
         where = f" ({exc.filename})" if exc.filename else ""
         raise CommandExecutionError(f"{os.strerror(exc.errno) if exc.errno else exc}{where}") from exc
 

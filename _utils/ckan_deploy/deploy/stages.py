@@ -15,7 +15,7 @@ from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import migration, search_index
 from ckan_deploy.deploy import candidates, checking, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
-from ckan_deploy.releases import reserve, stage
+from ckan_deploy.releases import diff, reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
@@ -50,7 +50,8 @@ def build(
     if shipped and not planned:
         raise InvalidArgument("shipped needs contents: what ckan_release.pack returned beside it.")
     origin = planned.origin if planned else ""
-    with stage.running(site, "build", release, by, job, origin=origin) as warned:
+    changed = diff.from_current(site.releases, planned)
+    with stage.running(site, "build", release, by, job, origin=origin, changed=changed) as warned:
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
         warned += planned.notes

@@ -43,7 +43,7 @@ def list_releases(site: Site) -> list[dict[str, Any]]:
     ]
 
 
-def shown(site: Site, release: str = "", lock: bool = False) -> dict[str, Any]:
+def shown(site: Site, release: str = "", lock: bool = False, full: bool = False) -> dict[str, Any]:
     """
     Return the manifest of a release, for people.
 
@@ -51,9 +51,17 @@ def shown(site: Site, release: str = "", lock: bool = False) -> dict[str, Any]:
         As for ``manifest_of``.
     lock
         Whether the text of the lock file stands in it, or what it comes to in a line.
+    full
+        Whether it is to be shown with hashes, packages and events.
+
+    Returns the manifest, with ``current``, and ``full`` where that is so.
     """
     manifest = manifest_of(site, release)
-    found = manifest.to_json()
+    found = {
+        **manifest.to_json(),
+        "current": manifest.id == site.releases.current(),
+        **({"full": True} if full else {}),
+    }
     if manifest.resolution and manifest.resolution.lock and not lock:
         file = os.path.join(site.releases.directory(manifest.id), pylock.NAME)
         found["lock"] = f"{len(pylock.loads(manifest.resolution.lock))} packages: {file}"
