@@ -117,7 +117,8 @@ def check(
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
     boots
-        Start the app server of the release meanwhile, for the stage ``start``; not kept where a migration is pending.
+        Start the app server of the release meanwhile, for the stage ``start``; not where that has hooks, and not kept
+        where a migration is pending.
 
     Returns ``{"pending", "migrates": whether the stage ``migrate`` has anything to do, "schema", "plugins", "datasets",
     "warnings", "backends": versions of what is behind CKAN, "undeclared": options that nobody declares,
@@ -136,7 +137,8 @@ def check(
             warned += shared_files.own(site, path)["warnings"]
             warned += preflight.remarks(site)
             checking.fetch(site)
-            with candidates.booted(site, path) if boots else contextlib.nullcontext() as server:
+            early = boots and not any(hook.stage == "start" for hook in site.settings.hooks)
+            with candidates.booted(site, path) if early else contextlib.nullcontext() as server:
                 result, remarks = checking.ask(site, path)
                 warned += remarks
                 checking.compare(site, manifest, result, served, closes)
