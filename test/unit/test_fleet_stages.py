@@ -113,6 +113,15 @@ def test_the_app_server_is_started_beside_the_check_unless_the_portal_is_closed_
         assert (told.get("boots", False), told.get("closes", False)) == (not maintenance, maintenance)
 
 
+def test_an_old_app_server_that_still_finishes_requests_is_told_at_the_end_and_is_no_failure(
+    master: FakeMaster,
+) -> None:
+    master.answers["ckan_release.finish"] = lambda host, **_: {"draining": [FIRST] if host == "web2" else []}
+    said = f"the app server of {FIRST} on web2 still finishes requests, and supervisor sees to its end"
+    assert said in orchestrate(master)
+    assert Record(master, "production").run()["result"] == "ok"
+
+
 def test_each_stage_is_an_event_when_it_begins_and_one_for_each_host(master: FakeMaster) -> None:
     orchestrate(master)
     release = master.current["web1"]

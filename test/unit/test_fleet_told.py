@@ -60,6 +60,15 @@ def test_a_host_that_was_adopted_and_not_activated_is_told_what_to_type_and_no_m
     assert [line for line in found.wrong if line.startswith("web1 has")] == [f"web1 has no release: {link}"]
 
 
+def test_an_app_server_that_still_finishes_requests_is_shown_and_is_not_wrong(master: FakeMaster) -> None:
+    fine = master._ckan_release_status
+    more = {"serving": [FIRST, SECOND], "draining": [SECOND]}
+    master.answers["ckan_release.status"] = lambda host, processes: {**fine(host, processes), **more}
+    found = status.look(master, "production")
+    assert found.wrong == [] and found.hosts["web1"]["serving"] == [FIRST, f"{SECOND} (draining)"]
+    assert f"{FIRST}, {SECOND} (draining)" in found.text()
+
+
 def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(master: FakeMaster) -> None:
     status.look(master, "production")
     Record(master, "production").take("lock", "by hand", "election night")

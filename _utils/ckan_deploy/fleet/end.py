@@ -83,6 +83,10 @@ def close(run: Run) -> dict[str, Any]:
         # Once more, now with all the seconds.
         run.want()
     missing = [f"{host} is down and catches up at its next highstate: salt {host} state.highstate" for host in run.down]
+    missing += [
+        f"the app server of {release} on {host} still finishes requests, and supervisor sees to its end"
+        for host, release in run.draining
+    ]
     over(run, "ok")
     unsteady = []
     if run.unsteady:

@@ -125,8 +125,10 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
         what = row.get("problem") or row["release"] or row["state"]
         if row["kind"] != "worker" and what != linked:
             wrong.append(f"has service {row['service']} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
+    at_it = answer.get("draining", [])
     return {
-        "linked": linked, "serving": answer["serving"], "answers": answer["answers"],
+        "linked": linked, "answers": answer["answers"],
+        "serving": [f"{name} (draining)" if name in at_it else name for name in answer["serving"]],
         "services": answer.get("services", []), "workers": answer["workers"],
         "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,
         **{name: answer[name] for name in ("maintenance", "warnings") if name in answer},
