@@ -18,6 +18,8 @@ else:
     PROBLEM = ""
 
 __func_alias__ = {"list_": "list"}
+# For people; --out json gives the data.
+__outputter__ = {"list_": "ckan"}
 
 
 def __virtual__() -> bool | tuple[bool, str]:

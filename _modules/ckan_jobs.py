@@ -18,6 +18,9 @@ except Exception as exc:  # half a sync, another Python
 else:
     PROBLEM = ""
 
+# For people; --out json gives the data.
+__outputter__ = {"status": "ckan"}
+
 
 def __virtual__() -> bool | tuple[bool, str]:
     return (False, f"{PROBLEM}; type on the master: salt {__opts__['id']} saltutil.sync_all") if PROBLEM else True

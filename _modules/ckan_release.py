@@ -29,6 +29,8 @@ else:
     PROBLEM = ""
 
 __func_alias__ = {"list_": "list"}
+# For people; --out json gives the data.
+__outputter__ = {"list_": "ckan", "show": "ckan", "diff": "ckan", "history": "ckan"}
 
 
 def __virtual__() -> bool | tuple[bool, str]:
@@ -284,7 +286,7 @@ def list_() -> list[dict[str, Any]]:
         return standing.list_releases(_site())
 
 
-def show(release: str = "", lock: bool = False) -> dict[str, Any]:
+def show(release: str = "", lock: bool = False, full: bool = False) -> dict[str, Any]:
     """
     Return the manifest of a release.
 
@@ -292,15 +294,18 @@ def show(release: str = "", lock: bool = False) -> dict[str, Any]:
         The id; by default the current one.
     lock
         Return the whole text of the lock file, too; by default how many packages it lists, and where it stands.
+    full
+        Show hashes, packages and events, too. With ``--out json`` all of the manifest is there in any case.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt web1 ckan_release.show
+        salt web1 ckan_release.show 20261125021500Z full=True
     """
     with salt_errors():
-        return standing.shown(_site(), release, lock)
+        return standing.shown(_site(), release, lock, full)
 
 
 def diff(old: str = "", new: str = "") -> dict[str, Any]:

@@ -192,7 +192,8 @@ def check(
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
     boots
-        Start the app server of the release meanwhile, for the stage ``start``; not kept where a migration is pending.
+        Start the app server of the release meanwhile, for the stage ``start``; not where that has hooks, and not kept
+        where a migration is pending.
 
     Returns ``{"pending", "migrates": whether the stage ``migrate`` has anything to do, "schema", "plugins", "datasets",
     "warnings", "ckan_version", "seconds"}``. Raises ``CommandExecutionError`` with one line that names the plugin and

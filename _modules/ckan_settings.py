@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from salt.exceptions import CommandExecutionError
+
 try:
     import ckan_deploy
 
@@ -48,14 +50,17 @@ def show(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         return mask.shown(_site(overrides).settings)
 
 
-def validate(overrides: dict[str, Any] | None = None) -> bool:
+def validate(overrides: dict[str, Any] | None = None, raises: bool = True) -> bool | list[str]:
     """
-    Check the settings of this minion.
+    Check the settings of this minion, and whether it has a system that the formula knows.
 
     overrides
         As for ``show``.
+    raises
+        False for SLS files: return the problems instead, so that each is said once, and without a frame of Jinja's.
 
-    Returns True. Raises ``CommandExecutionError`` with every problem, a line each.
+    Returns True, or, with ``raises=False``, the problems. Raises ``CommandExecutionError`` with every problem, a line
+    each.
 
     CLI Example:
 
@@ -63,8 +68,20 @@ def validate(overrides: dict[str, Any] | None = None) -> bool:
 
         salt web1 ckan_settings.validate
     """
-    with salt_errors():
-        return bool(_site(overrides).settings)
+    family = __grains__.get("os_family", "")
+    try:
+        with salt_errors():
+            if family != "Debian":
+                system = f"{__grains__.get('os', family)} {__grains__.get('osrelease', '')}".strip()
+                raise CommandExecutionError(
+                    f"the formula runs on Debian and Ubuntu, and this is {system or 'another system'}."
+                )
+            found = bool(_site(overrides).settings)
+    except CommandExecutionError as exc:
+        if raises:
+            raise
+        return str(exc).splitlines()
+    return found if raises else []
 
 
 def secret_names() -> list[str]:

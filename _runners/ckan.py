@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,7 @@ def _answers(function: Callable[..., Any], more: tuple[str, ...] = ()) -> Callab
     def answer(*args: Any, **kwargs: Any) -> Any:
         if PROBLEM:
             return _complain(PROBLEM)
+        progress.quiet()
         try:
             return function(*args, **arguments.fit(f"ckan.{function.__name__}", function, args, kwargs, more))
         except (errors.FormulaError, OSError) as exc:
@@ -91,7 +93,7 @@ def history(env: str, limit: int = 20) -> dict:
         How many deploys and rollbacks at most.
 
     Returns a table; with ``--out json`` ``{"env", "runs": [{"at", "kind", "release", "by", "hosts", "seconds",
-    "result", "reason"}]}``. The exit code is 1 when a host does not answer.
+    "result", "reason", "changed": {extension: ref and commit}}]}``. The exit code is 1 when a host does not answer.
 
     CLI Example:
 
@@ -184,14 +186,17 @@ def pending(
         salt-run ckan.pending production
         salt-run ckan.pending production from=staging
     """
+    if not env:
+        return _complain("no environment is named; type: salt-run ckan.pending ENV")
     given = [*more, *(["release"] if release else [])]
     planned = begin.plan(
         _master(), env, dry_run=True, extensions=extensions, groups=groups, allow_down=allow_down, given=given,
         source=more.get("from", ""), source_release=release,
     )  # fmt: skip
     if not planned["ok"]:
-        return _complain(planned["comment"])
-    return {key: value for key, value in planned.items() if key not in ("ok", "comment")}
+        # What is told of a run is in the syntax of a pillar.
+        return _complain(re.sub(r" (from|allow_down): (?=[\w\[{])", r" \1=", planned["comment"]))
+    return {key: value for key, value in planned.items() if key not in ("ok", "comment", "text")}
 
 
 @_answers

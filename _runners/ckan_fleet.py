@@ -17,7 +17,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy import errors
-    from ckan_deploy.fleet import begin, end, hosts, master, stages
+    from ckan_deploy.fleet import begin, end, hosts, master, progress, stages
     from ckan_deploy.fleet import revert as reverts
     from ckan_deploy.fleet import run as runs
 except Exception as exc:  # half a sync, another Python
@@ -68,7 +68,8 @@ def plan(
         The environment whose release is taken (``from``), and which one (``release``); by default what is live there.
 
     Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and of a
-    deploy ``groups``, ``down`` and ``last`` besides; of one ``from`` another environment ``from`` and ``differs``.
+    deploy ``groups``, ``down`` and ``last`` besides; of one ``from`` another environment ``from`` and ``differs``; with
+    ``dry_run`` also ``text``, lines for people.
 
     CLI Example: not for the command line; use ``salt-run state.orch orch.deploy pillar='{env: production}'``.
     """
@@ -153,7 +154,10 @@ def steps(env: Any, groups: Any = None) -> list[str]:
 
     CLI Example: not for the command line; ``orch/deploy.sls`` uses it.
     """
-    return [""] if PROBLEM else hosts.steps(_master(), env, groups)
+    if PROBLEM:
+        return [""]
+    progress.quiet()
+    return hosts.steps(_master(), env, groups)
 
 
 def _master() -> master.SaltMaster:

@@ -33,13 +33,14 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
         ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``, ``groups``, ``allow_down``,
         ``steal``, ``given``, ``accept_schema``, ``downgrade``, ``restore``, ``from_env``, ``from_release``.
     """
+    _known().clear()
     if not __opts__.get("test"):
         return _step(name, "ckan_fleet.plan", env=env, kind=kind, **options)
     done = _step(name, "ckan_fleet.plan", env=env, kind=kind, **{**options, "dry_run": True})
     return {**done, "result": done["result"] and None}
 
 
-def staged(name: str, env: Any, stage: str = "", group: str = "") -> dict:
+def staged(name: str, env: Any, stage: str = "", group: str = "", after: str = "") -> dict:
     """
     Run one stage on the hosts of the run under way: see ``ckan_fleet.stage`` of the runners.
 
@@ -51,7 +52,12 @@ def staged(name: str, env: Any, stage: str = "", group: str = "") -> dict:
         The stage; by default the name.
     group
         The group of hosts, where there are several.
+    after
+        The step that must have gone well. Where it has not, this one is left out: that is no failure of its own, as it
+        were with ``require``, and the listing says once what failed.
     """
+    if missing := _missing(after):
+        return _left_out(name, missing)
     if __opts__.get("test"):
         return _would(name, f"{name} would run")
     return _step(name, "ckan_fleet.stage", env=env, arguments={"name": stage or name, "group": group})
@@ -72,7 +78,7 @@ def reverted(name: str, env: Any) -> dict:
     return _step(name, "ckan_fleet.revert", env=env)
 
 
-def closed(name: str, env: Any) -> dict:
+def closed(name: str, env: Any, after: str = "") -> dict:
     """
     End a run that went well: see ``ckan_fleet.close`` of the runners.
 
@@ -80,25 +86,49 @@ def closed(name: str, env: Any) -> dict:
         Any name for the step.
     env
         The name of the environment.
+    after
+        As for ``staged``.
     """
+    if missing := _missing(after):
+        return _left_out(name, missing)
     if __opts__.get("test"):
         return _would(name, "the run would be closed")
     return _step(name, "ckan_fleet.close", env=env)
 
 
+def _known() -> dict[str, bool]:
+    """The steps of this run that are over, and whether each went well."""
+    return __context__.setdefault("ckan steps", {}).setdefault(_job(), {})
+
+
+def _missing(after: str) -> str:
+    """The step for want of which another one is left out, '' for none. What Salt itself has stopped is missing, too."""
+    failed = [step for step, good in _known().items() if not good]
+    return failed[0] if failed else "" if not after or after in _known() else after
+
+
+def _left_out(name: str, missing: str) -> dict:
+    return {"name": name, "result": True, "changes": {}, "comment": f"left out, since {missing} did not go well"}
+
+
+def _job() -> str:
+    # The id of the orchestration tells the steps of one run from those of another.
+    return globals().get("__orchestration_jid__") or ""
+
+
 def _would(name: str, comment: str) -> dict:
+    _known()[name] = True
     return {"name": name, "result": None, "changes": {}, "comment": comment}
 
 
 def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any) -> dict:
-    # The id of the orchestration tells the steps of one run from those of another.
-    job = globals().get("__orchestration_jid__") or ""
     options = {key: value for key, value in kwargs.items() if not key.startswith("__")}
     options.update(arguments or {})
-    answer = _ask(function, {"job": job, **options})
-    told = ("release", "hosts", "extensions", "changes", "groups", "down", "last", "from", "differs")
-    changes = {k: v for k, v in answer.items() if k in told} if answer["ok"] else {}
-    return {"name": name, "result": answer["ok"], "changes": changes, "comment": answer["comment"]}
+    answer = _ask(function, {"job": _job(), **options})
+    _known()[name] = answer["ok"]
+    # No changes: Salt would print them in some fifty lines. What they are is in the comment of the plan.
+    comment = answer.get("text", answer["comment"])
+    return {"name": name, "result": answer["ok"], "changes": {}, "comment": comment}
 
 
 def _ask(function: str, options: dict) -> dict:

@@ -1,5 +1,14 @@
 {#- What a host of a CKAN portal looks like. A highstate with this is the first deploy; after it, `orch.deploy`. -#}
-{#- A host that builds for others serves nothing. -#}
+{%- set problems = salt['ckan_settings.validate'](raises=False) %}
+{%- if problems %}
+settings:
+  test.configurable_test_state:
+    - name: the settings of this host
+    - changes: false
+    - result: false
+    - comment: {{ problems | join('\n') | json }}
+{%- else %}
+{#- A host that builds for others serves nothing. #}
 {%- set builds_only = salt['ckan_settings.show']().build.only %}
 include:
   - ckan.host
@@ -10,4 +19,5 @@ include:
   - ckan.release
   - ckan.package
   - ckan.jobs
+{%- endif %}
 {%- endif %}

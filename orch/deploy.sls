@@ -21,6 +21,8 @@
 
 plan:
   ckan_fleet.planned:
+    # Nothing was touched where it is refused: no other step is to be listed.
+    - failhard: true
     - env: {{ env | json }}
     - extensions: {{ pillar.get('extensions', {}) | json }}
     - maintenance: {{ pillar.get('maintenance', False) | json }}

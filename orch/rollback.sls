@@ -17,6 +17,8 @@
 
 plan:
   ckan_fleet.planned:
+    # Nothing was touched where it is refused: no other step is to be listed.
+    - failhard: true
     - env: {{ env | json }}
     - kind: rollback
     - to: {{ pillar.get('to', '') | json }}

@@ -143,7 +143,7 @@ class Walk:
     def summary(self, text: str) -> None:
         """Print the sentences of an orchestration: one a stage."""
         for name, comment in re.findall(r"ID: (.+)\n.*\n.*\n\s+Comment: (.*)", text):
-            if "requisite failed" not in comment and "was not run" not in comment:
+            if "left out, since" not in comment and "was not run" not in comment:
                 print(f"            {name}: {comment}")
 
     @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-FOLDERS = ("_utils", "_modules", "_states", "_runners", "_pillar", "_grains")
+FOLDERS = ("_utils", "_modules", "_states", "_runners", "_pillar", "_grains", "_output")
 MODULE, FUNCTION = 400, 50
 
 

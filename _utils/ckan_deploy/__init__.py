@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 VERSION = "0.2.0"
+PYTHON, SALT = (3, 10), 3008
 # Of all copies of the package in a process.
 _LOCK = threading.Lock()
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -35,9 +36,13 @@ def fresh(module_file: str) -> None:
     module_file
         The ``__file__`` of the thin module that calls.
 
-    Raises ``ImportError`` where a copy of another version was synced beside one that is installed. Where the files
-    cannot be imported, the package stays as it is and their error is raised.
+    Raises ``ImportError`` where Salt or Python is too old, or a copy of another version was synced beside one that is
+    installed. Where the files cannot be imported, the package stays as it is and their error is raised.
     """
+    import salt.version
+
+    if problem := too_old(salt.version.__version_info__, sys.version_info):
+        raise ImportError(problem)
     with _LOCK:
         # Another thread may have taken it anew since this one imported it.
         if _state() != sys.modules[__name__]._IMPORTED:
@@ -52,6 +57,21 @@ def fresh(module_file: str) -> None:
                 f"version {version} of the formula is installed in {_FOLDER}, and another one "
                 f"({other[1] if other else 'unknown'}) was synced; remove one: pip uninstall ckan-formula"
             )
+
+
+def too_old(salt_version: Sequence[Any], python_version: Sequence[Any]) -> str:
+    """
+    Say what is too old for the formula, '' for nothing.
+
+    salt_version, python_version
+        The versions, as numbers.
+    """
+    if tuple(python_version[:2]) < PYTHON:
+        return f"the formula needs Python 3.10 or newer, and this is {'.'.join(map(str, python_version[:2]))}"
+    if int(salt_version[0]) < SALT:
+        have = ".".join(map(str, salt_version[:2]))
+        return f"the formula needs Salt {SALT} or newer, and this is {have}"
+    return ""
 
 
 def _state() -> dict[str, tuple[int, int]]:

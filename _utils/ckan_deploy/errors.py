@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 
@@ -46,6 +47,11 @@ def sentence(exc: BaseException) -> str:
         others = len(exc.args[0]) - 1
         why = re.sub(r"\[Errno \d+\] ([^:]+).*", r"\1", str(reason), flags=re.DOTALL)
         return f"{place}{f' and {others} more' if others else ''} cannot be copied: {why}"
+    if isinstance(exc, OSError) and exc.errno == errno.EROFS:
+        return (
+            f"{exc.filename or 'a file'} cannot be written, since its file system is mounted read-only; see why with "
+            "dmesg, then type: mount -o remount,rw MOUNTPOINT"
+        )
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.strerror}: {exc.filename or 'unknown file'}"
     if isinstance(exc, (KeyboardInterrupt, SystemExit)):

@@ -5,6 +5,7 @@ The seam between the package and Salt's minion: what the package needs of it, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -12,7 +13,8 @@ from typing import Any, Protocol
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
-from ckan_deploy.errors import FormulaError, InvalidArgument
+from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
+from ckan_deploy.system import files
 
 
 class Host(Protocol):
@@ -76,6 +78,8 @@ class SaltHost:
         self._context: MutableMapping[str, Any] = _plain(context)
         # Salt's connection to the master is for one call at a time, and extensions are prepared in threads.
         self._asking = threading.Lock()
+        # What was fetched for this very job: fetched before threads begin, it changes no umask under them.
+        self._fetched: dict[tuple[str, str], str] = {}
 
     @property
     def id(self) -> str:
@@ -107,18 +111,23 @@ class SaltHost:
         return True
 
     def file(self, source: str) -> str:
-        with _package_errors(), self._asking:
-            return str(self._functions["cp.cache_file"](source) or "")
+        return self._fetch("cp.cache_file", source)
 
     def text(self, source: str) -> str:
-        with _package_errors(), self._asking:
-            text = self._functions["cp.get_file_str"](source)
+        text = self._fetch("cp.get_file_str", source)
         if not text:
             raise FormulaError(f"{source} is not in the file server; add the formula to file_roots.")
-        return str(text)
+        return text
+
+    def _fetch(self, function: str, source: str) -> str:
+        with _package_errors(), self._asking:
+            if (function, source) not in self._fetched:
+                with files.umask_kept():
+                    self._fetched[function, source] = str(self._functions[function](source) or "")
+            return self._fetched[function, source]
 
     def download(self, source: str, target: str) -> str:
-        with _package_errors(), self._asking:
+        with _package_errors(), self._asking, files.umask_kept():
             return str(self._functions["cp.get_url"](source, target) or "")
 
     def push(self, path: str, name: str) -> bool:
@@ -161,6 +170,8 @@ def salt_errors() -> Iterator[None]:
     except FormulaError as exc:
         raise CommandExecutionError(str(exc)) from exc
     except OSError as exc:
+        if exc.errno == errno.EROFS:
+            raise CommandExecutionError(sentence(exc)) from exc
         where = f" ({exc.filename})" if exc.filename else ""
         raise CommandExecutionError(f"{os.strerror(exc.errno) if exc.errno else exc}{where}") from exc
 

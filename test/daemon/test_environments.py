@@ -154,7 +154,7 @@ def test_production_takes_what_staging_has_live_whatever_its_origin_says_by_now(
     assert code == 0 and manifest["promoted"] == {"env": "staging", "release": release}
     assert manifest["extensions"]["ckanext-mycity"]["commit"] == commit != later
     history = both.fleet.run("salt-run", "ckan.history", "production", "limit=1")
-    assert f"deploy from {release} of staging" in history.stdout
+    assert f"[1] from {release} of staging" in history.stdout
     done = both.deploy(**{"from": "staging"})
     assert done["code"] == 0 and "Nothing to deploy" in done["text"]
 

@@ -46,6 +46,12 @@ def test_a_deploy_is_one_release_on_all_hosts_and_no_visitor_notices(site):
         assert not (site.root(host) / f"usr/lib/ckan/releases/{old[0]}/run/web.sock").exists()
         assert old[0] in site.releases(host)
     assert f"{site.current('web1')} is live in production on web1, web2" in done["text"]
+    # From the beginning a line says what goes on; and what Salt says of itself is left out.
+    assert done["progress"].splitlines()[-1].startswith("finish ")
+    assert "deploy to production: looks for its hosts" in done["progress"] and "unclosed" not in done["text"]
+    # What people ask of a host is a table.
+    listed = site.fleet.run("salt", "web1", "ckan_release.list").stdout
+    assert f"*  {site.current('web1')}  live " in listed and f"ckanext-mycity main {commit[:12]}" in listed
 
 
 @pytest.mark.long
@@ -179,7 +185,7 @@ def test_an_environment_that_is_missing_or_unknown_is_refused_at_plan(site, kind
 def test_a_pillar_without_the_blank_is_refused_at_plan(site):
     before = site.disk()
     done = site.fleet.run("salt-run", "state.orch", "orch.deploy", "pillar={env:production}")
-    refused(site, before, {"code": done.returncode, "text": done.stdout + done.stderr}, "with a blank after the colon")
+    refused(site, before, {"code": done.returncode, "text": done.stdout + done.stderr}, "write a blank after the colon")
 
 
 def test_an_override_of_an_unknown_extension_is_refused_at_plan(site):

@@ -233,7 +233,8 @@ def test_a_report_is_a_page_that_says_what_changed_on_which_hosts_and_who_did_it
     repos.commit_change(site.repo, "Hello report", subject="<script>alert(1)</script> & more")
     done = site.deploy(reason="the news")
     assert done["code"] == 0, done["text"]
-    live, report = done["summary"].splitlines()
+    live, took, report = done["summary"].splitlines()
+    assert took.startswith("took: ")
     assert live.startswith(f"{site.current('web1')} is live in production on web1, web2 (build ")
     path = Path(report.removeprefix("report: "))
     text = path.read_text()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import ckan_deploy
 from daemon.conftest import eventually, later
 from parts.fleet import Fleet, salt_program
 from parts.ports import answers, free_port
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.daemon
 
 # Thin modules as those of the formula, which say what code of the package they run.
 PROBE = """
+import sys
+LOADED = "ckan_deploy.deploy.plan" in sys.modules
 import ckan_deploy
 ckan_deploy.fresh(__file__)
 from ckan_deploy.releases import ids
@@ -38,6 +41,10 @@ def said(*args, **kwargs):
 
 def pillar():
     return __pillar__["probe_mark"]
+
+
+def loaded():
+    return LOADED
 """
 RUNNER = (
     PROBE
@@ -150,6 +157,13 @@ def synced() -> Iterator[Synced]:
     finally:
         kill_all(place)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def test_a_minion_has_loaded_the_package_before_a_job_asks_for_it(synced):
+    """Loading it takes a third of a second, and each job is a process of its own."""
+    for minion in synced.minions:
+        assert synced.ask(minion, "grains.get", "ckan_formula:version") == ckan_deploy.VERSION
+        assert synced.ask(minion, "ckan_probe.loaded") is True
 
 
 @pytest.mark.parametrize(

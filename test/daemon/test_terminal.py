@@ -88,8 +88,8 @@ def test_ctrl_c_takes_a_deploy_back_when_its_stage_has_ended(site):
     terminal.type("\x03")
     assert terminal.ended() == 1, terminal.text
     assert "Interrupted: the run is reverted as soon as the stage at work has ended." in terminal.text
-    last = terminal.text.strip().splitlines()
-    assert any("root interrupted it in check -- web1, web2 on " in line for line in last[-4:]), terminal.text
+    last = [line.strip() for line in terminal.text.strip().splitlines()[-8:]]
+    assert "cause: root interrupted it in check" in last and f"now: web1, web2 on {release}" in last, terminal.text
     assert site.linked() == [release, release]
     assert locked(site) == "production is not locked"
     eventually(lambda: [name for host in site.hosts for name in site.releases(host) if name > release], [])

@@ -19,7 +19,7 @@ from parts.process import PartError, Service
 
 REPO = Path(__file__).resolve().parents[2]
 # What a user's file_roots hold of the formula.
-FORMULA = ("ckan", "_grains", "_modules", "_pillar", "_states", "_runners", "_utils", "orch")
+FORMULA = ("ckan", "_grains", "_modules", "_pillar", "_states", "_runners", "_output", "_utils", "orch")
 
 
 def salt_program(name: str) -> str:

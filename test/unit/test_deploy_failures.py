@@ -13,7 +13,7 @@ from quick import Quick
 
 from ckan_deploy.build import resolution
 from ckan_deploy.database import backends, compatibility
-from ckan_deploy.deploy import deploy, preflight, rollback, stages, status, switch
+from ckan_deploy.deploy import candidates, deploy, preflight, rollback, stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.log import Log
@@ -332,3 +332,14 @@ def test_what_the_backends_say_is_told_with_what_cannot_be_resolved(host, monkey
     assert said.startswith("the deploy failed at plan: ckan:redis_url: nobody answers; alpha cannot be had.")
     monkeypatch.setattr(preflight, "obstacles", lambda *_, **__: ["there is no room"])
     assert "failed at plan: there is no room; ckan:redis_url: nobody answers" in fails(host)
+
+
+def test_an_app_server_boots_beside_the_check_unless_the_stage_start_has_hooks(host, monkeypatch):
+    """What is to be done before it starts is done before it starts."""
+    booted, real = [], candidates.booted
+    monkeypatch.setattr(candidates, "booted", lambda site, path: booted.append(path) or real(site, path))
+    host.deploy()
+    assert len(booted) == 1
+    host.hook("start", "before", lambda *_, **__: True)
+    host.deploy()
+    assert len(booted) == 1

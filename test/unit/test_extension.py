@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 REPO = Path(__file__).resolve().parents[2]
 LOAD = """
 import json, sys
-import salt.config, salt.loader
+import salt.config, salt.loader, salt.output
 opts = salt.config.minion_config(None)
 opts.update(file_client="local", root_dir=sys.argv[1], cachedir=sys.argv[1], extension_modules=sys.argv[1] + "/ext")
 opts["grains"] = {}
@@ -29,6 +29,8 @@ states = salt.loader.states(opts, functions, salt.loader.utils(opts), None)
 runners = salt.loader.runner(opts)
 names = {kind: sorted(name for name in found if name.startswith("ckan")) for kind, found in
          (("modules", functions), ("states", states), ("runners", runners))}
+opts.update(fun="ckan_release.list", color=False)
+names["shown"] = salt.output.out_format({"web1": []}, "ckan", opts)
 names["version"] = functions["ckan_version.modules"]()
 print("FOUND " + json.dumps(names))
 """
@@ -39,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     # A copy: a build leaves its traces beside what it is made from.
     subprocess.run(["git", "clone", "-q", REPO, place / "source"], check=True)
-    for name in ("pyproject.toml", "_utils", "_modules", "_states", "_runners", "_pillar", "_grains"):
+    for name in ("pyproject.toml", "_utils", "_modules", "_states", "_runners", "_pillar", "_grains", "_output"):
         subprocess.run(["cp", "-rT", REPO / name, place / "source" / name], check=True)
     subprocess.run([uv_path(), "build", "-q", "--wheel", "-o", place, place / "source"], check=True)
     return next(place.glob("*.whl"))
@@ -53,6 +55,7 @@ def test_the_wheel_holds_every_module_of_the_tree(wheel: Path):
         ("_runners", "runners"),
         ("_pillar", "pillar"),
         ("_grains", "grains"),
+        ("_output", "output"),
     ):
         for path in (REPO / folder).glob("*.py"):
             assert f"ckan_deploy/{package}/{path.name}" in names
@@ -72,6 +75,7 @@ def test_salt_loads_it_from_where_pip_put_it(wheel: Path, tmp_path: Path):
     found = json.loads(line.removeprefix("FOUND "))
     assert "ckan_release.deploy" in found["modules"] and "ckan_release.build" in found["modules"]
     assert "ckan_release.live" in found["states"] and "ckan.status" in found["runners"]
+    assert found["shown"] == "web1:\n    no release yet; type: state.apply ckan"
     # The same as a minion that got it by a sync.
     synced = subprocess.run(
         [sys.executable, "-c", "from ckan_deploy.system import version; import sys;"

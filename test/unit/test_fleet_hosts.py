@@ -30,13 +30,14 @@ def test_the_hosts_of_an_environment_are_the_minions_whose_pillar_says_so(master
 @pytest.mark.parametrize(
     ("env", "sentence"),
     [
-        ("", "names no environment; type pillar='{env: production}' (with a blank after the colon)"),
-        (None, "names no environment"),
+        ("", "no environment is named; environments known: production, staging"),
+        (None, "no environment is named"),
         (["production"], r"env must be the name of one environment, not ['production']"),
         (5, "env must be the name of one environment, not 5"),
         (
             "stagin",
-            "no accepted minion has ckan:env: stagin in its pillar; environments known: production: web1, web2, web3; "
+            "no accepted minion has ckan:env: stagin in its pillar (did you mean staging?); environments known: "
+            "production: web1, web2, web3; "
             "staging: s1",
         ),
         ("../x", "no accepted minion has ckan:env: ../x in its pillar"),

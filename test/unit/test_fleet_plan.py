@@ -270,7 +270,7 @@ def test_hosts_that_would_not_go_back_together_need_a_target(master: FakeMaster)
     Record(master, "production").free()
     master.current = dict.fromkeys(HOSTS, FIRST)
     assert refused(master, "rollback", to=FIRST) == (
-        f"web1, web2, web3 are on {FIRST} already; name another release with to"
+        f"web1, web2, web3 are on {FIRST} already; name another release with to: RELEASE"
     )
 
 

@@ -86,7 +86,9 @@ def test_a_deploy_goes_through_its_stages_and_is_noted_as_wanted(master: FakeMas
     assert (record.wanted()["release"], record.wanted()["kind"], record.wanted()["by"]) == (release, "deploy", "ann")
     assert record.wanted()["contents"] == {"extensions": {"ckanext-mycity": "abc"}}
     assert (record.lock(), record.run()["result"]) == (None, "ok")
-    assert last_words == [f"{text}\nreport: {record.folder}/reports/{release}-deploy-{JOB}.html"]
+    result, took, report = last_words[0].splitlines()
+    assert (result, report) == (text, f"report: {record.folder}/reports/{release}-deploy-{JOB}.html")
+    assert re.fullmatch(r"took: [\d.]+ s", took)
 
 
 @pytest.mark.parametrize("maintenance", [False, True], ids=["open", "in maintenance"])
@@ -109,6 +111,15 @@ def test_the_app_server_is_started_beside_the_check_unless_the_portal_is_closed_
         orchestrate(master, maintenance=maintenance)
         told = master.told("ckan_release.check")[-1][1]
         assert (told.get("boots", False), told.get("closes", False)) == (not maintenance, maintenance)
+
+
+def test_an_old_app_server_that_still_finishes_requests_is_told_at_the_end_and_is_no_failure(
+    master: FakeMaster,
+) -> None:
+    master.answers["ckan_release.finish"] = lambda host, **_: {"draining": [FIRST] if host == "web2" else []}
+    said = f"the app server of {FIRST} on web2 still finishes requests, and supervisor sees to its end"
+    assert said in orchestrate(master)
+    assert Record(master, "production").run()["result"] == "ok"
 
 
 def test_each_stage_is_an_event_when_it_begins_and_one_for_each_host(master: FakeMaster) -> None:
@@ -137,13 +148,22 @@ def test_a_bus_that_is_down_does_not_stop_a_run(master: FakeMaster, monkeypatch:
 
 
 @pytest.mark.parametrize("stage", DEPLOY)
-def test_a_failure_on_one_host_at_any_stage_reverts_all_hosts(master: FakeMaster, stage: str) -> None:
+def test_a_failure_on_one_host_at_any_stage_reverts_all_hosts(
+    master: FakeMaster, stage: str, last_words: list[str]
+) -> None:
     host = "web1" if stage == "migrate" else "web2"
     master.answers = failing(f"ckan_release.{stage}", host)
     text = orchestrate(master)
     release = master.told("ckan_release.build")[0][1]["release"]
     reason = f"{host} failed at {stage}: boom"
     assert text == f"deploy of {release} to production failed -- {reason} -- web1, web2 on {FIRST}"
+    # Result, cause, what each host serves, what to type, and how long it took, a line each.
+    assert last_words[-1].splitlines()[:4] == [
+        f"deploy of {release} to production failed, and was reverted", f"cause: {reason}",
+        f"now: web1, web2 on {FIRST}",
+        "type: when that is mended, salt-run state.orch orch.deploy pillar='{env: production}'",
+    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in last_words[-1].splitlines()[4:]] == ["took", "report"]
     assert [kwargs for _, kwargs in master.told("ckan_release.abort")] == [
         {"release": release, "reason": reason, "by": "ann", "job": JOB}
     ] * 2
@@ -170,7 +190,8 @@ def test_h01_a_run_whose_services_do_not_stay_up_is_live_and_not_ok(master: Fake
     assert text.endswith(
         f"; but not all of it stays up: web2: {down}; mend that, then type: salt -L web2 state.apply ckan"
     )
-    assert last_words[-1].startswith(text)
+    lines = last_words[-1].splitlines()
+    assert "; ".join(lines[:2]) == text and lines[0].endswith(" s)")
     # Nothing is reverted, and the exit code says that it is not well.
     assert "ckan_release.abort" not in master.functions()
     assert (master.fired[-1][1]["stage"], master.fired[-1][1]["result"]) == ("done", "failed")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import history, maintenance, progress, report, status
+from ckan_deploy.fleet import begin, history, maintenance, progress, report, status
 from ckan_deploy.fleet.hosts import Group
 from ckan_deploy.fleet.record import Record
 from ckan_deploy.fleet.run import Failure, Run, Span, causes, join
-from ckan_deploy.fleet.tables import table
+from ckan_deploy.system.tables import table
 from parts.fake_master import FIRST, JOB, SECOND, FakeMaster
 
 
@@ -40,9 +40,9 @@ def test_hosts_that_agree_are_in_order_and_what_they_are_on_is_wanted(master: Fa
            "last": "finish ok 2026-01-01T00:00:00Z"}  # fmt: skip
     assert found.to_json() == {"env": "production", "wanted": FIRST, "lock": None, "hosts": {"web1": row, "web2": row}}
     assert found.text() == (
-        "host  linked           serving          answers          services  last stage\n"
-        f"web1  {FIRST}  {FIRST}  {FIRST}            finish ok 2026-01-01T00:00:00Z\n"
-        f"web2  {FIRST}  {FIRST}  {FIRST}            finish ok 2026-01-01T00:00:00Z\n"
+        "host  linked           serving          answers          last stage\n"
+        f"web1  {FIRST}  {FIRST}  {FIRST}  finish ok 2026-01-01T00:00:00Z\n"
+        f"web2  {FIRST}  {FIRST}  {FIRST}  finish ok 2026-01-01T00:00:00Z\n"
         f"wanted: {FIRST}; production is not locked"
     )
     assert master.told("ckan_release.status")[0][1] == {"processes": True}
@@ -58,6 +58,15 @@ def test_a_host_that_was_adopted_and_not_activated_is_told_what_to_type_and_no_m
     master._ckan_release_status = told  # type: ignore[method-assign]
     found = status.look(master, "production")
     assert [line for line in found.wrong if line.startswith("web1 has")] == [f"web1 has no release: {link}"]
+
+
+def test_an_app_server_that_still_finishes_requests_is_shown_and_is_not_wrong(master: FakeMaster) -> None:
+    fine = master._ckan_release_status
+    more = {"serving": [FIRST, SECOND], "draining": [SECOND]}
+    master.answers["ckan_release.status"] = lambda host, processes: {**fine(host, processes), **more}
+    found = status.look(master, "production")
+    assert found.wrong == [] and found.hosts["web1"]["serving"] == [FIRST, f"{SECOND} (draining)"]
+    assert "(draining)" in found.text()
 
 
 def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(master: FakeMaster) -> None:
@@ -111,8 +120,9 @@ def test_services_are_shown_with_release_state_restarts_and_age_and_what_is_wron
     ]  # fmt: skip
     assert found.wrong[-1] == "service none, which is to run on one host, runs on none"
     assert not any("gather" in said for said in found.wrong)
-    text = found.text()
-    assert f"gather {FIRST} up 2 h, fetch was started again 4 times within up 2 h 4 restarts" in text
+    assert max(map(len, found.text().splitlines())) <= 116
+    text = " ".join(found.text().split())
+    assert f"services of web1: gather {FIRST} up 2 h, fetch was started again 4 times within up 2 h 4 restarts" in text
     assert f"old {SECOND} up 59 s" in text and f"gather {FIRST} standby up 2 d" in text and "gone FATAL" in text
     # One that another host holds at the same time.
     given["web2"] = [{**rows[0]}]
@@ -169,9 +179,23 @@ def test_a_history_says_which_logs_are_not_in_it(master: FakeMaster) -> None:
     master.down.add("web2")
     runs, missing = history.read(master, "production", 5)
     assert missing == "not all logs are in it: web2 does not answer; start its salt-minion, then repeat"
-    assert history.text(runs).splitlines()[2].endswith("  ok: for the history")
+    lines = history.text(runs).splitlines()
+    assert lines[2].endswith("  ok [1]") and lines[3] == "[1] for the history"
     with pytest.raises(FormulaError, match="environments known"):
         history.read(master, "prodction", 5)
+
+
+def test_a_history_says_ref_and_commit_of_what_changed_and_fits_the_terminal() -> None:
+    changed = {f"ckanext-{n}": "main 0123456789ab" for n in range(30)}
+    hosts = {f"web{n}": [entry("activate", at="3", job="1"), entry("build", at="2", job="1", changed=changed)]
+             for n in range(40)}  # fmt: skip
+    late = {"web1": [entry("check", at="5", job="2", result="failed", reason="because " * 40)]}
+    runs = history.merge(hosts) + history.merge(late)
+    assert runs[0]["changed"] == changed and "changed" not in runs[1]
+    text = history.text(runs)
+    assert "ckanext-0 main 0123456789ab" in " ".join(text.split()) or "ckanext-0" in text
+    assert max(map(len, text.splitlines())) <= 116 and "and 34" in text and "and 24" in text
+    assert "\n[1] web1 at check: because" in text
 
 
 def test_a_table_is_as_wide_as_what_is_in_it() -> None:
@@ -188,14 +212,42 @@ def test_hosts_with_the_same_trouble_are_in_one_sentence() -> None:
 def test_a_line_says_stage_host_seconds_and_what_went_wrong(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     progress.tell(run, "build", "started")
     progress.tell(run, "build", "ok", "web1", 12.34)
-    progress.tell(run, "check", "failed", "web2", 0.1, "boom")
+    progress.tell(run, "check", "failed", "web2", 0.1, "bo\x1b[2Jom")
     progress.tell(run, "finish", "warning", "web2", 0.1, "a worker had to be ended")
     progress.tell(run, "done", "ok", comment="it is live")
     assert capsys.readouterr().err.splitlines() == [
         "build      web1                12.3 s",
-        "check      web2                 0.1 s  FAILED: boom",
+        "check      web2                 0.1 s  FAILED: bo?[2Jom",
         "finish     web2                 0.1 s  warning: a worker had to be ended",
     ]
+
+
+def test_from_the_beginning_a_plan_says_what_goes_on(master: FakeMaster, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+
+    def ready(host: str) -> dict[str, Any]:
+        said.append(capsys.readouterr().err)
+        return master._ckan_plan_ready(host)
+
+    master.answers["ckan_plan.ready"] = ready
+    begin.plan(master, "production", job=JOB)
+    first = said[0].splitlines()
+    assert [line.split()[:2] for line in first] == [["plan", "-"]] * 2
+    assert first[0].endswith("s  deploy to production: looks for its hosts")
+    assert first[1].endswith("s  asks web1, web2 whether they are ready")
+    rest = capsys.readouterr().err.splitlines()
+    assert rest[0].endswith("s  resolves refs and packages, and compares with what is live")
+    assert rest[1].split()[4:] == ["release", Record(master, "production").run()["release"]]
+    assert rest[2].endswith("s  ckanext-mycity changed")
+
+
+def test_colours_are_for_a_terminal_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert progress.coloured("x", True) == "x"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert progress.coloured("x", False) == "\033[1;31mx\033[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert progress.coloured("x", False) == "x"
 
 
 def test_what_salt_says_of_its_own_objects_is_left_out_once() -> None:
@@ -203,12 +255,16 @@ def test_what_salt_says_of_its_own_objects_is_left_out_once() -> None:
     progress.quiet()
     handler = logging.lastResort
     assert handler
-    mine = [rule for rule in handler.filters if getattr(rule, "__name__", "") == "_is_said"]
-    assert len(mine) == 1
+    mine = [rule for rule in handler.filters if getattr(rule, "__name__", "") in ("_is_said", "_is_no_comment")]
+    assert len(mine) == 2
     record = logging.LogRecord("salt", logging.WARNING, "", 0, "unclosed Runner %s", ("x",), None)
     other = logging.LogRecord("salt", logging.WARNING, "", 0, "no space", (), None)
     assert (mine[0](record), mine[0](other)) == (False, True)
-    handler.removeFilter(mine[0])
+    # The comment of a step that failed stands in what Salt prints of the orchestration.
+    comment = logging.LogRecord("salt.state", logging.ERROR, "", 0, "boom", (), None, "format_log")
+    assert (mine[1](comment), mine[1](other)) == (False, True)
+    for rule in mine:
+        handler.removeFilter(rule)
 
 
 def heard(run: Run, *stages: tuple[str, str, str]) -> list[tuple[str, dict[str, Any]] | None]:

@@ -60,12 +60,13 @@ def test_a_run_is_a_stage_a_step_and_a_revert_where_any_fails(
 ) -> None:
     told = steps(kind, names, **pillar)
     assert list(told) == found
+    assert {"failhard": True} in told["plan"]["ckan_fleet.planned"]
     if "revert" in told:
         after = [part for part in told["revert"]["ckan_fleet.reverted"] if "onfail" in part][0]["onfail"]
         assert [step["ckan_fleet"] for step in after] == found[:-2]
-        needs = {name: part for name in found[1:-1] for parts in told[name].values() for part in parts
-                 if "require" in part}  # fmt: skip
-        assert [need["require"][0]["ckan_fleet"] for need in needs.values()] == found[:-2]
+        needs = [part["after"] for name in found[1:-1] for parts in told[name].values() for part in parts
+                 if "after" in part]  # fmt: skip
+        assert needs == found[:-2] and not any("require" in str(step) for step in told.values())
 
 
 def test_each_step_is_a_state_and_each_state_calls_a_runner_that_there_is() -> None:
@@ -87,4 +88,4 @@ def test_each_name_that_a_pillar_may_say_is_read_and_reaches_the_plan() -> None:
         assert set(given.values()) <= set(map(str, said.values()))
         parameters = inspect.signature(begin.plan).parameters
         names = {"from_env": "source", "from_release": "source_release"}
-        assert {names.get(name, name) for name in said} <= parameters.keys()
+        assert {names.get(name, name) for name in said} - {"failhard"} <= parameters.keys()

@@ -116,7 +116,7 @@ def test_an_older_release_is_taken_of_the_hosts_that_have_it(master: FakeMaster)
 @pytest.mark.parametrize(
     ("about", "sentence"),
     [
-        ({"source": "stagin"}, "no accepted minion has ckan:env: stagin in its pillar; environments known: "),
+        ({"source": "stagin"}, "ckan:env: stagin in its pillar (did you mean staging?); environments known: "),
         ({"source": "production"}, "from is production itself"),
         ({"source": ["staging"]}, "from must be the name of one environment, not ['staging']"),
         ({"source": ""}, "from names no environment"),
@@ -223,7 +223,7 @@ def test_history_and_report_say_where_a_release_is_from(master: FakeMaster) -> N
     entry = {"at": "2026-01-01T00:00:00Z", "release": SECOND, "job": JOB, "result": "ok"}
     runs = history.merge({"web1": [{**entry, "stage": "build", "promoted": f"{FIRST} of staging"}]})
     assert runs[0]["from"] == f"{FIRST} of staging"
-    assert f"deploy from {FIRST} of staging" in history.text(runs)
+    assert f"[1] from {FIRST} of staging" in history.text(runs)
     assert "from" not in history.merge({"web1": [{**entry, "stage": "build"}]})[0]
     assert promoted(master)["ok"]
     run = Run.under_way(master, "production", JOB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -92,10 +93,19 @@ def test_the_runners_are_these_and_take_these_arguments(tmp_path: Path) -> None:
     assert len(found) <= 20
 
 
+def test_hints_of_a_runner_are_in_its_own_syntax(master: FakeMaster, ask: Callable) -> None:
+    master.down.add("web2")
+    assert "or go on without it: allow_down=[web2]" in ask("ckan.pending", "production")["error"]
+    assert "add from=ENV" in ask("ckan.pending", "production", release=FIRST)["error"]
+    assert ask("ckan.pending", "")["error"] == "no environment is named; type: salt-run ckan.pending ENV"
+
+
 def test_a_table_for_people_and_data_for_programs(master: FakeMaster, ask: Callable, tmp_path: Path) -> None:
     assert ask("ckan.status", "production")["production"].endswith(f"wanted: {FIRST}; production is not locked")
     master.answers["ckan_release.history"] = []
-    assert ask("ckan.history", "production") == {"production": "at  what  release  by  hosts  seconds  result\n"}
+    assert ask("ckan.history", "production") == {
+        "production": "at  what  release  by  hosts  seconds  result  changed\n"
+    }
     runners = loaded(options(tmp_path, output="json"))
     assert list(runners["ckan.status"]("production")) == ["env", "wanted", "lock", "hosts"]
     assert runners["ckan.history"]("production") == {"env": "production", "runs": []}
@@ -188,7 +198,7 @@ def test_the_steps_of_a_run_load_the_runners_once(step: Callable, monkeypatch: p
     loader = salt.loader.runner
     monkeypatch.setattr(salt.loader, "runner", lambda *args, **kwargs: made.append(1) or loader(*args, **kwargs))
     planned = step("planned", "plan", env="production")
-    assert planned["result"] and list(planned["changes"]["hosts"]) == ["web1", "web2"], planned
+    assert planned["result"] and planned["changes"] == {} and "for web1, web2" in planned["comment"], planned
     for stage in ("build", "check", "migrate", "activate", "verify", "index", "finish"):
         done = step("staged", stage, env="production")
         assert done["result"], done
@@ -201,7 +211,7 @@ def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
 ) -> None:
     tried = steps(tmp_path, test=True)
     planned = tried("planned", "plan", env="production")
-    assert planned["result"] is None and planned["changes"]["changes"] == ["ckanext-mycity changed"], planned
+    assert planned["result"] is None and "ckanext-mycity changed\nhost  current" in planned["comment"], planned
     assert tried("staged", "build", env="production")["result"] is None
     assert tried("closed", "done", env="production")["result"] is None
     # Salt takes a step that only would run for one that failed.
@@ -212,6 +222,47 @@ def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
         "ckan_release.contents",
     }
     assert not step("planned", "plan", env="produktion")["result"]
+
+
+def test_after_a_refusal_the_other_steps_are_left_out_and_are_no_failures(step: Callable) -> None:
+    planned = step("planned", "plan", env="produktion")
+    rest = [step("staged", "build", env="produktion", after="plan"), step("closed", "done", env="x", after="build")]
+    assert not planned["result"] and {done["result"] for done in rest} == {True}
+    assert {done["comment"] for done in rest} == {"left out, since plan did not go well"}
+    # What Salt itself has stopped, so that it never came here, is missing, too.
+    assert step("planned", "plan", env="production")["result"]
+    assert step("staged", "check", env="production", after="build")["comment"].startswith("left out, since build did")
+    assert step("staged", "build", env="production", after="plan")["comment"].startswith("build: web1, web2 in")
+
+
+def test_after_a_failure_the_other_steps_are_left_out_and_the_revert_is_a_failure(
+    master: FakeMaster, step: Callable
+) -> None:
+    step("planned", "plan", env="production")
+    master.down.add("web2")
+    assert step("staged", "build", env="production", after="plan")["result"] is False
+    assert step("staged", "check", env="production", after="build")["comment"] == (
+        "left out, since build did not go well"
+    )
+    # A step that only has a requisite is no exception.
+    assert step("staged", "verify", env="production")["result"] is True
+    master.down.clear()
+    assert step("reverted", "revert", env="production")["result"] is False
+
+
+@pytest.mark.parametrize("function", ["ckan.status", "ckan.lock_status", "ckan_fleet.steps", "ckan_fleet.plan"])
+def test_no_command_shows_what_salt_says_of_objects_that_it_has_not_closed(ask: Callable, function: str) -> None:
+    ask(function, "production")
+    said: list[logging.LogRecord] = []
+    assert logging.lastResort
+    try:
+        for level, message in ((logging.WARNING, "unclosed Runner <x>"), (logging.ERROR, "no space")):
+            record = logging.LogRecord("salt", level, "", 0, message, (), None)
+            said += [record] if logging.lastResort.filter(record) else []
+        assert [record.getMessage() for record in said] == ["no space"]
+    finally:
+        for rule in list(logging.lastResort.filters):
+            logging.lastResort.removeFilter(rule)
 
 
 def test_a_step_without_its_runner_says_what_to_type(step: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,13 +515,14 @@ import json, logging, sys
 import salt.config, salt.loader
 place, installed = sys.argv[1:3]
 sys.path.insert(0, installed) if installed else None
-opts = salt.config.master_config(None)
+opts, minion = salt.config.master_config(None), salt.config.minion_config(None)
+# What a master or a minion of this machine has synced.
+sys.path[:] = [path for path in sys.path if "extmods" not in path]
 opts.update(root_dir=place, cachedir=place + "/cache", pki_dir=place + "/pki", sock_dir=place + "/s", config_dir=place,
             extension_modules=place + "/ext", runner_dirs=[place + "/runners"], utils_dirs=[place + "/utils"])
 runners = salt.loader.runner(opts, utils=salt.loader.utils(opts))
 more = {"ckan.encrypt": ["key"], "ckan.maintenance": ["on"], "ckan.lock": ["x"], "ckan_fleet.stage": ["build"]}
 said = {name: runners[name]("production", *more.get(name, [])) for name in json.loads(sys.argv[3])}
-minion = salt.config.minion_config(None)
 minion.update({**{name: opts[name] for name in ("root_dir", "cachedir", "pki_dir", "extension_modules", "utils_dirs")},
                "pillar_dirs": [place + "/pillar"], "id": "web1", "grains": {}})
 pillars = salt.loader.pillars(minion, {})

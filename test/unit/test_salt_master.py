@@ -55,6 +55,26 @@ def test_hosts_are_the_accepted_minions_by_the_pillar_that_renders_now(opts: dic
         hosts.targets(SaltMaster(opts), "production")
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("ckan:\n  env: production\n  x: planted: y\n", "ckan, line 3: mapping values are not allowed in this context"),
+        ("ckan:\n  a: [1,\n  b: 2\n", "ckan, line 4: while parsing a flow sequence did not find expected ',' or ']'"),
+        ("ckan:\n  env: {{ planted\n", "ckan, line 2: Jinja syntax error: unexpected end of template, expected 'end of "
+                                      "print statement'."),
+        ("ckan:\n\tenv: planted\n", "ckan, line 2: found character that cannot start any token"),
+        ("include: [none]\n", "Specified SLS 'none' in environment 'base' is not available on the salt master"),
+    ],
+)  # fmt: skip
+def test_a_pillar_that_does_not_render_is_told_with_file_and_line(
+    opts: dict, tmp_path: Path, text: str, where: str
+) -> None:
+    (tmp_path / "pillar/ckan.sls").write_text(text)
+    with pytest.raises(FormulaError) as caught:
+        hosts.targets(SaltMaster(opts), "production")
+    assert str(caught.value).endswith(f"; correct it; {where}") and "planted" not in str(caught.value)
+
+
 def test_what_a_master_needs_to_hand_files_over_is_said_in_lines_to_write(opts: dict, tmp_path: Path) -> None:
     assert SaltMaster(opts).handing_over == "file_recv: True; fileserver_backend: [roots, minionfs]"
     opts.update(file_recv=True, fileserver_backend=["roots", "git"])

@@ -289,12 +289,12 @@ def test_the_token_of_an_origin_goes_to_no_other_server_for_one_deploy(content: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep": "5"}, "ckan:keep must be a whole number, not text"),
+        ({"keep": "5"}, "ckan:keep must be a whole number, not the text '5'"),
         ({"keep": True}, "ckan:keep must be a whole number, not the yes/no value True"),
         ({"keep": 2.5}, "ckan:keep must be a whole number, not the number 2.5"),
         ({"keep": 1}, "ckan:keep is 1; use 2 or more"),
         ({"web__processes": 0}, "ckan:web:processes is 0; use 1 or more"),
-        ({"installer__offline": "yes"}, "ckan:installer:offline must be True or False, not text"),
+        ({"installer__offline": "yes"}, "ckan:installer:offline must be True or False, not the text 'yes'"),
         ({"manage__user": 1}, "ckan:manage:user must be True or False, not the number 1"),
         ({"web__listen": 80}, "ckan:web:listen is the number 80; put the value in quotes in the pillar"),
         ({"link": "soft"}, "ckan:link is 'soft'; use auto or hard or copy"),

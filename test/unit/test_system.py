@@ -6,7 +6,9 @@ import datetime
 import os
 import pty
 import stat
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,38 @@ def test_of_a_log_the_end_is_read_however_long_it_is(tmp_path: Path):
         handle.seek(0, os.SEEK_END)
         handle.write("Indexing dataset 1/2\xff é".encode("utf-8", "surrogateescape"))
     assert files.end_of(str(log)).endswith("1/2\xff é") and len(files.end_of(str(log))) <= 65536
+
+
+def test_the_umask_is_as_it_was_whatever_order_threads_end_in_and_what_salt_does_meanwhile(tmp_path):
+    """A run had made directories that nobody could enter: Salt sets the umask for a moment when it fetches a file."""
+    before, inside, go_on = os.umask(0o027), threading.Event(), threading.Event()
+    try:
+
+        def first() -> None:
+            with files.usual_modes():
+                inside.set()
+                go_on.wait(5)
+
+        def salt() -> None:
+            with files.umask_kept():
+                was = os.umask(0o077)
+                inside.set()
+                go_on.wait(5)
+                os.umask(was)
+
+        for other in (first, salt):
+            inside.clear()
+            go_on.clear()
+            with ThreadPoolExecutor(1) as pool:
+                done = pool.submit(other)
+                assert inside.wait(5)
+                threading.Timer(0.2, go_on.set).start()
+                with files.usual_modes():
+                    if other is first:
+                        go_on.set()
+                    done.result()
+                    (tmp_path / other.__name__).mkdir()
+            assert stat.S_IMODE((tmp_path / other.__name__).stat().st_mode) == 0o755
+            assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)

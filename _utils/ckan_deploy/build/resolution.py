@@ -6,8 +6,10 @@ is the same for all hosts of a fleet. Nothing is installed.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from attrs import evolve
@@ -47,6 +49,7 @@ def resolve(site: Site) -> Resolution:
     settings, shared = site.settings, site.paths.shared
     found = base.ensure(site)
     core = patches.read(site.host, settings.patches)
+    _fetch_patches(site)
     pins = _at_once(
         settings.extensions, lambda name: origins.resolve(site.host, name, settings.extensions[name], shared)
     )
@@ -82,7 +85,18 @@ def prepare(site: Site, pins: Mapping[str, Pin], builder: Builder) -> dict[str, 
     Returns what each is installed from; the requirement is a wheel, but for an extension from the package index.
     Raises ``FormulaError`` with all that failed.
     """
-    return _at_once(pins, lambda name: _prepared(site, name, pins[name], builder))
+    _fetch_patches(site)
+    # Salt's own client fetches archives, one at a time, and not beside threads that make files: it sets the umask.
+    alone = [name for name, pin in pins.items() if pin.archive]
+    return _at_once(pins, lambda name: _prepared(site, name, pins[name], builder), alone)
+
+
+def _fetch_patches(site: Site) -> None:
+    for extension in site.settings.extensions.values():
+        for patch in extension.patches:
+            # What is wrong with one is told by whoever reads it.
+            with contextlib.suppress(FormulaError):
+                site.host.file(patch)
 
 
 def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
@@ -154,11 +168,23 @@ def _upstream(extension: Extension, commit: str, shared: str) -> dict[str, objec
         return {"url": extension.upstream, "problem": str(exc)}
 
 
-def _at_once(names: Mapping[str, object], run: Callable[[str], T]) -> dict[str, T]:
-    """Do something for each extension, several at once; all the failures in one error."""
+def _at_once(names: Iterable[str], run: Callable[[str], T], alone: Collection[str] = ()) -> dict[str, T]:
+    """Do something for each extension, several at once but for those ``alone``; all the failures in one error."""
+    found: dict[str, T] = {}
+    failures: dict[str, str] = {}
+
+    def note(name: str, result: Callable[[], T]) -> None:
+        try:
+            found[name] = result()
+        except FormulaError as exc:
+            failures[name] = str(exc)
+
+    for name in sorted(alone):
+        note(name, functools.partial(run, name))
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = {name: pool.submit(run, name) for name in sorted(names)}
-    failures = [str(job.exception()) for job in jobs.values() if isinstance(job.exception(), FormulaError)]
+        jobs = {name: pool.submit(run, name) for name in sorted(names) if name not in alone}
+    for name, job in jobs.items():
+        note(name, job.result)
     if failures:
-        raise FormulaError("; ".join(failures))
-    return {name: job.result() for name, job in jobs.items()}
+        raise FormulaError("; ".join(failures[name] for name in sorted(failures)))
+    return {name: found[name] for name in sorted(found)}

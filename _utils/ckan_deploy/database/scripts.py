@@ -23,6 +23,15 @@ class Script:
     names: tuple[str, ...]
     mark: str
 
+    def fetch(self, site: Site) -> list[str]:
+        """
+        Return its files, which Salt fetches: before it is run beside something that makes files.
+
+        site
+            The site.
+        """
+        return [site.host.text(f"salt://ckan/files/{name}.py") for name in self.names]
+
     def run(
         self, site: Site, python: str, arguments: Sequence[str], cwd: str, timeout: float, call: str = "",
         env: dict[str, str] | None = None,
@@ -48,7 +57,7 @@ class Script:
         Returns what it tells, None where it ended before that; and the last line of what it said, without secrets, or
         ``no output``. Raises ``FormulaError`` where it does not run, or takes too long.
         """
-        text = "\n".join([*(site.host.text(f"salt://ckan/files/{name}.py") for name in self.names), call, ""])
+        text = "\n".join([*self.fetch(site), call, ""])
         done = processes.run(
             [python, *arguments], user=site.settings.user, stdin=text, cwd=cwd, timeout=timeout,
             env={"PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "HOME": site.home, **(env or {})},

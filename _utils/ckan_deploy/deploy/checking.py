@@ -14,6 +14,17 @@ from ckan_deploy.releases.site import Site
 from ckan_deploy.sources import seen
 
 
+def fetch(site: Site) -> None:
+    """
+    Fetch what ``ask`` and ``compare`` run, before other things are done beside them.
+
+    site
+        The site.
+    """
+    for script in (probe.SCRIPT, backends.SCRIPT):
+        script.fetch(site)
+
+
 def ask(site: Site, path: str) -> tuple[dict[str, Any], list[str]]:
     """
     Boot the CKAN of a release, and ask what is behind it meanwhile.

@@ -11,7 +11,7 @@ from ckan_deploy.build import ini
 from ckan_deploy.database import changes, compatibility
 from ckan_deploy.deploy import switch
 from ckan_deploy.errors import FormulaError, sentence
-from ckan_deploy.releases import choice, lock, stage
+from ckan_deploy.releases import choice, diff, lock, stage
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import draining, health, maintenance, uwsgi
 
@@ -126,7 +126,8 @@ def go(
 
     Returns ``{"current": id, "previous": id}``, and ``warnings`` where there are any.
     """
-    with stage.running(site, "rollback", release, by, job, reason) as warned:
+    changed = diff.from_current(site.releases, site.releases.read(release).resolution)
+    with stage.running(site, "rollback", release, by, job, reason, changed=changed) as warned:
         left, link = site.releases.current(), site.releases.foreign_link()
         ran = release in uwsgi.releases(site)
         try:

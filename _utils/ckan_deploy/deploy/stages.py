@@ -15,7 +15,7 @@ from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import migration, search_index
 from ckan_deploy.deploy import candidates, checking, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
-from ckan_deploy.releases import reserve, stage
+from ckan_deploy.releases import diff, reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
@@ -50,7 +50,8 @@ def build(
     if shipped and not planned:
         raise InvalidArgument("shipped needs contents: what ckan_release.pack returned beside it.")
     origin = planned.origin if planned else ""
-    with stage.running(site, "build", release, by, job, origin=origin) as warned:
+    changed = diff.from_current(site.releases, planned)
+    with stage.running(site, "build", release, by, job, origin=origin, changed=changed) as warned:
         path = site.releases.directory(release)
         planned = planned or resolution.resolve(site)
         warned += planned.notes
@@ -116,7 +117,8 @@ def check(
     closes
         Visitors will get the maintenance page for the migration, whatever the settings say.
     boots
-        Start the app server of the release meanwhile, for the stage ``start``; not kept where a migration is pending.
+        Start the app server of the release meanwhile, for the stage ``start``; not where that has hooks, and not kept
+        where a migration is pending.
 
     Returns ``{"pending", "migrates": whether the stage ``migrate`` has anything to do, "schema", "plugins", "datasets",
     "warnings", "backends": versions of what is behind CKAN, "undeclared": options that nobody declares,
@@ -134,7 +136,9 @@ def check(
             checking.refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
             warned += preflight.remarks(site)
-            with candidates.booted(site, path) if boots else contextlib.nullcontext() as server:
+            checking.fetch(site)
+            early = boots and not any(hook.stage == "start" for hook in site.settings.hooks)
+            with candidates.booted(site, path) if early else contextlib.nullcontext() as server:
                 result, remarks = checking.ask(site, path)
                 warned += remarks
                 checking.compare(site, manifest, result, served, closes)

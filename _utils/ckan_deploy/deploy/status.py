@@ -12,7 +12,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import diff
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, health, maintenance, services, uwsgi
+from ckan_deploy.serve import app_server, draining, health, maintenance, services, uwsgi
 from ckan_deploy.sources import pylock
 
 # Entries of the log in which the stages of the current release are looked for.
@@ -43,7 +43,7 @@ def list_releases(site: Site) -> list[dict[str, Any]]:
     ]
 
 
-def shown(site: Site, release: str = "", lock: bool = False) -> dict[str, Any]:
+def shown(site: Site, release: str = "", lock: bool = False, full: bool = False) -> dict[str, Any]:
     """
     Return the manifest of a release, for people.
 
@@ -51,9 +51,17 @@ def shown(site: Site, release: str = "", lock: bool = False) -> dict[str, Any]:
         As for ``manifest_of``.
     lock
         Whether the text of the lock file stands in it, or what it comes to in a line.
+    full
+        Whether it is to be shown with hashes, packages and events.
+
+    Returns the manifest, with ``current``, and ``full`` where that is so.
     """
     manifest = manifest_of(site, release)
-    found = manifest.to_json()
+    found = {
+        **manifest.to_json(),
+        "current": manifest.id == site.releases.current(),
+        **({"full": True} if full else {}),
+    }
     if manifest.resolution and manifest.resolution.lock and not lock:
         file = os.path.join(site.releases.directory(manifest.id), pylock.NAME)
         found["lock"] = f"{len(pylock.loads(manifest.resolution.lock))} packages: {file}"
@@ -143,7 +151,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
-    not as they were installed. With ``processes`` also ``{"serving": [ids], "services": [rows, as ``services.status``
+    not as they were installed. With ``processes`` also ``{"serving": [ids], "draining": those of them whose app server
+    was told to stop and still finishes requests, where there are any, "services": [rows, as ``services.status``
     returns them], "workers": {name: id or state} of the job workers, "last": an entry of the history or {}}``, and
     ``warnings``: what the stages of the current release found, where there is any.
     """
@@ -163,6 +172,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     more.update({"changed": changed} if changed else {})
     if processes:
         more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
+        at_it = draining.under_way(site) if site.settings.web.app == "uwsgi" else []
+        more.update({"draining": at_it} if at_it else {})
         more.update(_services(site))
         more["last"] = next(iter(site.log.read(1)), {})
         warned = _warnings(site, current)

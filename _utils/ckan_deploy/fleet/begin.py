@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
@@ -11,7 +12,9 @@ from ckan_deploy.fleet import plan as plans
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
 from ckan_deploy.releases import ids
-from ckan_deploy.system import arguments
+from ckan_deploy.system import arguments, tables
+
+BLANK = "; write a blank after the colon"
 
 # What the pillar of an orchestration may say.
 KNOWN = {
@@ -78,10 +81,18 @@ def plan(
         asked_groups=groups or [], allow_down=allow_down or [], source=source or "",
         source_release=source_release or "",
     )  # fmt: skip
+    begun = time.time()
     reverted: list[str] = []
     progress.quiet()
+    progress.note("plan", f"{kind} to {env or 'no environment'}: looks for its hosts")
     try:
         run.reason = arguments.line("reason", reason or "")
+        if not env:
+            known = hosts.environments(master)
+            raise FormulaError(
+                f"the pillar names no environment; type pillar='{{env: {[*known, 'production'][0]}}}' (write a blank "
+                f"after the colon); environments known: {', '.join(known) or 'none'}"
+            )
         found = hosts.targets(master, env)
         _refuse(run, given, extensions)
         _refuse_switches(
@@ -95,15 +106,21 @@ def plan(
             _lock(run, steal is True, reverted)
     except FormulaError as exc:
         return end.refused(run, str(exc), reverted)
-    return _planned(run, found, str(to or ""), reverted)
+    return _planned(run, found, str(to or ""), reverted, begun)
 
 
-def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str]) -> dict[str, Any]:
+def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun: float) -> dict[str, Any]:
     """Make the plan of a run that holds its deploy lock; frees that where there is none to be made."""
-    begun = time.time()
     try:
+        progress.note("plan", f"asks {tables.some(found.hosts)} whether they are ready", time.time() - begun)
         plans.choose_hosts(run, found)
+        if run.kind == "deploy":
+            progress.note("plan", "resolves refs and packages, and compares with what is live", time.time() - begun)
         outcome = plans.deploy(run) if run.kind == "deploy" else plans.rollback(run, to)
+        if run.dry_run:
+            return {**outcome, "text": plans.text(outcome)}
+        _tell(run, begun, str(outcome["comment"]))
+        return outcome
     except FormulaError as exc:
         if run.dry_run:
             return {"ok": False, "comment": str(exc)}
@@ -114,9 +131,6 @@ def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str]) -> di
         if not run.dry_run:
             run.record.free(run.job)
         raise
-    if not run.dry_run:
-        _tell(run, begun, str(outcome["comment"]))
-    return outcome
 
 
 def _tell(run: Run, begun: float, comment: str) -> None:
@@ -125,6 +139,9 @@ def _tell(run: Run, begun: float, comment: str) -> None:
     run.spans.append(Span("plan", "", "", begun, seconds, "ok"))
     run.save()
     progress.tell(run, "plan", "ok", seconds=seconds, comment=comment)
+    release = [f"release {run.release}"] if run.kind == "deploy" else []
+    for text in [comment] if run.nothing else [*release, *run.changes]:
+        progress.note("plan", text, seconds)
     progress.warn(run, "plan", run.warnings, seconds)
 
 
@@ -139,11 +156,23 @@ def _refuse(run: Run, given: Any, extensions: Any) -> None:
     if unknown:
         # The pillar of the master's own minion is among them.
         own = set(map(str, run.master.own_pillar()))
-        each = [f"{name}{arguments.near(name, known)}" for name in unknown if name not in own]
+        each = [_unknown(name, known) for name in unknown if name not in own]
         if each:
             raise FormulaError(f"orch.{run.kind} does not know {', '.join(each)}; it knows {', '.join(known)}")
     if extensions is not None and not isinstance(extensions, dict):
-        raise FormulaError("extensions must be a dictionary, such as '{ckanext-mycity: {ref: fix-42}}'")
+        raise FormulaError(f"extensions must be a dictionary, such as {{ckanext-mycity: {{ref: fix-42}}}}{BLANK}")
+    for name, content in (extensions or {}).items():
+        odd = next((leaf for leaf in content if arguments.missing_blank(leaf)), "") if isinstance(content, dict) else ""
+        if odd or content is None or arguments.missing_blank(content):
+            raise FormulaError(f"{name} in extensions must be a dictionary, such as {{ref: fix-42}}{BLANK}")
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    """A name of the pillar that nobody knows, with what was meant."""
+    word, _, rest = name.partition(":")
+    if word in known and rest:
+        return f"{name} (write a blank after the colon: {word}: {rest})"
+    return f"{name}{arguments.near(name, known)}"
 
 
 def _refuse_switches(**switches: Any) -> None:

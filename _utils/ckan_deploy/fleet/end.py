@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from ckan_deploy.fleet import interrupts, progress, report, shipping
 from ckan_deploy.fleet.run import Run
 from ckan_deploy.releases import ids
+from ckan_deploy.system import tables
 
 
-def end(run: Run, how: str, text: str, *, more: Sequence[str] = ()) -> dict[str, Any]:
+def end(
+    run: Run, how: str, text: str, *, more: Sequence[str] = (), lines: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
     """
     Tell that a run has ended.
 
@@ -22,6 +26,8 @@ def end(run: Run, how: str, text: str, *, more: Sequence[str] = ()) -> dict[str,
         How it ended, in a sentence.
     more
         What belongs to that, a sentence each. The warnings of the run are told besides.
+    lines
+        The same for the end of the terminal, a line each; by default ``text`` and ``more``.
 
     Returns ``{"ok", "comment"}``.
     """
@@ -32,8 +38,10 @@ def end(run: Run, how: str, text: str, *, more: Sequence[str] = ()) -> dict[str,
     progress.tell(run, how, "ok" if ok else "failed", comment=comment)
     began = bool(run.spans) and not run.nothing
     page = report.write(run, how, brief) if began else ""
-    last = [brief, *(f"warning: {warning}" for warning in run.warnings), *([f"report: {page}"] if page else [])]
-    progress.last_word("\n".join(last))
+    last = [*(lines or [text, *more]), *(f"warning: {warning}" for warning in run.warnings)]
+    last += [f"took: {time.time() - run.spans[0].at:.1f} s", f"report: {page}"] if page else []
+    result, *rest = map(tables.clean, last)
+    progress.last_word("\n".join([progress.coloured(result, ok), *rest]))
     return {"ok": ok, "comment": comment}
 
 
@@ -53,7 +61,7 @@ def refused(run: Run, comment: str, reverted: Sequence[str] = ()) -> dict[str, A
     if reverted:
         comment = f"{comment} -- what the run before had left was reverted first: {'; '.join(reverted)}"
     touched = "" if reverted else ", nothing was touched"
-    end(run, "refused", f"{run.kind} to {run.env} was refused{touched}: {comment}")
+    end(run, "refused", f"{run.kind} to {run.env or 'no environment'} was refused{touched}: {comment}")
     return {"ok": False, "comment": comment}
 
 
@@ -75,6 +83,10 @@ def close(run: Run) -> dict[str, Any]:
         # Once more, now with all the seconds.
         run.want()
     missing = [f"{host} is down and catches up at its next highstate: salt {host} state.highstate" for host in run.down]
+    missing += [
+        f"the app server of {release} on {host} still finishes requests, and supervisor sees to its end"
+        for host, release in run.draining
+    ]
     over(run, "ok")
     unsteady = []
     if run.unsteady:

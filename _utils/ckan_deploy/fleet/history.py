@@ -7,7 +7,7 @@ from typing import Any
 
 from ckan_deploy.fleet import hosts
 from ckan_deploy.fleet.master import Master
-from ckan_deploy.fleet.tables import table
+from ckan_deploy.system.tables import paragraph, some, table
 
 TIMEOUT = 20
 # What a stage says of the run that it belongs to; without one of these it is a deploy.
@@ -41,13 +41,20 @@ def text(runs: list[dict[str, Any]]) -> str:
     runs
         What ``merge`` returns.
     """
-    rows = [["at", "what", "release", "by", "hosts", "seconds", "result"]]
+    rows = [["at", "what", "release", "by", "hosts", "seconds", "result", "changed"]]
+    below: list[str] = []
     for run in runs:
-        result = f"{run['result']}{': ' + run['reason'] if run['reason'] else ''}"
-        result = "; ".join([result, *(f"warning: {warning}" for warning in run.get("warnings", []))])
-        kind = f"{run['kind']} from {run['from']}" if "from" in run else run["kind"]
-        rows.append([run["at"], kind, run["release"], run["by"], ", ".join(run["hosts"]), str(run["seconds"]), result])
-    return table(rows)
+        said = [f"from {run['from']}"] if "from" in run else []
+        said += [run["reason"]] if run["reason"] else []
+        said += [f"warning: {warning}" for warning in run.get("warnings", [])]
+        see = f"[{len(below) + 1}]" if said else ""
+        below += [f"{see} {'; '.join(said)}"] if said else []
+        changed = some([f"{name} {what}" for name, what in run.get("changed", {}).items()])
+        rows.append([
+            run["at"], run["kind"], run["release"], run["by"], some(run["hosts"]), str(run["seconds"]),
+            f"{run['result']} {see}".strip(), changed,
+        ])  # fmt: skip
+    return table(rows) + "".join(map(paragraph, below))
 
 
 def merge(logs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -58,9 +65,10 @@ def merge(logs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         What ``ckan_release.history`` says on each host.
 
     Returns ``[{"at", "kind", "release", "by", "hosts": [ids], "seconds", "result", "reason"}]``, newest first, with
-    ``job`` where a master ran it, ``from`` for a release that was promoted and ``warnings`` where any were told. A run
-    is what has one job; what was done by hand is one run for each release, host and kind. ``seconds`` is the sum over
-    the stages, of each the slowest host.
+    ``job`` where a master ran it, ``from`` for a release that was promoted, ``warnings`` where any were told, and
+    ``changed`` where it is known: ``{extension: ref and commit}`` of what differs from the release before. A run is
+    what has one job; what was done by hand is one run for each release, host and kind. ``seconds`` is the sum over the
+    stages, of each the slowest host.
     """
     runs: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
     for host, entries in logs.items():
@@ -87,6 +95,7 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     # The entries of a host are in order, and which host is the first does not matter.
     warnings = list(dict.fromkeys(text for _, entry in entries for text in entry.get("warnings", [])))
     job = next((entry["job"] for _, entry in entries if entry.get("job")), "")
+    changed: dict[str, str] = next((entry["changed"] for _, entry in entries if entry.get("changed")), {})
     origin = next((entry["promoted"] for _, entry in entries if entry.get("promoted")), "")
     return {
         "at": min(entry["at"] for _, entry in entries),
@@ -99,5 +108,6 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         "reason": reason,
         **({"job": job} if job else {}),
         **({"from": origin} if origin else {}),
+        **({"changed": changed} if changed else {}),
         **({"warnings": warnings} if warnings else {}),
     }

@@ -22,6 +22,8 @@ from ckan_deploy.system import version as versions
 TIMEOUT = 30
 # Of a host that is down, or that may answer a moment later.
 NO_ANSWER = "does not answer"
+# Of what Salt says of a pillar, in characters.
+LONGEST = 200
 
 
 @frozen
@@ -70,14 +72,14 @@ def targets(master: Master, env: Any) -> Targets:
     Raises ``FormulaError`` where there are none, or it cannot be told which they are.
     """
     if not env:
-        raise FormulaError(
-            "the pillar names no environment; type pillar='{env: production}' (with a blank after the colon)"
-        )
+        raise FormulaError(f"no environment is named; environments known: {', '.join(environments(master)) or 'none'}")
     if not isinstance(env, str):
         raise FormulaError(f"env must be the name of one environment, not {env!r}")
     by_env: dict[str, dict[str, str]] = {}
     build: dict[str, Mapping[str, Any]] = {}
-    builders, broken = [], []
+    builders: list[str] = []
+    broken: list[str] = []
+    empty: list[str] = []
     for host in master.minions():
         ckan, rendered = _ckan_of(master, host)
         name = ckan.get("env") or ""
@@ -86,6 +88,8 @@ def targets(master: Master, env: Any) -> Targets:
             builders.append(host)
         elif isinstance(name, str) and name and build[host].get("only") is not True:
             by_env.setdefault(name, {})[host] = str(ckan.get("deploy_group") or "")
+        if rendered and "env" in ckan and not name:
+            empty.append(host)
         if not rendered and name in ("", env):
             broken.append(host)
     if broken:
@@ -95,7 +99,22 @@ def targets(master: Master, env: Any) -> Targets:
         mine = {host: build[host] for host in (*by_env[env], *builders)}
         return Targets(sorted(by_env[env]), by_env[env], sorted(builders), mine)
     known = "; ".join(f"{name}: {', '.join(sorted(hosts))}" for name, hosts in sorted(by_env.items()))
-    raise FormulaError(f"no accepted minion has ckan:env: {env} in its pillar; environments known: {known or 'none'}")
+    nameless = f"; {', '.join(sorted(empty))} has an empty ckan:env" if empty else ""
+    raise FormulaError(
+        f"no accepted minion has ckan:env: {env} in its pillar{arguments.near(env, by_env)}; environments known: "
+        f"{known or 'none'}{nameless}"
+    )
+
+
+def environments(master: Master) -> list[str]:
+    """
+    Return the names of the environments that accepted minions belong to, as far as their pillars render.
+
+    master
+        The master.
+    """
+    found = {str(_ckan_of(master, host)[0].get("env") or "") for host in master.minions()}
+    return sorted(found - {""})
 
 
 def in_groups(groups: Any, hosts: list[str], members: Mapping[str, str]) -> list[Group]:
@@ -126,7 +145,8 @@ def in_groups(groups: Any, hosts: list[str], members: Mapping[str, str]) -> list
             what = (
                 "stands twice in groups" if name in known else f"is no group, nor a host{arguments.near(name, known)}"
             )
-            raise FormulaError(f"{name} {what}; there are {', '.join(known)}")
+            none = "" if any(members.values()) else "; no host has a ckan:deploy_group in its pillar"
+            raise FormulaError(f"{name} {what}; there are {', '.join(known)}{none}")
     return _named(groups, hosts, members)
 
 
@@ -233,7 +253,9 @@ def _why_failed(answer: Answer, function: str) -> str:
     if "Traceback (most recent call last)" in text:
         # A fault of the formula itself: its last line says what, the minion's log has the rest.
         return f"{text.splitlines()[-1]} (see the minion's log)"
-    return " ".join(re.sub(r"^ERROR( executing '[\w.]+')?: ", "", text).split())
+    # Several problems are a line each.
+    text = re.sub(r"\n(?=\S)", "; ", re.sub(r"^ERROR( executing '[\w.]+')?: ", "", text))
+    return " ".join(text.split())
 
 
 def _ckan_of(master: Master, host: str) -> tuple[Mapping[str, Any], bool]:
@@ -252,4 +274,20 @@ def _not_rendered(master: Master, env: str, hosts: list[str]) -> str:
     )
     # Salt's own message has the file only. All that there is to log was logged when it was rendered before.
     locked = sorted({key for host in hosts for key in ciphertext("", master.pillar(host, must_decrypt=False))})
-    return f"{text}: the master has no key to decrypt {', '.join(locked)}" if locked else text
+    if locked:
+        return f"{text}: the master has no key to decrypt {', '.join(locked)}"
+    where = list(dict.fromkeys(_where(error) for host in hosts for error in master.pillar(host).get("_errors") or []))
+    return "; ".join([text, *where])
+
+
+def _where(error: Any) -> str:
+    """File, line and what is wrong, of what Salt says of a pillar that does not render; never what is in the file."""
+    head, *rest = str(error).partition("\n---")[0].strip().splitlines() or [""]
+    found = re.search(r"Rendering SLS '([^']+)' failed", head)
+    said = " ".join(rest)
+    if not found or not said or "decrypt" in said:
+        return head.partition(", render error")[0]
+    line = re.findall(r"\bline (\d+)(?:, column \d+)?", said)
+    # Salt's own way to name a line, and YAML's.
+    what = re.sub(r";? line \d+$|\s*in \"<unicode string>\", line \d+, column \d+", "", said)
+    return f"{found[1]}{f', line {line[-1]}' if line else ''}: {' '.join(what.split())[:LONGEST]}"

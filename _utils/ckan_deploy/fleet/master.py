@@ -113,9 +113,14 @@ class SaltMaster:
         # In an orchestration they hold the pillar of the master's own minion, and Salt would begin with that. It also
         # sets the grains in what it is given.
         opts = {**self._opts, "pillar": {}, **({} if must_decrypt else {"gpg_decrypt_must_succeed": False})}
+        # What is wrong with a pillar, and where: what of it is shown is chosen in ``hosts``.
+        opts["pillar_safe_render_error"] = False
         _, grains, _ = salt.utils.minions.get_minion_data(minion, opts)
-        with _blocks_shortened(), contextlib.nullcontext() if must_decrypt else _nothing_logged():
+        log = contextlib.nullcontext() if must_decrypt else _nothing_logged()
+        with _blocks_shortened(), _lines_noted() as lines, log:
             found = salt.pillar.Pillar(opts, grains or {"fqdn": minion}, minion, "base").compile_pillar()
+        if "_errors" in found:
+            found["_errors"] = [f"{each}{lines.get(each, '')}" for each in found["_errors"]]
         return dict(found)
 
     def remembered_pillar(self, minion: str) -> Mapping[str, Any]:
@@ -192,6 +197,25 @@ def _nothing_logged() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _lines_noted() -> Iterator[dict[str, str]]:
+    """What is to be added to errors of a pillar: the line, which Salt knows and leaves out where YAML is not valid."""
+    lines: dict[str, str] = {}
+
+    def note(record: logging.LogRecord) -> bool:
+        exc = record.exc_info[1] if record.exc_info else None
+        if (line := getattr(exc, "line_num", None)) and not re.search(r"\bline \d", message := record.getMessage()):
+            lines[message] = f"; line {line}"
+        return True
+
+    logger = logging.getLogger("salt.pillar")
+    logger.addFilter(note)
+    try:
+        yield lines
+    finally:
+        logger.removeFilter(note)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ckan_deploy.fleet import details, hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
-from ckan_deploy.system import arguments, beside
+from ckan_deploy.system import arguments, beside, tables
 
 READY_TIMEOUT = 20
 STAGE_TIMEOUT = 30
@@ -160,12 +160,17 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
     Returns ``{"ok", "comment", "release", "hosts", "extensions", "changes"}``.
     """
     names, about = run.hosts, {"to": to, "force": run.force, "about": True}
-    told = _asked(run, names, "ckan_release.rollback_target", about)
+    try:
+        told = _asked(run, names, "ckan_release.rollback_target", about)
+    except FormulaError as exc:
+        # A host says what is typed on a host.
+        hint = str(exc).replace("with to=RELEASE", "with to: RELEASE").replace("with force=True", "with force: true")
+        raise FormulaError(hint) from exc
     left = {host: told[host]["current"] for host in names}
     wanted.remember(run.record, left, run.down, run.job)
     asked = [host for host in names if not to or left[host] != to]
     if not asked:
-        raise FormulaError(f"{', '.join(names)} are on {to} already; name another release with to")
+        raise FormulaError(f"{', '.join(names)} are on {to} already; name another release with to: RELEASE")
     answers = {host: told[host]["target"] for host in asked}
     if not to and (len(set(answers.values())) > 1 or len(set(left.values())) > 1):
         each = ", ".join(f"{host} from {left[host]} to {answers[host]}" for host in names)
@@ -187,6 +192,26 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
         "ok": True, "release": run.release, "hosts": names, "extensions": {}, "changes": run.changes,
         "comment": f"{'; '.join(run.changes)} on {', '.join(asked)}",
     }  # fmt: skip
+
+
+def text(outcome: Mapping[str, Any]) -> str:
+    """
+    Return a plan as lines for people: what would be done, and where.
+
+    outcome
+        What ``deploy`` or ``rollback`` returned.
+    """
+    said = [outcome["comment"]]
+    if isinstance(outcome["hosts"], Mapping):
+        rows = [["host", "current", "free MB", "needed MB", "prunes"]]
+        for host, about in outcome["hosts"].items():
+            disk = [str(about.get(name, "")) for name in ("free_mb", "needed_mb")]
+            rows.append([host, about["current"], *disk, ", ".join(about["prunes"])])
+        said += tables.table(rows).splitlines()
+        said += [f"groups: {', then '.join(', '.join(part) for part in outcome['groups'])}"]
+        said += [f"down: {', '.join(outcome['down'])}"] if outcome["down"] else []
+        said += [f"last: {outcome['last']}"]
+    return "\n".join(said)
 
 
 def _allowed_down(run: Run, everyone: list[str]) -> list[str]:

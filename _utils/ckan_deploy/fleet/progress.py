@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ from ckan_deploy.fleet import hosts
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.record import Record
 from ckan_deploy.fleet.run import Run
+from ckan_deploy.system import tables
 
 # A stage is over for a host, or a long one is under way.
 SHOWN = ("ok", "failed", "warning", "progress")
@@ -71,6 +73,20 @@ def warn(run: Run, stage: str, warnings: Sequence[str], seconds: float) -> None:
         tell(run, stage, "warning", seconds=seconds, comment=warning)
 
 
+def note(stage: str, text: str, seconds: float = 0) -> None:
+    """
+    Write a line that says what goes on, for whoever sees the terminal; it is no event.
+
+    stage
+        The stage.
+    text
+        What goes on.
+    seconds
+        Since the stage began.
+    """
+    _write(line({"stage": stage, "host": "", "seconds": seconds, "comment": tables.clean(text), "result": "note"}))
+
+
 def waiting(stage: str, names: Sequence[str]) -> None:
     """
     On a terminal: show who is at work, until the next line is written.
@@ -89,11 +105,28 @@ def waiting(stage: str, names: Sequence[str]) -> None:
 def quiet() -> None:
     """
     Leave out what Salt says of objects of its own that it has not closed: a dozen lines on each run, some below the
-    last word, that mean nothing to whoever deploys.
+    last word, that mean nothing to whoever deploys. And on the terminal the comments of steps that failed, as errors
+    of the log: they stand in what Salt prints of the orchestration.
     """
     for handler in [*logging.root.handlers, logging.lastResort]:
-        if handler and not any(getattr(rule, "__name__", "") == _is_said.__name__ for rule in handler.filters):
-            handler.addFilter(_is_said)
+        on_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+        for rule in (_is_said, _is_no_comment) if on_terminal else (_is_said,):
+            if handler and not any(getattr(known, "__name__", "") == rule.__name__ for known in handler.filters):
+                handler.addFilter(rule)
+
+
+def coloured(text: str, good: bool) -> str:
+    """
+    Return a text as it is, or, on a terminal whose user has nothing against colours, green or red.
+
+    text
+        A line.
+    good
+        Whether it is good news.
+    """
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[1;{32 if good else 31}m{text}\033[0m"
 
 
 def last_word(text: str) -> None:
@@ -101,7 +134,7 @@ def last_word(text: str) -> None:
     Write a text when this program ends: below what Salt prints of the orchestration.
 
     text
-        A few lines.
+        A few lines; the first one says how it ended.
     """
     atexit.register(lambda: _write(f"\n{text}"))
 
@@ -113,7 +146,8 @@ def line(payload: Mapping[str, Any]) -> str:
     payload
         What the event holds.
     """
-    comment = payload["comment"]
+    # What a host says may come from code that nobody trusts.
+    comment = tables.clean(payload["comment"])
     words = {"ok": "", "failed": f"  FAILED: {comment}", "warning": f"  warning{': ' if comment else ''}{comment}"}
     how = words.get(payload["result"], f"  {comment}")
     return f"{payload['stage']:<10} {payload['host'] or '-':<16} {payload['seconds']:7.1f} s{how}"
@@ -157,6 +191,10 @@ def watch(master: Master, env: str, timeout: float) -> str:
 
 def _is_said(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("unclosed ")
+
+
+def _is_no_comment(record: logging.LogRecord) -> bool:
+    return record.name != "salt.state" or record.funcName != "format_log"
 
 
 def _write(text: str) -> None:

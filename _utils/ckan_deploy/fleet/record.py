@@ -62,8 +62,15 @@ class Lock:
         gone = "; it is stale: the process of that job is gone" if self.stale else ""
         return f"{self.env} is locked by {self.by} since {self.since} ({job}{why}){gone}"
 
-    def way_out(self) -> str:
-        """Say what can be done about it."""
+    def way_out(self, by_hand: bool = False) -> str:
+        """
+        Say what can be done about it.
+
+        by_hand
+            Whether somebody is told who wants to lock by hand, and not to deploy.
+        """
+        if self.stale and by_hand:
+            return f"type: salt-run ckan.unlock {self.env}"
         if self.stale:
             return f"repeat with steal: true, or type: salt-run ckan.unlock {self.env}"
         if self.by_hand:
@@ -116,7 +123,7 @@ class Record:
         with files.locked(self._guard()):
             held = self.lock()
             if held and not (steal and held.stale):
-                raise FormulaError(f"{held.sentence()}; {held.way_out()}")
+                raise FormulaError(f"{held.sentence()}; {held.way_out(by_hand=lock.by_hand)}")
             self._write("lock", attr.asdict(lock))
         return bool(held)
 

@@ -38,7 +38,14 @@ def revert(run: Run) -> dict[str, Any]:
     done = undo(run, reason, run.job)
     details.look(run)
     end.over(run, "failed")
-    return end.end(run, "revert", f"{run.kind} of {run.release} to {run.env} failed -- {reason} -- {done['comment']}")
+    result = f"{run.kind} of {run.release} to {run.env} failed"
+    again = "" if run.interrupted else "when that is mended, "
+    lines = [
+        f"{result}, {'and was reverted' if done['ok'] else 'and could not be reverted on all hosts'}",
+        f"cause: {reason}", *(f"now: {said}" for said in done["lines"]),
+        f"type: {again}salt-run state.orch orch.{run.kind} pillar='{{env: {run.env}}}'",
+    ]  # fmt: skip
+    return end.end(run, "revert", f"{result} -- {reason} -- {done['comment']}", lines=lines)
 
 
 def nothing(master: Master, env: Any, job: str) -> str:
@@ -121,7 +128,8 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
     job
         The job that asks.
 
-    Returns ``{"ok": whether that could be done, "comment": what each host serves now, and what is left to do}``.
+    Returns ``{"ok": whether that could be done, "comment": what each host serves now, and what is left to do, "lines":
+    the same, a sentence each}``.
     """
     told, commands, begun = Answers(), {}, time.time()
     remarks, stays_closed = _database(run, job)
@@ -147,7 +155,7 @@ def undo(run: Run, reason: str, job: str) -> dict[str, Any]:
         f"{host} could not be reverted ({cause}): when it is up, type: salt {host} {commands[host]}"
         for host, cause in told.failures.items()
     ]
-    return {"ok": not told.failures, "comment": " -- ".join([*parts, *remarks])}
+    return {"ok": not told.failures, "comment": " -- ".join([*parts, *remarks]), "lines": [*parts, *remarks]}
 
 
 def _database(run: Run, job: str) -> tuple[list[str], bool]:

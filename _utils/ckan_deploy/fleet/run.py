@@ -52,10 +52,11 @@ class Run:
     ``differs`` from the pillar here, the versions of the ``backends``, the hosts in their groups and those that are
     ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations
     (``undo_on``). Then what the stages told: whether there is anything to ``migrate``, which host ``migrates``, what it
-    told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none), and
-    what does not stay up (``unsteady``). For the report: the ``details`` of what changes, what each host ``serves``
-    after a revert, and what those that failed have ``noted`` (``{host: {"details": what a program said, "log":
-    lines}}``). ``interrupted`` says who wanted it to end early. ``warnings`` are from all of it, each once.
+    told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none),
+    what does not stay up (``unsteady``), and the old app servers that still finish requests (``draining``: host and
+    release). For the report: the ``details`` of what changes, what each host ``serves`` after a revert, and what those
+    that failed have ``noted`` (``{host: {"details": what a program said, "log": lines}}``). ``interrupted`` says who
+    wanted it to end early. ``warnings`` are from all of it, each once.
     """
 
     master: Master
@@ -105,6 +106,7 @@ class Run:
     failures: list[Failure] = Factory(list)
     warnings: list[str] = Factory(list)
     unsteady: list[str] = Factory(list)
+    draining: list[list[str]] = Factory(list)
     migrate: bool = False
     migrates: str = ""
     migration: dict[str, Any] = Factory(dict)

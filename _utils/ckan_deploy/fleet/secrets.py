@@ -11,10 +11,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.fleet import hosts
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.names import check_env
 from ckan_deploy.settings import mask
@@ -43,7 +45,9 @@ def encrypt(master: Master, env: Any, key: Any, recipients: Sequence[str] = ()) 
         hint = arguments.near(key, names)
         raise FormulaError(f"{key} is not a secret setting{hint}; the secret ones are {', '.join(names)}")
     block = pillar_block(master.keyring, key, read(f"{key} of {env}"), recipients)
-    return f"# Into the secrets of {env}: a file of its pillar whose first line is #!yaml|gpg\n{block}"
+    known = hosts.environments(master)
+    nobody = "" if env in known else f"# No host belongs to {env} yet{arguments.near(env, known)}\n"
+    return f"{nobody}# Into the secrets of {env}: a file of its pillar whose first line is #!yaml|gpg\n{block}"
 
 
 def read(prompt: str) -> str:
@@ -85,6 +89,8 @@ def pillar_block(home: str, key: str, secret: str, recipients: Sequence[str] = (
     """
     to = list(recipients) or _encrypting_keys(home)
     done = _gpg(home, "--armor", "--trust-model", "always", *_each("--recipient", to), "--encrypt", stdin=secret)
+    if done.returncode != 0 and (expired := _expired(home, to)):
+        raise FormulaError(expired)
     if done.returncode != 0:
         raise FormulaError(f"gpg cannot encrypt for {', '.join(to)}: {_last(done.stderr)}")
     lines = []
@@ -96,21 +102,43 @@ def pillar_block(home: str, key: str, secret: str, recipients: Sequence[str] = (
 
 
 def _encrypting_keys(home: str) -> list[str]:
-    if not os.path.isdir(home) or not _fingerprints(home, "--list-secret-keys", "sec"):
+    if not os.path.isdir(home) or not _keys(home, "--list-secret-keys", "sec"):
         raise FormulaError(f"there is no key to decrypt with in {home}; make one first (docs/secrets.md)")
-    return _fingerprints(home, "--list-keys", "pub")
+    found = _fingerprints(home, "--list-keys", "pub")
+    if not found:
+        raise FormulaError(_expired(home) or f"no key in {home} can encrypt; make one first (docs/secrets.md)")
+    return found
+
+
+def _expired(home: str, wanted: Sequence[str] = ()) -> str:
+    """Say which keys have expired, of all or of those that are wanted, and what to type; '' for none."""
+    for finger, state, until in _keys(home, "--list-keys", "pub", *wanted):
+        if state == "e":
+            day = time.strftime("%Y-%m-%d", time.gmtime(int(until))) if until.isdigit() else "some time ago"
+            again = f"gpg --homedir {home} --quick-set-expire {finger} 2y"
+            return f"the key {finger} has expired ({day}); type: {again}"
+    return ""
 
 
 def _fingerprints(home: str, command: str, kind: str) -> list[str]:
-    """The keys that can encrypt and are neither expired nor revoked. The format is gpg's doc/DETAILS."""
-    found, usable = [], False
-    for line in _gpg(home, "--with-colons", command).stdout.splitlines():
+    """The keys that can encrypt and are neither expired nor revoked."""
+    return [finger for finger, state, _ in _keys(home, command, kind) if state not in ("e", "r", "i", "d")]
+
+
+def _keys(home: str, command: str, kind: str, *names: str) -> list[tuple[str, str, str]]:
+    """
+    Fingerprint, validity and the end of it, of each key that can encrypt or has expired. The format is gpg's
+    doc/DETAILS.
+    """
+    found, about = [], ("", "")
+    for line in _gpg(home, "--with-colons", command, *names).stdout.splitlines():
         fields = line.split(":")
         if fields[0] == kind:
-            usable = "E" in fields[11] and fields[1] not in ("e", "r", "i", "d")
-        elif fields[0] == "fpr" and usable:
-            found.append(fields[9])
-            usable = False
+            # Of one that has expired gpg does not say what it can do.
+            about = (fields[1], fields[6]) if "E" in fields[11] or fields[1] == "e" else ("", "")
+        elif fields[0] == "fpr" and about != ("", ""):
+            found.append((fields[9], *about))
+            about = ("", "")
     return found
 
 

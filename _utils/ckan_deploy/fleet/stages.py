@@ -226,6 +226,7 @@ def _note_answers(run: Run, name: str, told: Answers) -> None:
     if name == "index":
         run.index = next((answer["index"] for answer in answers), {})
     if name == "finish":
+        run.draining = [[host, name] for host, answer in told.good.items() for name in answer.get("draining", [])]
         run.unsteady = [f"{host}: {what}" for host, answer in told.good.items() for what in _down(answer)]
     if name == "downgrade":
         # Also where it failed half-way.

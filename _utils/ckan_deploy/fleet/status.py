@@ -11,8 +11,8 @@ from ckan_deploy.fleet import hosts, wanted
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.record import Lock, Record
 from ckan_deploy.fleet.run import told_once
-from ckan_deploy.fleet.tables import table
 from ckan_deploy.releases import ids
+from ckan_deploy.system.tables import paragraph, span, table
 
 TIMEOUT = 20
 
@@ -60,17 +60,19 @@ class Status:
 
     def text(self) -> str:
         """Return it as a table for people."""
-        rows = [["host", "linked", "serving", "answers", "services", "last stage", ""]]
+        rows = [["host", "linked", "serving", "answers", "last stage", ""]]
+        services = []
         for host, row in self.hosts.items():
-            services = ", ".join(_shown(row))
+            services += [f"services of {host}: {', '.join(said)}"] if (said := _shown(row)) else []
             mark = " ".join(["!"] * bool(row["wrong"]) + ["in maintenance"] * ("maintenance" in row))
-            rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], services, row["last"], mark])
+            rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], row["last"], mark])
         held = self.lock.sentence() if self.lock else f"{self.env} is not locked"
         warned = told_once({host: row.get("warnings", []) for host, row in self.hosts.items()})
         return (
             table(rows)
-            + "".join(f"warning: {each}\n" for each in warned)
-            + f"wanted: {self.wanted or 'not known yet'}; {held}"
+            + "".join(map(paragraph, services))
+            + "".join(paragraph(f"warning: {each}") for each in warned)
+            + paragraph(f"wanted: {self.wanted or 'not known yet'}; {held}").rstrip()
         )
 
 
@@ -123,8 +125,10 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
         what = row.get("problem") or row["release"] or row["state"]
         if row["kind"] != "worker" and what != linked:
             wrong.append(f"has service {row['service']} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
+    at_it = answer.get("draining", [])
     return {
-        "linked": linked, "serving": answer["serving"], "answers": answer["answers"],
+        "linked": linked, "answers": answer["answers"],
+        "serving": [f"{name} (draining)" if name in at_it else name for name in answer["serving"]],
         "services": answer.get("services", []), "workers": answer["workers"],
         "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,
         **{name: answer[name] for name in ("maintenance", "warnings") if name in answer},
@@ -137,15 +141,8 @@ def _shown(row: Mapping[str, Any]) -> list[str]:
     for one in row["services"]:
         words = [one.get("problem") or one["release"] or one["state"]]
         words += ["standby"] if one["state"] == "STANDBY" else []
-        words += [f"up {_span(one['age_seconds'])}"] if "age_seconds" in one else []
+        words += [f"up {span(one['age_seconds'])}"] if "age_seconds" in one else []
         words += [f"{one['restarts']} restart{'s' if one['restarts'] > 1 else ''}"] if one["restarts"] else []
         said.append(f"{one['service']} {' '.join(words)}")
     told = {one["service"] for one in row["services"]}
     return [*said, *(f"{name} {what}" for name, what in row["workers"].items() if name not in told)]
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{seconds:.0f} s"

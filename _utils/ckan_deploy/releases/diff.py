@@ -11,6 +11,7 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from ckan_deploy.releases.manifest import Base, Resolution
+from ckan_deploy.releases.store import Releases
 from ckan_deploy.sources import links, repositories
 from ckan_deploy.sources.pins import Pin
 
@@ -158,6 +159,40 @@ def brief(pins: Mapping[str, Pin]) -> dict[str, str]:
     Returns ``{extension: "main 0123456789ab" or "1.6.1"}``.
     """
     return {name: _what(pin) for name, pin in sorted(pins.items())}
+
+
+def from_current(releases: Releases, new: Resolution | None) -> dict[str, str]:
+    """
+    Say what ``changed`` says, of a release and the one that is current on this host.
+
+    releases
+        The releases on this host.
+    new
+        What the release holds; None where that is not known.
+    """
+    now = releases.find(releases.current() or "none")
+    return changed(now.resolution if now else None, new)
+
+
+def changed(old: Resolution | None, new: Resolution | None) -> dict[str, str]:
+    """
+    Say in a few words which extensions of a release are others than those of another one, and which CKAN.
+
+    old, new
+        What the two hold; None where that is not known.
+
+    Returns ``{extension or "ckan": "main 0123456789ab" or "1.6.1" or "removed"}``.
+    """
+    if not new:
+        return {}
+    before, after = old.extensions if old else {}, new.extensions
+    said = {"ckan": new.base.ckan} if old and old.base.ckan != new.base.ckan else {}
+    names = sorted(before.keys() | after.keys())
+    return said | {
+        name: _what(after[name]) if name in after else "removed"
+        for name in names
+        if name not in before or name not in after or _identity(before[name]) != _identity(after[name])
+    }
 
 
 def _what(pin: Pin) -> str:

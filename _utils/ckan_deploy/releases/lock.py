@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
 import json
 import logging
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from ckan_deploy.errors import FormulaError
+from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import reserve
 from ckan_deploy.releases.ids import ID_PATTERN, now
 from ckan_deploy.releases.site import Site
@@ -123,7 +124,19 @@ def _file_of_lock(path: str) -> TextIO:
         with files.usual_modes():
             return open(path, "a+", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o644))
     except OSError as exc:
-        raise FormulaError(f"this host cannot be locked ({exc.strerror}: {exc.filename}); correct that") from exc
+        raise FormulaError(problem(exc)) from exc
+
+
+def problem(exc: OSError) -> str:
+    """
+    Say why a host cannot be locked.
+
+    exc
+        What opening the file of its lock raised.
+    """
+    if exc.errno == errno.EROFS:
+        return f"this host cannot be locked: {sentence(exc)}"
+    return f"this host cannot be locked ({exc.strerror}: {exc.filename}); correct that"
 
 
 def _note(handle: TextIO, about: dict[str, Any]) -> None:
@@ -149,8 +162,8 @@ def _sweep(site: Site) -> None:
         for path in files.matching(folder, pattern):
             if os.path.isfile(path):
                 files.try_unlink(path)
-    for sentence in site.releases.sweep():
-        log.warning("%s", sentence)
+    for left in site.releases.sweep():
+        log.warning("%s", left)
 
 
 def _take(handle: TextIO, wait: float) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckan_deploy.errors import FormulaError, sentence
@@ -35,7 +35,7 @@ def refuse_builder(site: Site) -> None:
 @contextlib.contextmanager
 def running(
     site: Site, name: str, release: str, by: str = "", job: str = "", reason: str = "", wait: float = 0,
-    locked: bool = True, origin: str = "",
+    locked: bool = True, origin: str = "", changed: Mapping[str, str] | None = None,
 ) -> Iterator[list[str]]:  # fmt: skip
     """
     Run a stage: with the lock of the host, with its hooks, timed, and written to the host's log.
@@ -54,6 +54,8 @@ def running(
         False where a deploy lock is no obstacle.
     origin
         Where a release was promoted from.
+    changed
+        What differs from the release that is served, as ``diff.changed`` returns it.
 
     Yields the list of what is to be said besides. Raises ``InvalidArgument`` for what is no release, ``FormulaError``;
     whatever else goes wrong is turned into a sentence.
@@ -67,7 +69,7 @@ def running(
     with lock.held(site, name, release, by, job, wait, locked):
         begun = time.monotonic()
         entry: dict[str, Any] = {"stage": name, "release": release, "env": site.settings.env, "by": by, "job": job}
-        entry.update(reason=reason, promoted=origin)
+        entry.update(reason=reason, promoted=origin, changed=dict(changed or {}) or "")
         ran: list[dict[str, Any]] = []
         warned: list[str] = []
         previous = site.releases.current()

@@ -120,6 +120,17 @@ def stop_seconds(site: Site, program: Program) -> int:
     return int(match[1]) if match else 0
 
 
+def fetch(site: Site) -> None:
+    """
+    Fetch what services are run below, before several are written at once.
+
+    site
+        The site.
+    """
+    if any(service.once or service.stop_when_idle for service in site.settings.all_services.values()):
+        site.host.text(SCRIPT)
+
+
 def stale(site: Site, program: Program) -> list[File]:
     """
     Return the files of a service that are other than they should be, with what they should hold: parameters as for

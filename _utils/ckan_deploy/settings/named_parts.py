@@ -9,6 +9,7 @@ from ckan_deploy.settings.parts import Acme, CronJob, Hook, Page, Service, Worke
 from ckan_deploy.settings.rules import rules
 from ckan_deploy.settings.schedules import check_command, check_cron_job
 from ckan_deploy.settings.values import check_fields, refuse_unknown
+from ckan_deploy.system.arguments import missing_blank
 
 # Of a service and of a cron job.
 NAME = r"[a-z][a-z0-9-]{0,39}"
@@ -121,7 +122,7 @@ def check_acme(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
     if value is None or value == {}:
         return _plain_acme()
     if not isinstance(value, dict):
-        problems.append(f"{key} must be a dictionary such as {{email: admin@example.org}}")
+        problems.append(f"{key} must be a dictionary such as {{email: admin@example.org}}{missing_blank(value)}")
         return _plain_acme()
     refuse_unknown(key, value, rules(Acme), problems)
     found = check_fields(key, value, dict(rules(Acme)), problems)
@@ -138,7 +139,7 @@ def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, 
     if value is None:
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{key} must be a dictionary by name")
+        problems.append(f"{key} must be a dictionary by name{missing_blank(value)}")
         return {}
     found = {}
     for name, given in value.items():
@@ -148,7 +149,7 @@ def _by_name(key: str, value: Any, cls: type, problems: list[str]) -> dict[str, 
         given = {} if given is None else given
         if not isinstance(given, dict):
             leaf = next(leaf for leaf in rules(cls) if leaf != "remove")
-            problems.append(f"{key}:{name} must be a dictionary such as {{{leaf}: ...}}")
+            problems.append(f"{key}:{name} must be a dictionary such as {{{leaf}: ...}}{missing_blank(given)}")
             continue
         refuse_unknown(f"{key}:{name}", given, rules(cls), problems)
         if given.get("remove") is not True:

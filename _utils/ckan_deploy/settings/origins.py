@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from ckan_deploy.settings.parts import Extension
 from ckan_deploy.settings.rules import rules
 from ckan_deploy.settings.values import CONTROL, check_value, refuse_unknown
+from ckan_deploy.system.arguments import missing_blank
 from ckan_deploy.system.processes import secret_parameters, without_logins
 
 _OPENSSH = b"openssh-key-v1\0"
@@ -49,7 +50,7 @@ def check_extensions(key: str, value: Any, problems: list[str]) -> dict[str, dic
     if value is None:
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{key} must be a dictionary of extensions by name")
+        problems.append(f"{key} must be a dictionary of extensions by name{missing_blank(value)}")
         return {}
     result = {}
     for name, content in value.items():
@@ -57,7 +58,7 @@ def check_extensions(key: str, value: Any, problems: list[str]) -> dict[str, dic
             problems.append(f"{key}: {name!r} is not the name of an extension; use letters, digits, '.', '_' and '-'")
             continue
         if not isinstance(content, dict):
-            problems.append(f"{key}:{name} must be a dictionary such as {{url: ..., ref: ...}}")
+            problems.append(f"{key}:{name} must be a dictionary such as {{url: ..., ref: ...}}{missing_blank(content)}")
             continue
         refuse_unknown(f"{key}:{name}", content, rules(Extension), problems)
         if content.get("remove") is not True:

@@ -24,6 +24,7 @@ from ckan_deploy.settings.parts import Acme, CronJob, Extension, Hook, Page, Ser
 from ckan_deploy.settings.rules import Rule, groups, rules, table
 from ckan_deploy.settings.together import check_together, derive
 from ckan_deploy.settings.values import check_value, named, refuse_unknown
+from ckan_deploy.system.arguments import missing_blank
 
 _PARTS = {
     "extension": check_extensions,
@@ -94,7 +95,9 @@ def _checked(pillar: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         inside = pillar.get(group)
         if inside is not None and not isinstance(inside, dict):
             # A number here may be a password that was put one level too high.
-            problems.append(f"ckan:{group} must be a dictionary, not {named(inside, secret=True)}")
+            problems.append(
+                f"ckan:{group} must be a dictionary, not {named(inside, secret=True)}{missing_blank(inside)}"
+            )
             inside = None
         inside = inside or {}
         refuse_unknown(f"ckan:{group}", inside, rules(cls), problems)

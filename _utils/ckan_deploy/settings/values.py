@@ -10,6 +10,7 @@ from typing import Any
 
 from ckan_deploy.settings.rules import Rule
 from ckan_deploy.settings.variables import check_variables
+from ckan_deploy.system.arguments import missing_blank
 
 # The name of an option of CKAN.
 OPTION = r"[A-Za-z0-9_.-]+"
@@ -54,7 +55,7 @@ def check_value(key: str, value: Any, rule: Rule, problems: list[str]) -> Any:
             problems.append(f"{key} is {named(value, rule.secret)}; put the value in quotes in the pillar")
         else:
             problems.append(
-                f"{key} must be {'a whole number' if wanted is int else 'True or False'}, not {named(value)}"
+                f"{key} must be {'a whole number' if wanted is int else 'True or False'}, not {quoted(value)}"
             )
         return rule.default
     _check_against(key, value, rule, problems)
@@ -96,6 +97,10 @@ def refuse_unknown(key: str, found: Collection[Any], known: Collection[str], pro
         if name not in known:
             close = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
             hint = f"; did you mean {key}:{close[0]}?" if close else "; see docs/pillar.md"
+            if without := missing_blank(name):
+                # What follows the colon may be a secret.
+                name, _, _ = str(name).partition(":")
+                hint = f"{without} ({name}: ...)"
             problems.append(f"{key}:{name} is not a setting{hint}")
 
 
@@ -118,6 +123,17 @@ def named(value: Any, secret: bool = False) -> str:
     return words.get(type(value), type(value).__name__)
 
 
+def quoted(value: Any) -> str:
+    """
+    Say what YAML made of a value that is no secret, with the text.
+
+    value
+        The value.
+    """
+    text = isinstance(value, str) and not CONTROL.search(value)
+    return f"the text {value[:60]!r}" if text else named(value)
+
+
 def _check_against(key: str, value: Any, rule: Rule, problems: list[str]) -> None:
     """Pattern, choices and limits of a single value."""
     if rule.kind == "text":
@@ -137,16 +153,24 @@ def _check_against(key: str, value: Any, rule: Rule, problems: list[str]) -> Non
 
 def _lines(key: str, value: Any, problems: list[str]) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-        problems.append(f"{key} must be a list of text, a line an item")
+        problems.append(f"{key} must be a list of text, a line an item, not {_odd(value)}")
         return []
     if any(CONTROL.search(item) for item in value):
         problems.append(f"{key} has an item with control characters or line breaks; write one line an item")
     return value
 
 
+def _odd(value: Any) -> str:
+    """What stands in place of a list of text."""
+    if not isinstance(value, list):
+        return named(value)
+    odd = next(item for item in value if not isinstance(item, str) or not item.strip())
+    return f"one with {'empty text' if isinstance(odd, str) else named(odd)}"
+
+
 def _words(key: str, value: Any, rule: Rule, problems: list[str]) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        problems.append(f"{key} must be a list of text (put numbers and yes/no words in quotes)")
+        problems.append(f"{key} must be a list of text (put numbers and yes/no words in quotes), not {_odd(value)}")
         return []
     if any(re.search(r"\s", item) or CONTROL.search(item) for item in value):
         problems.append(f"{key} has an item with blanks or control characters; write one name an item")
@@ -160,7 +184,7 @@ def _words(key: str, value: Any, rule: Rule, problems: list[str]) -> list[str]:
 def _options(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         what = "texts by language" if key.endswith(":maintenance_message") else "CKAN's options"
-        problems.append(f"{key} must be a dictionary of {what}")
+        problems.append(f"{key} must be a dictionary of {what}{missing_blank(value)}")
         return {}
     for option, content in value.items():
         if not isinstance(option, str) or not re.fullmatch(OPTION, option):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ckan_deploy.system.arguments import missing_blank
+
 NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 # What the kernel takes is 128 KiB for each.
 LONGEST = 32768
@@ -30,7 +32,7 @@ def check_variables(key: str, value: Any, problems: list[str]) -> dict[str, str]
     Returns the variables by name.
     """
     if not isinstance(value, dict):
-        problems.append(f"{key} must be a dictionary of environment variables")
+        problems.append(f"{key} must be a dictionary of environment variables{missing_blank(value)}")
         return {}
     found = {}
     for name, content in value.items():

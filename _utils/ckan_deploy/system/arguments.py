@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,17 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     except (TypeError, ValueError) as exc:
         raise InvalidArgument(f"{name} must be a dictionary of text, numbers, lists and dictionaries ({exc}).") from exc
     return dict(value or {})
+
+
+def missing_blank(value: Any) -> str:
+    """
+    Return what is to be done where YAML made a word of a name, a colon and a value; '' where it did not.
+
+    value
+        What stands where a dictionary or a name should.
+    """
+    found = isinstance(value, str) and re.match(r"[A-Za-z_][\w.-]*:[^\s/]", value)
+    return "; write a blank after the colon" if found else ""
 
 
 def near(name: str, known: Iterable[str]) -> str:

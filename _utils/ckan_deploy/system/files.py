@@ -14,6 +14,7 @@ import pwd
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar, overload
 
@@ -183,17 +184,49 @@ def sync_tree(path: str) -> None:
         raise FormulaError(f"{path} cannot be written to disk ({processes.tail(done)}); correct that and deploy again.")
 
 
+class _Umask:
+    """The umask is that of all threads: the first that wants the usual one sets it, the last puts back what was."""
+
+    def __init__(self) -> None:
+        self.lock, self.wanted, self.before = threading.Lock(), 0, 0
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.wanted:
+                self.before = os.umask(0o022)
+            self.wanted += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.wanted -= 1
+            if not self.wanted:
+                os.umask(self.before)
+
+
+_UMASK = _Umask()
+
+
 @contextlib.contextmanager
 def usual_modes() -> Iterator[None]:
     """
     Let what is made without a mode be readable by all and writable by its owner, as long as the context lasts: a
     hardened host has another umask, and users that a release needs could not enter its directories.
     """
-    before = os.umask(0o022)
+    _UMASK.enter()
     try:
         yield
     finally:
-        os.umask(before)
+        _UMASK.leave()
+
+
+@contextlib.contextmanager
+def umask_kept() -> Iterator[None]:
+    """
+    Call what sets the umask for a moment and puts back what it found, as Salt does when it fetches a file. Meanwhile
+    ``usual_modes`` neither begins nor ends. What other threads make would get the other modes: call it before them.
+    """
+    with _UMASK.lock:
+        yield
 
 
 @contextlib.contextmanager

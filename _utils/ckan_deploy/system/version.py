@@ -10,7 +10,7 @@ from collections.abc import Mapping
 # What counts, by names as in the file server: the execution modules, and all of the package. Where the formula is
 # installed by pip, Salt's module folders are in the package's.
 COUNTED = re.compile(
-    r"_modules/ckan_\w+\.py|_utils/ckan_deploy/(?!(?:modules|states|runners|pillar|grains)/)(?:\w+/)*\w+\.py"
+    r"_modules/ckan_\w+\.py|_utils/ckan_deploy/(?!(?:modules|states|runners|pillar|grains|output)/)(?:\w+/)*\w+\.py"
 )
 
 
