@@ -159,16 +159,18 @@ def disk_mb_without(paths: list[Path], newest: Path) -> float:
 
 def available() -> tuple[list[str], list[str]]:
     """Return who can take part, and a sentence for each who cannot."""
+    unknown = sorted(set(WANTED) - set(ALL))
+    if unknown:
+        raise SystemExit(f"BENCH_CONTESTANTS has {', '.join(unknown)}; there are {', '.join(ALL)}")
     names, missing = [], []
-    for name in WANTED:
+    # The standby is that of the formula's own portal, which comes first.
+    for name in [name for name in ALL if name in WANTED or (name == "formula" and "standby" in WANTED)]:
         try:
             ALL[name].install(say)
             names.append(name)
         except PartError as exc:
             missing.append(f"{ALL[name].name} is left out: {exc}")
             say(missing[-1])
-    if "standby" in names and "formula" not in names:
-        names.insert(0, "formula")
     return names, missing
 
 

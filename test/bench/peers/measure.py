@@ -42,10 +42,17 @@ class Group:
         self.home = _cgroup_home()
         self.path: Path | None = None
         if self.home:
+            path = self.home / f"ckan-peers-{os.getpid()}-{name}"
             with contextlib.suppress(OSError):
-                path = self.home / f"ckan-peers-{os.getpid()}-{name}"
                 path.mkdir()
                 self.path = path
+                # Not every machine lets processes in.
+                with self.entered():
+                    self.seconds()
+                return
+            self.path = None
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
     @property
     def kind(self) -> str:
