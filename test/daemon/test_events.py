@@ -50,7 +50,7 @@ def test_each_stage_is_an_event_and_the_example_of_a_reactor_posts_the_end(site,
     site.fleet.start_master(reactor=[{f"ckan/*/*/{end}": [str(reactor)]} for end in ("done", "revert")])
     site.fleet.wait_for_minions()
     next_second()
-    repos.commit_change(site.repo, "Hello events")
+    repos.commit_change(site.repo, "Hello events", migrations=1)
     opts = salt.config.client_config(str(site.fleet.config / "master"))
     with salt.utils.event.get_event("master", sock_dir=opts["sock_dir"], opts=opts, listen=True) as bus:
         done = site.deploy()
