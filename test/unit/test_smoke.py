@@ -132,7 +132,12 @@ def hang(handler: Handler) -> None:
 
 
 def test_the_pages_of_ckan_of_plugins_and_those_that_are_listed_are_asked_once_each(make, serve):
-    site = make(("/harvest", "/", "/secret\n", "no path"), smoke=["/about"], smoke_skip=["/group/"], warm=["/warm"])
+    site = make(
+        ("/harvest", "/", "/secret\n", "no path", "/dataset/changes_multiple"),
+        smoke=["/about"],
+        smoke_skip=["/group/"],
+        warm=["/warm"],
+    )
     serve(site, OLD)
     server = serve(site, NEW)
     assert smoke.before(site, NEW) == {"live": {}, "known": {}}

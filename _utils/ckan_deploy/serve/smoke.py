@@ -20,6 +20,8 @@ from ckan_deploy.system.unix_http import UnixConnection
 
 # What every CKAN has.
 DEFAULTS = ("/", "/dataset/", "/organization/", "/group/", "/user/login", "/api/3/action/status_show")
+# Of CKAN's own plugin `activity`: they compare what a form names, and end in an error where nobody names anything.
+OF_FORMS = tuple(f"/{what}/changes_multiple" for what in ("dataset", "group", "organization"))
 # The probe ran as CKAN's user: what it says is taken within limits.
 MOST_PAGES, LONGEST_PATH = 500, 300
 # So many are named in a message.
@@ -50,7 +52,8 @@ class Failure(NamedTuple):
 def pages(site: Site, check: Mapping[str, Any]) -> list[Page]:
     """
     Return the pages that a release is asked for: those of ``web:smoke``, those that every CKAN has, those of
-    ``web:warm``, and those that the check of the release found. All but the first fail by an error of the server only.
+    ``web:warm``, and those that the check of the release found, but for those that wait for a form. All but the first
+    fail by an error of the server only.
 
     site
         The site.
@@ -60,7 +63,7 @@ def pages(site: Site, check: Mapping[str, Any]) -> list[Page]:
     web = site.settings.web
     found = [*check.get("examples", []), *check.get("pages", [])]
     ours = [path for path in found if isinstance(path, str) and len(path) <= LONGEST_PATH and re.fullmatch(PAGE, path)]
-    left_out = {*web.smoke_skip, *(page.path for page in web.smoke)}
+    left_out = {*OF_FORMS, *web.smoke_skip, *(page.path for page in web.smoke)}
     paths = dict.fromkeys([*DEFAULTS, *web.warm, *ours])
     return [*web.smoke, *(Page(path, status=0) for path in paths if path not in left_out)][:MOST_PAGES]
 
