@@ -380,3 +380,11 @@ def test_what_the_probe_says_comes_back_without_secrets(root: Path, site: Site, 
     with pytest.raises(FormulaError) as caught:
         probe.migrate(site, str(root / "venv"))
     assert str(caught.value) == "password ********** refused; the database is now at core c1"
+
+
+def test_a_restore_does_not_take_the_name_that_one_killed_in_the_same_second_has_left(root, monkeypatch):
+    site = fake_site(root)
+    stamps = iter(["20260101000001Z", "20260101000001Z", "20260101000002Z"])
+    monkeypatch.setattr(names, "new_id", lambda: next(stamps))
+    monkeypatch.setattr(restore, "_exists", lambda site, name: name.endswith("01Z"))
+    assert restore._unused(site, "old").endswith("_old_20260101000002Z")

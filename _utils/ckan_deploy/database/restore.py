@@ -226,7 +226,7 @@ def _made(site: Site, file: str, wanted: Properties, what: str) -> tuple[str, li
     if problem := obstacle(site):
         raise FormulaError(f"{problem}.")
     listed = archive.Archive.of(site, file, wanted.extensions)
-    new, owner = names.beside(site, what), site.settings.database.user
+    new, owner = _unused(site, what), site.settings.database.user
     quoted = postgres.identifier(new)
     made = f"create database {quoted} owner {postgres.identifier(owner)} template template0 {wanted.create}"
     mark = f"comment on database {quoted} is {postgres.literal(_mark(site))}"
@@ -274,7 +274,7 @@ def _change_names(site: Site, new: str, what: str, comment: str | None) -> str:
     It is one program, which goes on where this process is killed, and lets connections in again whatever happens.
     """
     own = site.settings.database.name
-    kept = names.beside(site, what) if _exists(site, own) else ""
+    kept = _unused(site, what) if _exists(site, own) else ""
     now, then, later = (postgres.identifier(each) for each in (own, kept, new))
     about = f"comment on database {now} is {postgres.literal(comment) if comment is not None else 'null'}"
     moved = f"alter database {now} rename to {then}; " if kept else ""
@@ -293,6 +293,15 @@ def _change_names(site: Site, new: str, what: str, comment: str | None) -> str:
     if _exists(site, new) or not _exists(site, own):
         raise FormulaError(f"{said[0] if said else 'the databases did not change names'}; {own} has kept its name")
     return kept
+
+
+def _unused(site: Site, what: str) -> str:
+    """
+    A new name for a database. The stamp in it is of a second, and a restore that was killed in that one has it.
+    """
+    while _exists(site, name := names.beside(site, what)):
+        time.sleep(0.1)
+    return name
 
 
 def _exists(site: Site, database: str) -> bool:
