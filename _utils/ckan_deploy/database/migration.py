@@ -16,6 +16,7 @@ import attrs
 from ckan_deploy.build import ini
 from ckan_deploy.database import backup, compatibility, postgres, probe, restore
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import hooks
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 
@@ -70,7 +71,7 @@ def due(site: Site, checked: Mapping[str, Any]) -> bool:
     """
     return bool(
         checked.get("pending") or checked.get("datastore") or probe.init_commands(site)
-        or site.settings.backup.when == "always" or any(hook.stage == "migrate" for hook in site.settings.hooks)
+        or site.settings.backup.when == "always" or hooks.there(site, "migrate")
     )  # fmt: skip
 
 

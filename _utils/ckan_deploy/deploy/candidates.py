@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -13,6 +13,7 @@ from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, draining
+from ckan_deploy.system import beside
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ def booted(site: Site, path: str) -> Iterator[Server]:
         The directory of the release.
     """
     server = Server()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        booting = pool.submit(app_server.boot, site, path)
+    with beside.running(functools.partial(app_server.boot, site, path)) as booting:
         try:
             yield server
         finally:

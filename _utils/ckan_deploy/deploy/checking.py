@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import functools
 from typing import Any
 
 from ckan_deploy.build.sandbox import Sandbox
@@ -12,6 +12,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
 from ckan_deploy.sources import seen
+from ckan_deploy.system import beside
 
 
 def fetch(site: Site) -> None:
@@ -36,8 +37,7 @@ def ask(site: Site, path: str) -> tuple[dict[str, Any], list[str]]:
 
     Returns what ``probe.check`` returns, with ``backends``, and remarks. Raises ``FormulaError``.
     """
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        booting = pool.submit(probe.check, site, path)
+    with beside.running(functools.partial(probe.check, site, path)) as booting:
         # First: it names the setting of what does not answer, and a boot only trips over it.
         behind = _behind(site, path)
         return {**booting.result(), "backends": behind.versions}, list(behind.remarks)

@@ -6,6 +6,7 @@ time on all hosts; ``deploy.deploy`` calls them all on this one. ``plan`` is a m
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import migration, search_index
 from ckan_deploy.deploy import candidates, checking, preflight, prune, switch
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
-from ckan_deploy.releases import diff, reserve, stage
+from ckan_deploy.releases import diff, hooks, reserve, stage
 from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.manifest import Manifest, Resolution
 from ckan_deploy.releases.release import Release
@@ -137,7 +138,7 @@ def check(
             warned += shared_files.own(site, path)["warnings"]
             warned += preflight.remarks(site)
             checking.fetch(site)
-            early = boots and not any(hook.stage == "start" for hook in site.settings.hooks)
+            early = boots and not hooks.there(site, "start")
             with candidates.booted(site, path) if early else contextlib.nullcontext() as server:
                 result, remarks = checking.ask(site, path)
                 warned += remarks
@@ -281,17 +282,10 @@ def finish(
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
         standby = previous if draining.keep_standby(site, previous) else ""
-        pruned: list[str] = []
-
-        def prune_old() -> list[str]:
-            problems: list[str] = []
-            pruned.extend(_pruned(site, problems))
-            return problems
-
-        done = switch.settle(site, release, standby, prune_old if prunes else None)
+        done = switch.settle(site, release, standby, functools.partial(_pruned, site) if prunes else None)
         warned += [*done.warnings, *done.down]
         live.note(by, finish_due="")
-        told = {"stopped": done.stopped, "standby": standby, "pruned": pruned, "warnings": warned}
+        told = {"stopped": done.stopped, "standby": standby, "pruned": done.pruned, "warnings": warned}
         told.update({name: found for name, found in (("draining", done.draining), ("down", done.down)) if found})
         return told
 
@@ -351,12 +345,10 @@ def _removed(site: Site, candidate: Release) -> list[str]:
     return warnings
 
 
-def _pruned(site: Site, warned: list[str]) -> list[str]:
-    """Old releases that are gone now; what keeps one from going is a warning, since the new one is served."""
+def _pruned(site: Site) -> tuple[list[str], list[str]]:
+    """Old releases that are gone now, and warnings: what keeps one from going is one, since the new one is served."""
     try:
         done = prune.old(site)
     except (FormulaError, OSError) as exc:
-        warned.append(f"old releases were not pruned: {sentence(exc)}")
-        return []
-    warned += [*done.spared, *done.problems]
-    return done.gone
+        return [], [f"old releases were not pruned: {sentence(exc)}"]
+    return done.gone, [*done.spared, *done.problems]

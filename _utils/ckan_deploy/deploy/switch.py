@@ -21,12 +21,13 @@ DRAIN_SECONDS = 3
 
 class Settled(NamedTuple):
     """
-    What followed a release: the releases whose app servers have ended, those whose are still at requests, warnings, and
-    a sentence for each service or app server that does not stay up.
+    What followed a release: the releases whose app servers have ended, those whose are still at requests, the releases
+    that were pruned, warnings, and a sentence for each service or app server that does not stay up.
     """
 
     stopped: list[str]
     draining: list[str]
+    pruned: list[str]
     warnings: list[str]
     down: list[str]
 
@@ -51,7 +52,9 @@ def start(site: Site, release: str) -> dict[str, Any]:
     return app_server.start(site, path, warm=site.release(release).state == "checked")
 
 
-def settle(site: Site, release: str, standby: str = "", prune: Callable[[], list[str]] | None = None) -> Settled:
+def settle(
+    site: Site, release: str, standby: str = "", prune: Callable[[], tuple[list[str], list[str]]] | None = None
+) -> Settled:
     """
     Bring what belongs to a release that serves now to it, all of it side by side: the app servers of other releases
     finish their requests and end, services and cron jobs change over, and all is watched for ``stable_seconds``.
@@ -63,7 +66,8 @@ def settle(site: Site, release: str, standby: str = "", prune: Callable[[], list
     standby
         A release whose app server stays, too.
     prune
-        Called when the services have changed over: what one still runs from is spared. Returns warnings.
+        Called when the services have changed over: what one still runs from is spared. Returns the ids
+        of the releases that are gone, and warnings.
 
     Raises ``FormulaError`` where an app server cannot be stopped, when all the rest is done.
     """
@@ -74,8 +78,8 @@ def settle(site: Site, release: str, standby: str = "", prune: Callable[[], list
         pruning = pool.submit(lambda: (stopping.result(), prune())[1]) if prune else None
         down = watch(site, release)
         ended = stopping.result()
-        warned += pruning.result() if pruning else []
-    return Settled(ended.stopped, ended.draining, warned, down)
+        pruned, problems = pruning.result() if pruning else ([], [])
+    return Settled(ended.stopped, ended.draining, pruned, [*warned, *problems], down)
 
 
 def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> dict[str, str]:

@@ -40,6 +40,18 @@ def problems(site: Site) -> list[str]:
     return [f"{sentence}; correct it" for sentence in found]
 
 
+def there(site: Site, stage: str) -> bool:
+    """
+    Say whether a stage has hooks.
+
+    site
+        The site.
+    stage
+        The stage.
+    """
+    return any(hook.stage == stage for hook in site.settings.hooks)
+
+
 def run(site: Site, when: str, stage: str, release: str, previous: str = "") -> list[dict[str, Any]]:
     """
     Run the hooks of a stage, in the order of the pillar.

@@ -5,7 +5,7 @@ after the switch. A page that fails in the new release and not in the live one s
 
 from __future__ import annotations
 
-import concurrent.futures
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import addresses, answers, app_server, health, maintenance
 from ckan_deploy.serve.visit import NOBODY, Answer, Connect, visit
 from ckan_deploy.settings.parts import PAGE, Page
+from ckan_deploy.system import beside
 from ckan_deploy.system.unix_http import UnixConnection
 
 # What every CKAN has.
@@ -82,8 +83,7 @@ def before(site: Site, release: str) -> dict[str, Any]:
     pages which fail in the new release alone.
     """
     asked = pages(site, site.release(release).manifest.check)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        serving = pool.submit(_live, site, asked)
+    with beside.running(functools.partial(_live, site, asked)) as serving:
         mine = visit(site, asked, _socket(site, release)) if site.settings.web.app == "uwsgi" else []
         live = serving.result()
     others: Sequence[Answer | None] = live or [None] * len(asked)
