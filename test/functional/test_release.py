@@ -37,6 +37,7 @@ def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
     assert where.split()[1].startswith(f"{path}/src/ckanext-mycity/")
 
 
+@pytest.mark.slow
 def test_the_ini_is_for_this_environment_and_readable_by_the_site_alone(host, mycity):
     release = deployed(host)
     ini = host.home / "releases" / release / "production.ini"
@@ -56,6 +57,7 @@ def test_no_secret_is_in_the_manifest_or_the_log(host, mycity):
         assert secret not in log
 
 
+@pytest.mark.slow
 def test_the_second_deploy_takes_the_new_commit_and_keeps_the_old_release_whole(host, mycity):
     first = deployed(host)
     commit = repos.commit_change(mycity, "Hello two")
@@ -68,6 +70,7 @@ def test_the_second_deploy_takes_the_new_commit_and_keeps_the_old_release_whole(
     assert host.python(second, code) == "Hello two"
 
 
+@pytest.mark.slow
 def test_a_branch_can_be_deployed_for_once_without_a_change_of_the_pillar(host, mycity):
     deployed(host)
     repos.branch(mycity, "fix-42")
@@ -138,6 +141,7 @@ def test_an_origin_that_does_not_answer_is_refused_before_anything_is_made(host,
     assert host.releases() == []
 
 
+@pytest.mark.slow
 def test_a_setup_that_fails_leaves_no_release(host, mycity):
     first = deployed(host)
     project = mycity / "pyproject.toml"
@@ -173,6 +177,7 @@ def test_plan_refuses_a_full_disk(host):
     assert host.tree() == {}
 
 
+@pytest.mark.slow
 def test_plan_refuses_a_release_that_would_not_be_the_newest(host, mycity):
     deployed(host)
     before = host.tree()
@@ -241,6 +246,7 @@ def test_rollback_to_a_name_and_refused_ones_change_nothing(host, mycity):
     assert host.rollback(to=releases[0])["current"] == releases[0]
 
 
+@pytest.mark.slow
 def test_a16_a_deploy_that_was_killed_is_no_target_and_is_pruned_by_the_next(host, mycity):
     first = deployed(host)
     killed = later_id(host)
@@ -281,6 +287,7 @@ def test_directories_of_others_are_never_in_the_way(host, mycity):
     assert all((stranger / "precious").read_text() == "x" for stranger in strangers)
 
 
+@pytest.mark.slow
 def test_abort_takes_back_a_switch_and_can_be_repeated(host, mycity):
     first = deployed(host)
     second = deployed(host)
@@ -290,12 +297,14 @@ def test_abort_takes_back_a_switch_and_can_be_repeated(host, mycity):
     assert host.abort(second) == {"current": first, "removed": False}
 
 
+@pytest.mark.slow
 def test_abort_of_a_first_deploy_leaves_no_link(host, mycity):
     first = deployed(host)
     assert host.abort(first)["current"] == ""
     assert not os.path.lexists(host.home / "current")
 
 
+@pytest.mark.slow
 def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     first = deployed(host)
     planned = host.plan()
@@ -305,6 +314,7 @@ def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     assert host.current() == first
 
 
+@pytest.mark.slow
 def test_list_is_newest_first_with_state_and_extensions(host, mycity):
     releases = [deployed(host), deployed(host)]
     rows = host.list()
@@ -314,6 +324,7 @@ def test_list_is_newest_first_with_state_and_extensions(host, mycity):
     assert rows[0]["extensions"]["ckanext-mycity"].startswith("main ")
 
 
+@pytest.mark.slow
 def test_one_more_release_shares_its_files_with_the_base(host, mycity, stub_base):
     release = deployed(host)
     inside = Path("lib/python3.11/site-packages/ckan/common.py")
@@ -359,6 +370,7 @@ def test_the_wsgi_pointer_serves_the_release_it_was_started_for_and_else_the_cur
     assert done.stdout.strip() == f"{second} True", done.stderr
 
 
+@pytest.mark.slow
 def test_a13_current_is_renamed_and_never_unlinked(host, mycity, tmp_path):
     releases = [deployed(host), deployed(host)]
     trace = tmp_path / "trace"

@@ -235,6 +235,7 @@ def died_at_finish(host: Quick) -> str:
     return release
 
 
+@pytest.mark.slow
 def test_a_finish_that_is_missing_is_seen_by_status_and_plan_until_it_is_made_up_for(host):
     releases = [host.deploy(), host.deploy()]
     assert "unfinished" not in status.status(host.site())
@@ -249,6 +250,7 @@ def test_a_finish_that_is_missing_is_seen_by_status_and_plan_until_it_is_made_up
     assert not [change for change in plan.make(host.site(), later_id(host)).own_changes if "finish" in change]
 
 
+@pytest.mark.slow
 def test_the_next_deploy_makes_up_for_a_finish_that_is_missing(host):
     releases = [host.deploy(), host.deploy()]
     third = died_at_finish(host)
@@ -268,6 +270,7 @@ def test_the_candidate_of_the_next_deploy_is_no_part_of_a_missing_finish(host):
     assert "unfinished" not in status.status(host.site())
 
 
+@pytest.mark.slow
 def test_a_switch_that_died_before_its_note_is_finished(host, monkeypatch):
     first = host.deploy()
     release = later_id(host)
