@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import files, processes, safely
 
 _PYTHON = "import sys; print('%d.%d' % sys.version_info[:2])"
 
@@ -50,8 +50,8 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 
 def _version(python: str) -> str:
-    """The version of an interpreter, '' where it does not run."""
-    if not os.access(python, os.X_OK):
+    """The version of an interpreter, '' where it does not run, or others may put another in its place."""
+    if not os.access(python, os.X_OK) or safely.replaceable(python):
         return ""
     done = processes.run([python, "-I", "-S", "-c", _PYTHON])
     return done.stdout.strip() if done.retcode == 0 else ""
