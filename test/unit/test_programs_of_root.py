@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.build import base, uv_and_pip, virtualenv
+from ckan_deploy.build import addresses, base, uv_and_pip, virtualenv
 from ckan_deploy.build.packages import Wanted, freeze, install
+from ckan_deploy.build.requirements import Asked
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.uv_and_pip import Installer
 from ckan_deploy.build.wheels import Builder
@@ -23,7 +24,7 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.system import facts
 from fakes import FakeHost, fake_site
 from parts.process import sandbox
-from stub import wheels
+from stub import repos, wheels
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to lose")
 
@@ -135,3 +136,32 @@ def test_root_runs_no_program_of_the_settings_that_others_may_put_another_in_pla
             base.path(site)
         assert facts.of(str(program))["Python"] == ""
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("closed", ["the repository", "what is above it", "the one that git takes as well", "a link"])
+def test_a_requirement_does_not_have_root_read_a_repository_that_not_all_may_read(place, closed):
+    """As /etc with etckeeper's /etc/.git: all may read the one, and root alone the other."""
+    top = place / "closed"
+    repo = top / "etc"
+    repo.mkdir(parents=True)
+    (repo / "setup.py").write_text("A = 'a secret of root'\n")
+    repos.git(repo, "init", "-q", "-b", "main")
+    repos.git(repo, "add", "-A")
+    repos.git(repo, "commit", "-qm", "secret")
+    shared, named = place / "shared", repo
+    if closed == "the repository":
+        (repo / ".git").chmod(0o700)
+    elif closed == "what is above it":
+        top.chmod(0o700)
+    elif closed == "the one that git takes as well":
+        (repo / ".git").rename(top / "etc.git")
+        (top / "etc.git").chmod(0o700)
+    else:
+        top.chmod(0o700)
+        named = place / "link"
+        named.symlink_to(repo)
+    builder = Builder(FakeHost({}), Installer(shared=str(shared)), Sandbox(user="nobody"), str(place))
+    asked = Asked("ckanext-evil", "requirements.txt", "x", "x", address=f"git+file://{named}@main")
+    with pytest.raises(FormulaError, match="ckanext-evil asks for .*(not to be read by all|not all may go into)"):
+        addresses.bring(asked, builder)
+    assert not (shared / "mirrors").exists()
