@@ -31,6 +31,7 @@ def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
     assert shown["packages"]["ckanext-mycity"] == "0.1.0"
     assert shown["base"]["ckan"] == "2.12.0"
     assert shown["check"]["plugins"] == ["mycity"]
+    assert shown["disk_mb"] >= 1
     where = host.python(release, "import sys, ckanext.mycity.plugin as p; print(sys.prefix, p.__file__)")
     path = str(host.home / "releases" / release)
     assert where.split()[0] == path
