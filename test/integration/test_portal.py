@@ -163,7 +163,7 @@ def busy(portal: RealPortal, job: str) -> list[psutil.Process]:
 
 
 @pytest.mark.long
-def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_after_its_time(served: Walk) -> None:
+def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_in_time(served: Walk) -> None:
     portal = served.portal
     assert [row["release"] for row in workers(portal)] == [portal.current("web1")] * 2
     short = in_ckan(portal, "enqueue", "50")
