@@ -81,9 +81,12 @@ def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict[str
         return adoption.adopt(_site(), str(name), str(release), ini, by).to_json()
 
 
-def end_standby() -> list[str]:
+def end_standby(release: str = "") -> list[str]:
     """
     Stop the app servers of releases that serve no more; Salt's scheduler calls it when ``web:standby`` is over.
+
+    release
+        Only that of this one; by default of all.
 
     Returns the ids of the releases whose servers were stopped.
 
@@ -94,7 +97,7 @@ def end_standby() -> list[str]:
         salt web1 ckan_release.end_standby
     """
     with salt_errors():
-        return pruning.end_standby(_site())
+        return pruning.end_standby(_site(), release)
 
 
 def rollback_target(to: str = "", force: bool = False, about: bool = False) -> str | dict[str, str]:

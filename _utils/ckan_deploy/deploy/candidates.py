@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from attrs import define
 
@@ -52,7 +52,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def booted(site: Site, path: str) -> Iterator[Server]:
+def booted(site: Site, path: str, boot: Callable[[], object] | None = None) -> Iterator[Server]:
     """
     Start the app server of a release meanwhile: its boot takes as long as the one of the check. Where it does not come
     up the stage ``start`` tries again, and says why.
@@ -61,9 +61,11 @@ def booted(site: Site, path: str) -> Iterator[Server]:
         The site.
     path
         The directory of the release.
+    boot
+        How it is started; by default by ``app_server.boot``.
     """
     server = Server()
-    with beside.running(functools.partial(app_server.boot, site, path)) as booting:
+    with beside.running(boot or functools.partial(app_server.boot, site, path)) as booting:
         try:
             yield server
         finally:
