@@ -357,7 +357,8 @@ def config_diff(release: str = "") -> dict[str, Any]:
 
 def history(limit: int = 50) -> list[dict[str, Any]]:
     """
-    Return what was done on this host, newest first: stage, release, result, seconds, who, why.
+    Return what was done on this host, newest first: stage, release, result, seconds, who, why; and what came of the
+    requests of the app servers that were told to stop then.
 
     limit
         How many entries at most.
@@ -369,7 +370,7 @@ def history(limit: int = 50) -> list[dict[str, Any]]:
         salt web1 ckan_release.history limit=10
     """
     with salt_errors():
-        return _site().log.read(whole("limit", limit))
+        return standing.history(_site(), whole("limit", limit))
 
 
 def status(processes: bool = False) -> dict[str, Any]:
@@ -383,6 +384,7 @@ def status(processes: bool = False) -> dict[str, Any]:
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
     not as they were installed. With ``processes`` also ``{"serving": [ids],
+    "drained": {id: what came of the requests of an app server that was told to stop for the current release},
     "workers": {name: id or state}, "last": an entry of the history or {}}``.
 
     CLI Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,8 +19,9 @@ import psutil
 import pytest
 
 from ckan_deploy.database import compatibility
-from ckan_deploy.deploy import candidates, prune, rollback, stages, status, switch
+from ckan_deploy.deploy import candidates, prune, rollback, stages, status, switch, texts
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import stage
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, app_server, draining, services, steady, uwsgi
 from ckan_deploy.system import supervisor
@@ -439,3 +441,40 @@ def test_in_a_fleet_the_app_server_boots_ahead_unless_a_hook_wants_to_be_first_a
 
 def site_web(place: Place) -> dict:
     return {**place.web, "warm": []}
+
+
+def test_what_came_of_a_drain_that_outlasts_the_run_is_in_status_history_and_manifest(serving, place, left):
+    serving(600, linger=3)
+    site = fake_site(place.root, workers={}, web={**place.web, "warm": [], "drain_timeout": 60})
+    assert draining.stop_others(site, site.releases.directory(left), seconds=0).draining == [RELEASE]
+    with stage.running(site, "finish", left):
+        pass
+    told = status.status(site, processes=True)
+    assert told["drained"][RELEASE].startswith("still finishes requests, for ")
+    eventually(lambda: draining.under_way(site) == [])
+    told = status.status(site, processes=True)
+    assert re.fullmatch("ended by itself after [2-5] s", told["drained"][RELEASE]), told
+    newest = status.history(site, 5)[0]
+    assert (newest["stage"], newest["drained"]) == ("finish", told["drained"])
+    assert "seconds" not in site.releases.read(RELEASE).drain
+    # The next deploy lets supervisor forget it.
+    draining.stop_others(site, site.releases.directory(left), seconds=0)
+    assert site.releases.read(RELEASE).drain["seconds"] in (2, 3, 4, 5)
+    assert status.status(site, processes=True)["drained"] == told["drained"]
+    assert f"the app server of {RELEASE} ended by itself after " in texts.history(status.history(site, 5))
+
+
+def test_a_drain_that_reaches_its_limit_and_one_whose_supervisor_is_new_are_told(serving, place, left):
+    serving(600, linger=60)
+    site = fake_site(place.root, workers={}, web={**place.web, "warm": [], "drain_timeout": 1})
+    # Supervisor kills it 5 s after that.
+    uwsgi_file = Path(uwsgi.program_file(site, str(place.script.parents[1])))
+    draining.stop(site, str(place.script.parents[1]), drain=False)
+    app_server.start(site, str(place.script.parents[1]))
+    assert "stopwaitsecs = 6" in uwsgi_file.read_text()
+    assert draining.stop_others(site, site.releases.directory(left), seconds=9).stopped == [RELEASE]
+    said = status.status(site, processes=True)["drained"][RELEASE]
+    assert said == "was ended at its limit of 1 s (web:drain_timeout): requests may have been cut off"
+    site.release(RELEASE).note(drain={"told": "2026-11-28T12:00:00Z", "limit": 60, "stays": left})
+    said = status.status(site, processes=True)["drained"][RELEASE]
+    assert said.endswith("supervisor was started anew before its end was seen")

@@ -117,7 +117,8 @@ def test_an_old_app_server_that_still_finishes_requests_is_told_at_the_end_and_i
     master: FakeMaster,
 ) -> None:
     master.answers["ckan_release.finish"] = lambda host, **_: {"draining": [FIRST] if host == "web2" else []}
-    said = f"the app server of {FIRST} on web2 still finishes requests, and supervisor sees to its end"
+    said = f"the app server of {FIRST} on web2 still finishes requests, and supervisor sees to its end: salt-run "
+    said += "ckan.status production tells what came of it"
     assert said in orchestrate(master)
     assert Record(master, "production").run()["result"] == "ok"
 
