@@ -20,7 +20,7 @@ try:
     from ckan_deploy.deploy import rollback as rolling_back
     from ckan_deploy.deploy import status as standing
     from ckan_deploy.deploy import switch
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.system.arguments import flag, whole
 except Exception as exc:  # half a sync, another Python
@@ -357,8 +357,7 @@ def config_diff(release: str = "") -> dict[str, Any]:
 
 def history(limit: int = 50) -> list[dict[str, Any]]:
     """
-    Return what was done on this host, newest first: stage, release, result, seconds, who, why; and what came of the
-    requests of the app servers that were told to stop then.
+    Return what was done on this host, newest first: stage, release, result, seconds, who, why, and how drains ended.
 
     limit
         How many entries at most.
@@ -395,3 +394,7 @@ def status(processes: bool = False) -> dict[str, Any]:
     """
     with salt_errors():
         return standing.status(_site(fresh=True), processes)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -18,7 +18,7 @@ try:
     from ckan_deploy.deploy import stages
     from ckan_deploy.deploy import status as standing
     from ckan_deploy.errors import InvalidArgument
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.ids import check_id, new_id
     from ckan_deploy.releases.manifest import Resolution
     from ckan_deploy.releases.site import Site
@@ -378,3 +378,7 @@ def contents(release: str = "") -> dict[str, Any]:
     """
     with salt_errors():
         return standing.contents(_site(), release)
+
+
+if not PROBLEM:
+    fit_arguments(globals())
