@@ -1,8 +1,7 @@
 """
 Releases on one host, as people use them: deploy, rollback, prune, adopt; list, show, diff, history, status.
 
-The stages that a deploy consists of are in ``ckan_release_stages``. What the functions do is in the package
-``ckan_deploy.deploy``.
+The stages of a deploy are in ``ckan_release_stages``. What the functions do is in ``ckan_deploy.deploy``.
 """
 
 from __future__ import annotations
@@ -173,7 +172,7 @@ def rollback(
 
 def deploy(
     extensions: dict[str, Any] | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True,
-    maintenance: bool = False,
+    maintenance: bool = False, renew: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Run all stages on this host alone. A failure at any stage leaves the host on the release that it served before.
@@ -188,6 +187,8 @@ def deploy(
         Take the pillar anew from the master; False where it was a moment ago.
     maintenance
         Visitors get the maintenance page from the stage migrate to the end of verify.
+    renew
+        Ask the package index, also where nothing has changed since that was done.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and
     ``warnings`` where there are any. Raises ``CommandExecutionError`` that names the stage. The exit code is 1, too,
@@ -200,7 +201,7 @@ def deploy(
         salt web1 ckan_release.deploy
     """
     with salt_errors():
-        return _judged(deploying.deploy(lambda: _site(extensions, fresh), release, by, job, maintenance))
+        return _judged(deploying.deploy(lambda: _site(extensions, fresh), release, by, job, maintenance, renew))
 
 
 def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
@@ -259,9 +260,8 @@ def repair(accept: bool = False, by: str = "") -> dict[str, Any]:
         Who asked.
 
     Returns ``{"repaired": [paths], "accepted": [paths], "kept": id}``; the last one is the current release where it
-    keeps a change, else ''.
-    Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is done, for what cannot be
-    brought back.
+    keeps a change, else ''. Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is
+    done, for what cannot be brought back.
 
     CLI Example:
 

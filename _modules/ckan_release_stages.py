@@ -53,7 +53,7 @@ def _host(name: str) -> str:
 
 def plan(
     release: str = "", extensions: dict[str, Any] | None = None, resolve: bool = True, fresh: bool = True,
-    job: str = "", contents: dict[str, Any] | None = None, sees: str = "",
+    job: str = "", contents: dict[str, Any] | None = None, sees: str = "", renew: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
@@ -72,6 +72,8 @@ def plan(
         What the release is to hold, where it is what another environment has live: no ref is asked for then.
     sees
         The host whose mark in a shared storage this one is to see.
+    renew
+        Ask the package index, also where nothing has changed since that was done (``ckan:installer:reuse_hours``).
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
     "own_changes": [sentences], "remarks": [sentences], "own_remarks": [sentences], "differs": [sentences],
@@ -89,7 +91,7 @@ def plan(
     with salt_errors():
         site = _site(extensions, fresh)
         given = Resolution.of(contents) if contents else None
-        return planning.make(site, check_id(release or new_id()), resolve, job, given, _host(sees)).to_json()
+        return planning.make(site, check_id(release or new_id()), resolve, job, given, _host(sees), renew).to_json()
 
 
 def build(

@@ -72,6 +72,14 @@ def test_a_deploy_is_planned_once_for_all_hosts_and_has_the_lock(master: FakeMas
     assert [tag for tag, _ in master.fired] == ["ckan/deploy/production/plan"]
 
 
+def test_a_deploy_that_is_to_be_fresh_asks_the_package_index_anew(master: FakeMaster) -> None:
+    assert plan(master, dry_run=True)["ok"] and plan(master, dry_run=True, fresh=True)["ok"]
+    renewed = [kwargs.get("renew", False) for host, kwargs in master.told("ckan_release.plan") if kwargs["resolve"]]
+    assert renewed == [False, True]
+    assert refused(master, fresh="yes") == "fresh must be true or false, not 'yes'"
+    assert refused(master, "rollback", given=["env", "fresh"]).startswith("orch.rollback does not know fresh")
+
+
 def test_a_dry_run_says_the_same_and_leaves_nothing(master: FakeMaster) -> None:
     told = plan(master, dry_run=True)
     assert told["ok"] and told["changes"] == ["ckanext-mycity changed"]

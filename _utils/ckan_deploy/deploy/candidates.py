@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import define
 
+from ckan_deploy.build import resolved
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
@@ -93,7 +94,8 @@ def marking_failed(site: Site, release: str, by: str) -> Iterator[None]:
 
 def note_failed(site: Site, release: str, by: str, reason: str) -> None:
     """
-    Mark a release failed, if that can be written: the failure itself is what is to be told.
+    Mark a release failed, if that can be written: the failure itself is what is to be told. Its packages are resolved
+    anew by the next plan.
 
     site, release, by
         As for ``create``.
@@ -104,3 +106,4 @@ def note_failed(site: Site, release: str, by: str, reason: str) -> None:
         site.releases.set_state(release, "failed", by, reason)
     except (FormulaError, OSError) as exc:
         log.warning("release %s is not marked failed: %s", release, sentence(exc))
+    resolved.forget(site.paths.shared)

@@ -127,6 +127,8 @@ def deploy(run: Run) -> dict[str, Any]:
 def _plans(run: Run, taken: promote.Taken | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The plan of each host, side by side, and that of the one which resolved."""
     asked = {"release": run.release, "extensions": run.extensions, "fresh": False, "job": run.job}
+    if run.fresh:
+        asked["renew"] = True
     if taken:
         run.source_release, asked["contents"] = taken.release, taken.contents
     # One host asks the origins and resolves the packages, so that all build the same.
