@@ -6,7 +6,7 @@
       salt-run state.orch orch.deploy pillar='{env: production, allow_down: [web3]}'
       salt-run state.orch orch.deploy pillar='{env: production, from: staging}'
 
-    What else the pillar may say: dry_run, force, maintenance, reason, steal (docs/operations.md), and with from: release
+    What else the pillar may say: dry_run, force, fresh, maintenance, reason, steal (docs/operations.md), and with from: release
     (docs/environments.md).
 
     A stage that fails on any host stops the ones after it, and `revert` returns every host to the release that it
@@ -32,6 +32,7 @@ plan:
     - steal: {{ pillar.get('steal', False) | json }}
     - groups: {{ groups | json }}
     - allow_down: {{ pillar.get('allow_down', []) | json }}
+    - fresh: {{ pillar.get('fresh', False) | json }}
     - from_env: {{ pillar.get('from', '') | json }}
     - from_release: {{ pillar.get('release', '') | json }}
     - given: {{ pillar | list | json }}

@@ -78,6 +78,7 @@ class Run:
     source: Any = ""
     source_release: Any = ""
     source_hosts: list[str] = Factory(list)
+    fresh: bool = False
 
     ships: bool = False
     builder: str = ""

@@ -13,7 +13,7 @@ import psutil
 
 from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers, uwsgi
+from ckan_deploy.serve import answers, drains, uwsgi
 from ckan_deploy.system import supervisor
 
 POLL_SECONDS = 0.05
@@ -74,6 +74,7 @@ def stop_others(site: Site, path: str, standby: str = "", seconds: float | None 
         os.unlink(uwsgi.program_file(site, place))
         with contextlib.suppress(supervisor.NoSupervisor):
             supervisor.begin_stop(site.settings.web.supervisor_conf, uwsgi.program(site, name))
+    drains.told(site, names, os.path.basename(path))
     # Also those that were still at it when a deploy before has ended.
     left = {**places, **{name: os.path.join(site.paths.releases, name) for name in _told(site)}}
     deadline = time.monotonic() + (seconds if seconds is not None else site.settings.web.drain_timeout + KILL_SECONDS)
@@ -106,9 +107,13 @@ def wait(site: Site, path: str) -> None:
     path
         The directory of the release.
     """
+    conf, program = site.settings.web.supervisor_conf, uwsgi.program(site, os.path.basename(path))
     # A supervisor that was ended has taken its programs with it; of one that was killed they are left.
     with contextlib.suppress(supervisor.NoSupervisor):
-        supervisor.remove(site.settings.web.supervisor_conf, uwsgi.program(site, os.path.basename(path)))
+        when = supervisor.ends(conf, program)
+        supervisor.remove(conf, program)
+        if when is not None:
+            drains.ended(site, path, when or time.time())
     _end_left(site, path)
 
 

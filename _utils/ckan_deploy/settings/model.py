@@ -79,6 +79,13 @@ class Installer:
     )
     find_links: str = setting("", "Directory or page with wheels.")
     offline: bool = setting(False, "Install without any network.")
+    reuse_hours: int = setting(
+        24,
+        "Hours for which a plan takes the versions of the one before, where nothing has changed of what they follow "
+        "from: commits, requirements, base, installer, indexes. `fresh: true` of a deploy asks the index anew. 0: each "
+        "plan does.",
+        least=0,
+    )
 
 
 @frozen
