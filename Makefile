@@ -97,6 +97,7 @@ bench-peers: setup-parts
 
 # Three Debian hosts in containers, with systemd, a network of their own, and a master on the first.
 test-hosts: setup-parts
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group hosts
 	@$(BIN)/python test/hosts/run.py
 
 clean:
