@@ -41,7 +41,7 @@ HOSTS = {"web1": "10.77.0.1", "web2": "10.77.0.2", "web3": "10.77.0.3"}
 DOMAIN = "data.example.org"
 PACKAGES = (
     "systemd,systemd-sysv,dbus,iproute2,procps,python3,python3-venv,git,gnupg,nginx-light,supervisor,openssh-client,"
-    "libmagic1,libpq5,libxml2,libpython3.11,ca-certificates"
+    "bubblewrap,libmagic1,libpq5,libxml2,libpython3.11,ca-certificates"
 )
 BEGUN = time.monotonic()
 WRONG: list[str] = []
