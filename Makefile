@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # No advertisement of the theme's at each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: test test-all test-fast test-long test-crash test-hosts lint docs demo demo-stop bench bench-scale bench-ship bench-peers setup setup-parts clean
+.PHONY: test test-all test-fast test-long test-crash test-hosts test-kitchen lint docs dist release demo demo-stop bench bench-scale bench-ship bench-peers setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -69,6 +69,14 @@ docs: setup
 	@$(BIN)/python tools/settings_docs.py
 	@$(BIN)/python tools/functions_docs.py
 	@$(BIN)/mkdocs build --quiet --strict
+
+# An archive for file_roots and a Salt extension, from the commit that is checked out: dist/.
+dist: setup
+	@$(BIN)/python tools/dist.py
+
+# Version, changelog, commit and tag: make release VERSION=1.0.0. Pushes nothing. See docs/releasing.md.
+release: setup
+	@$(BIN)/python tools/release.py '$(VERSION)'
 
 # A real CKAN on two web hosts: first deploy, deploy, failed deploy, rollback. DEMO_ONCE=1 ends by itself.
 demo: setup-parts
