@@ -108,5 +108,9 @@ test-hosts: setup-parts
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group hosts
 	@$(BIN)/python test/hosts/run.py
 
+# The suites of kitchen.yml on containers as those of test-hosts, by Test Kitchen: docs/development.md says what to install.
+test-kitchen: setup-parts
+	@$(BIN)/python test/hosts/kitchen.py $(SUITE)
+
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache site
+	@rm -rf $(VENV) .pytest_cache .ruff_cache site dist

@@ -59,16 +59,16 @@ def expect(claim: str, true: bool, more: str = "") -> None:
         print(more, flush=True)
 
 
-def debian() -> Path:
+def debian(name: str = "debian-bookworm", packages: str = PACKAGES) -> Path:
     """The tree that the hosts are copies of, made once."""
-    tree = CACHE / "debian-bookworm"
+    tree = CACHE / name
     with alone(tree):
         marker = tree / "complete"
-        if not marker.exists() or marker.read_text() != PACKAGES:
+        if not marker.exists() or marker.read_text() != packages:
             shutil.rmtree(tree, ignore_errors=True)
-            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", tree]
-            run(command, "Installing Debian into a directory", CACHE / "debian-bookworm.log", timeout=1800)
-            marker.write_text(PACKAGES)
+            command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", tree]
+            run(command, "Installing Debian into a directory", CACHE / f"{name}.log", timeout=1800)
+            marker.write_text(packages)
     return tree
 
 
