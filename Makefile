@@ -46,9 +46,9 @@ test-long: setup-parts
 test-crash: setup-parts
 	@CRASH_POINTS=all $(BIN)/python -m pytest -q -n $(if $(POINT),0,2) --dist worksteal '$(or $(POINT),test/crash)'
 
-# Unit and functional tests, but for those marked slow: no daemon, about a minute.
+# Unit and functional tests, but for those marked slow: no daemon, a minute. Tests wait for programs: one more than there are cores.
 test-fast: setup
-	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n auto --dist worksteal
+	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n $$(($$(nproc) + 1)) --dist worksteal
 
 # What is long by nature as well.
 test-all: test test-long test-crash test-hosts

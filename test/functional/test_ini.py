@@ -40,6 +40,7 @@ def read(path: Path) -> configparser.SectionProxy:
     return parser["app:main"]
 
 
+@pytest.mark.slow
 def test_a09_the_ini_gives_back_the_secrets_of_the_pillar_and_here_still_resolves(host):
     host.pillar["secrets"] = SECRETS
     host.pillar["database"] = {"password": "p@ss:for/ckan%#"}
@@ -117,6 +118,7 @@ def served_title(host, release: str, pointer: Path) -> bytes:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a10_accents_survive_a_server_without_a_locale(host, tmp_path):
     host.pillar["config"] = {"ckan.site_title": TITLE}
     release = deployed(host)
@@ -127,6 +129,7 @@ def test_a10_accents_survive_a_server_without_a_locale(host, tmp_path):
     assert f"<h1>{TITLE}</h1>".encode() in served_title(host, release, pointer)
 
 
+@pytest.mark.slow
 def test_a10_a_deploy_without_a_locale_writes_the_same_bytes(host, tmp_path):
     host.pillar["config"] = {"ckan.site_title": TITLE}
     (tmp_path / "pillar").mkdir()
@@ -152,6 +155,7 @@ def test_a10_a_deploy_without_a_locale_writes_the_same_bytes(host, tmp_path):
     assert f"ckan.site_title = {TITLE}\n".encode() in ini(host, release).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_password_that_ckan_quotes_in_its_error_is_masked(host):
     host.pillar["database"] = {"password": "p@ss:for/ckan%#"}
     host.pillar["config"] = {"stub.migrate_error": "no way to postgresql://ckan:p%40ss%3Afor%2Fckan%25%23@db/ckan"}
@@ -161,6 +165,7 @@ def test_a_password_that_ckan_quotes_in_its_error_is_masked(host):
     assert [text for text in told if "p%40ss" in text or "p@ss" in text or "no way to" not in text] == []
 
 
+@pytest.mark.slow
 def test_config_diff_shows_what_a_deploy_would_change_and_no_secret(host):
     host.pillar["config"] = {"ckan.site_title": "Old", "ckan.locale_default": "en", "ckanext.x.password": "old-hidden"}
     release = deployed(host)

@@ -14,7 +14,7 @@ import pytest
 from ckan_deploy.deploy import preflight
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import maintenance, maintenance_page
+from ckan_deploy.serve import health, maintenance, maintenance_page
 from ckan_deploy.settings import languages
 from ckan_deploy.settings.resolve import resolve
 from fakes import fake_site, least_pillar
@@ -134,8 +134,10 @@ def test_the_logo_is_in_the_page(place: Path) -> None:
     ],
 )
 def test_a_logo_that_is_none_is_refused_by_the_plan_and_before_visitors_are_kept_out(
-    place: Path, data: bytes | None, told: str
+    place: Path, data: bytes | None, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # There is no web server here, and nobody waits for one.
+    monkeypatch.setattr(health, "LISTEN_SECONDS", 0.01)
     logo = place / "logo.png"
     if data:
         logo.write_bytes(data)
