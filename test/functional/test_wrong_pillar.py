@@ -69,6 +69,7 @@ def test_a_newer_system_and_what_is_made_from_one_are_not_refused(tmp_path: Path
     assert facts.unsupported(str(tmp_path / "os-release")) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "said"),
     [
