@@ -77,6 +77,8 @@ class Container:
         command = [
             "systemd-nspawn", "-q", "-b", "-D", self.root, "-M", f"ckan-kitchen-{name}", "--register=no", "--keep-unit",
             "--resolv-conf=copy-host", "--timezone=off", "--link-journal=no", f"--bind-ro={VENV}",
+            # As a host has it: bubblewrap gives each build a network of its own.
+            "--capability=CAP_NET_ADMIN",
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
