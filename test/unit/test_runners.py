@@ -315,6 +315,8 @@ def test_a_plan_with_nothing_to_deploy_says_that_and_what_is_to_be_known(master:
     master.changes, master.remarks = [], ["ckanext-mycity is 3 commits behind its upstream"]
     lines = ask("ckan.pending", "production")["production"].splitlines()
     assert lines[0].startswith(f"Nothing to deploy: {FIRST} on web1, web2") and "changes" not in lines
+    # The stand-in of CKAN has nothing behind it.
+    assert any(line.startswith("host ") and line.endswith("prunes") for line in lines)
     assert master.remarks[0] in lines
 
 

@@ -49,9 +49,10 @@ def _extensions(told: Mapping[str, str]) -> str:
 
 
 def _hosts(told: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [["host", "current", "free MB", "needed MB", "prunes", "behind CKAN"]]
+    asked = any(about["backends"] for about in told.values())
+    rows = [["host", "current", "free MB", "needed MB", "prunes", *(["behind CKAN"] if asked else [])]]
     for host, about in told.items():
         disk = ["" if about.get(name) is None else str(about[name]) for name in ("free_mb", "needed_mb")]
         behind = ", ".join(f"{name} {version}" for name, version in sorted(about["backends"].items()))
-        rows.append([host, about["current"], *disk, ", ".join(about["prunes"]), behind])
+        rows.append([host, about["current"], *disk, ", ".join(about["prunes"]), *([behind] if asked else [])])
     return table(rows)
