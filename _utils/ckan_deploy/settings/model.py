@@ -171,8 +171,8 @@ class Web:
     )
     wait_for_drain: bool = setting(
         False,
-        "A deploy or a rollback ends when the old app server has. Else it waits for 3 s at most, once the requests in line "
-        "have been taken.",
+        "A deploy or a rollback ends when the old app server has. Else it waits for 3 s at most, once the requests in "
+        "line have been taken.",
     )
     warm: tuple[str, ...] = setting(
         ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=PAGE
