@@ -20,8 +20,11 @@ PACKAGES = ("chromium", "chromium-driver", "fonts-dejavu-core")
 AXE = "axe-core@4.14.1"
 # The rules of WCAG 2.2 at the levels A and AA, and what axe holds for good practice.
 TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-# As in a container, where it is root and has little shared memory.
-ARGUMENTS = ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1280,900")
+# As in a container, where it is root and has little shared memory. A page that still scrolls cannot be clicked on.
+ARGUMENTS = (
+    "headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1280,900",
+    "force-prefers-reduced-motion",
+)  # fmt: skip
 # Until a page is there.
 SECONDS = 60
 
