@@ -24,6 +24,8 @@ NAMES = [f"person{number}" for number in range(8)]
 
 @pytest.fixture(scope="module")
 def portal(lone: LonePortal) -> LonePortal:
+    # Far fewer can be served at once than come: some wait in line at each switch.
+    lone.host.pillar["web"] |= {"processes": 1, "threads": 2, "drain_timeout": 60}
     lone.be_at("")
     token = make_admins(lone.ini, PASSWORD, NAMES)
     api = Person(lone.url, Here(lone.port))

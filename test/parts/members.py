@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -71,12 +72,11 @@ class Members(Visitors):
             self.failed.append(f"{time.strftime('%H:%M:%S')} {problem}")
 
     def _live(self, name: str, address: str) -> None:
-        number = 0
         while not self._over.wait(self.pause):
-            number += 1
             person = Person(self.url, _Counted(self, self.port, address))
             try:
-                self._visit_once(person, name, f"{name}-{number}")
+                with contextlib.suppress(_Noted):
+                    self._visit_once(person, name, f"{name}-{time.time_ns()}")
             except (requests.RequestException, OSError, AssertionError) as exc:
                 self._note(f"{name} by {address}: {exc!r}"[:500])
             finally:
@@ -103,9 +103,14 @@ class Members(Visitors):
         self._good(person.submit(f"/dataset/{dataset}", to="/user/_logout"), "")
 
     def _good(self, answer: requests.Response, path: str) -> None:
-        """One that is not good was noted; here is what is not where it should be."""
-        if answer.status_code < 400:
-            assert answer.url.startswith(self.url + path), said(answer)
+        """What is not where it should be; an error was noted already."""
+        if answer.status_code >= 400:
+            raise _Noted
+        assert answer.url.startswith(self.url + path), said(answer)
+
+
+class _Noted(Exception):
+    """A visit ends here."""
 
 
 class _Counted(Here):
