@@ -31,6 +31,7 @@ def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
     assert shown["packages"]["ckanext-mycity"] == "0.1.0"
     assert shown["base"]["ckan"] == "2.12.0"
     assert shown["check"]["plugins"] == ["mycity"]
+    assert shown["disk_mb"] >= 1
     where = host.python(release, "import sys, ckanext.mycity.plugin as p; print(sys.prefix, p.__file__)")
     path = str(host.home / "releases" / release)
     assert where.split()[0] == path
@@ -354,20 +355,20 @@ def test_the_wsgi_pointer_serves_the_release_it_was_started_for_and_else_the_cur
     result = loaders.states["ckan_front.pointed"](name=str(pointer))
     assert result.result is True
     ask = (
-        "import runpy, io\n"
+        "import gc, runpy, io\n"
         f"app = runpy.run_path({str(pointer)!r})['application']\n"
         "out = []\n"
         "environ = {'REQUEST_METHOD': 'GET', 'PATH_INFO': '/', 'wsgi.input': io.BytesIO(), 'SERVER_NAME': 'x',"
         " 'SERVER_PORT': '80', 'wsgi.url_scheme': 'http', 'QUERY_STRING': ''}\n"
         "body = b''.join(app(environ, lambda status, headers, exc=None: out.append(dict(headers))))\n"
-        "print(out[0]['X-CKAN-Release'], 'Hello two' in body.decode())"
+        "print(out[0]['X-CKAN-Release'], 'Hello two' in body.decode(), gc.isenabled() and gc.get_freeze_count() > 0)"
     )
-    assert host.python(second, ask) == f"{second} True"
+    assert host.python(second, ask) == f"{second} True True"
     named = f"import os; os.environ['RELEASE_DIR'] = {str(host.home / 'releases' / first)!r}\n"
-    assert host.python(first, named + ask) == f"{first} False"
+    assert host.python(first, named + ask) == f"{first} False True"
     # A server with an interpreter of its own, as mod_wsgi without python-home.
     done = subprocess.run(["/usr/bin/python3", "-c", ask], capture_output=True, text=True, cwd="/")
-    assert done.stdout.strip() == f"{second} True", done.stderr
+    assert done.stdout.strip() == f"{second} True True", done.stderr
 
 
 @pytest.mark.slow

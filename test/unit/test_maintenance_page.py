@@ -65,6 +65,17 @@ def test_what_the_operator_says_is_in_place_of_the_sentence(place: Path) -> None
     assert "<p>Neue Server</p>" in page_of(site, {"de": "Neue Server"})
 
 
+def test_a_look_whether_it_can_be_shown_changes_nothing(place: Path) -> None:
+    site = fake_site(place)
+    before = sorted(path for path in place.rglob("*"))
+    assert maintenance.on(site, message="New servers", until=LATER, test=True) == {"on": False, "changed": False}
+    assert sorted(path for path in place.rglob("*")) == before and maintenance.status(site) == {"on": False}
+    with pytest.raises(InvalidArgument, match="in the past"):
+        maintenance.on(site, until="2020-01-01T10:00Z", test=True)
+    with pytest.raises(InvalidArgument, match="test is 'yes'"):
+        maintenance.on(site, message="x", test="yes")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("message", "until", "told"),
     [
