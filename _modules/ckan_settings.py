@@ -16,6 +16,7 @@ try:
     from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.settings import mask
+    from ckan_deploy.system import facts
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -68,14 +69,10 @@ def validate(overrides: dict[str, Any] | None = None, raises: bool = True) -> bo
 
         salt web1 ckan_settings.validate
     """
-    family = __grains__.get("os_family", "")
     try:
         with salt_errors():
-            if family != "Debian":
-                system = f"{__grains__.get('os', family)} {__grains__.get('osrelease', '')}".strip()
-                raise CommandExecutionError(
-                    f"the formula runs on Debian and Ubuntu, and this is {system or 'another system'}."
-                )
+            if problem := facts.unsupported():
+                raise CommandExecutionError(f"{problem}.")
             found = bool(_site(overrides).settings)
     except CommandExecutionError as exc:
         if raises:

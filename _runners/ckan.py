@@ -177,15 +177,16 @@ def pending(
     fresh
         Ask the package index, also where nothing has changed since that was done.
 
-    Returns ``{"release", "changes": [sentences], "extensions": {name: what}, "hosts": {host: {"current", "free_mb",
-    "needed_mb", "prunes"}}, "groups", "down", "last": how long the last one took}``; with ``from`` also ``from`` and
-    ``differs``, how that release goes with the pillar here.
+    Returns a table; with ``--out json`` ``{"release", "changes": [sentences], "extensions": {name: what}, "hosts":
+    {host: {"current", "free_mb", "needed_mb", "prunes", "backends"}}, "groups", "down", "last": how long the last one
+    took}``; with ``from`` also ``from`` and ``differs``, how that release goes with the pillar here.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run ckan.pending production
+        salt-run ckan.pending production --out json
         salt-run ckan.pending production from=staging
     """
     if not env:
@@ -198,6 +199,8 @@ def pending(
     if not planned["ok"]:
         # What is told of a run is in the syntax of a pillar.
         return _complain(re.sub(r" (from|allow_down): (?=[\w\[{])", r" \1=", planned["comment"]))
+    if not __opts__.get("output"):
+        return {env: planned["text"]}
     return {key: value for key, value in planned.items() if key not in ("ok", "comment", "text")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from ckan_deploy.releases import stage
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, app_server, draining, services, steady, uwsgi
 from ckan_deploy.system import supervisor
+from ckan_deploy.system.unix_http import UnixConnection
 from fakes import fake_site
 from parts.supervisor import Supervisor
 
@@ -65,6 +67,34 @@ server = socketserver.ThreadingUnixStreamServer(place, Handler)
 threading.Timer(seconds, lambda: os._exit(1)).start()
 signal.signal(signal.SIGTERM, lambda *_: threading.Timer({linger}, lambda: os._exit(0)).start())
 server.serve_forever()
+"""
+
+# One that takes a request after the other, and only finishes the one that it is at once it must end, as uWSGI does.
+ONE_BY_ONE = """\
+#!/usr/bin/python3
+import http.server, os, signal, socketserver, time
+
+release = os.environ["RELEASE_DIR"]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        time.sleep(0.5 if self.path == "/slow" else 0)
+        self.send_response(200)
+        self.send_header("X-CKAN-Release", os.path.basename(release))
+        self.end_headers()
+
+    def address_string(self):
+        return "unix"
+
+place, over = release + "/run/web.sock", []
+if os.path.exists(place):
+    os.unlink(place)
+signal.signal(signal.SIGTERM, lambda *_: over.append(True))
+server = socketserver.UnixStreamServer(place, Handler)
+server.socket.listen({queue})
+server.timeout = 0.1
+while not over:
+    server.handle_request()
 """
 
 
@@ -246,10 +276,10 @@ def test_h01_workers_that_a_new_supervisor_has_started_have_not_ended_by_themsel
 
 @pytest.fixture
 def serving(place: Place) -> Iterator[Callable[..., Site]]:
-    def start(seconds: float, linger: float = 0, starts: bool = True) -> Site:
-        site = place.site(STAYS, workers={}, web={**place.web, "warm": []})
+    def start(seconds: float = 600, linger: float = 0, starts: bool = True, text: str = SERVER, **web) -> Site:
+        site = place.site(STAYS, workers={}, web={**place.web, "warm": [], **web})
         program = place.script.with_name("uwsgi")
-        program.write_text(SERVER.format(seconds=seconds, linger=linger))
+        program.write_text(text.format(seconds=seconds, linger=linger) if text == SERVER else text)
         program.chmod(0o755)
         if starts:
             app_server.start(site, str(place.script.parents[1]))
@@ -339,6 +369,50 @@ def test_an_app_server_that_still_has_requests_is_left_to_supervisor_and_its_rel
     assert draining.under_way(site) == []
     assert draining.stop_others(site, "") == ([RELEASE], [])
     assert not psutil.pid_exists(second)
+
+
+def ask_slowly(path: str, found: list[int | str]) -> None:
+    """Ask for a page that takes half a second; the status of the answer, or what went wrong, is found."""
+    connection = UnixConnection(f"{path}/run/web.sock", 30)
+    try:
+        connection.request("GET", "/slow")
+        found.append(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as exc:
+        found.append(repr(exc))
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(("how", "queue"), [("stop", 20), ("stop_others", 20), ("stop", 4)])
+def test_requests_in_line_at_an_app_server_are_answered_before_it_is_stopped(serving, place, how, queue):
+    """Also where the line is so long that nobody can be added to it."""
+    site, path = serving(text=ONE_BY_ONE.replace("{queue}", str(queue))), str(place.script.parents[1])
+    found: list[int | str] = []
+    visitors = [threading.Thread(target=ask_slowly, args=(path, found)) for _ in range(6)]
+    for visitor in visitors:
+        visitor.start()
+    time.sleep(0.2)
+    if how == "stop":
+        assert draining.stop(site, path)
+    else:
+        assert draining.stop_others(site, "") == ([RELEASE], [])
+    for visitor in visitors:
+        visitor.join()
+    assert found == [200] * 6
+
+
+def test_an_app_server_that_takes_nobody_in_is_stopped_after_its_time(serving, place):
+    text = ONE_BY_ONE.replace("{queue}", "20").replace("0.5 if", "60 if")
+    site, path = serving(text=text, drain_timeout=2), str(place.script.parents[1])
+    threading.Thread(target=ask_slowly, args=(path, []), daemon=True).start()
+    time.sleep(0.2)
+    begun = time.monotonic()
+    assert draining.stop(site, path)
+    assert 2 < time.monotonic() - begun < 15 and not answers.pid(path)
+    # One that is not there any more is not waited for.
+    begun = time.monotonic()
+    Path(uwsgi.program_file(site, path)).touch()
+    assert draining.stop(site, path) and time.monotonic() - begun < 2
 
 
 def test_what_had_requests_when_a_deploy_ended_is_forgotten_by_the_next_one(serving, place):

@@ -165,6 +165,7 @@ def test_old_dumps_go_and_an_empty_database_is_not_dumped(site: Site, programs: 
     assert [one["name"][7:8] for one in backup.list_dumps(site)] == ["5", "4", "3"]
 
 
+@pytest.mark.slow
 def test_dumps_made_by_hand_stay_and_one_that_cannot_be_removed_is_a_warning(
     root: Path, site: Site, programs: Programs
 ):

@@ -100,6 +100,22 @@ def test_a_hook_that_fails_is_a_failure_of_its_stage(host, stage, when, cause):
     is_as_before(host, first)
 
 
+@pytest.mark.parametrize(("stage", "visited"), [("check", False), ("start", False), ("verify", True)])
+def test_only_a_candidate_that_visitors_were_sent_to_is_waited_for(host, monkeypatch, stage, visited):
+    host.deploy()
+    real, drained = draining.stop, []
+
+    def stop(site: Any, path: str, drain: bool = True) -> bool:
+        drained.append(drain)
+        return real(site, path, drain)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, stage, raising(FormulaError("the cause")))
+        patched.setattr(draining, "stop", stop)
+        fails(host)
+    assert drained == [visited]
+
+
 @pytest.mark.parametrize("cause", CAUSES)
 @pytest.mark.parametrize("between", ["close", "open", "switch noted", "left noted", "told to apache"])
 def test_whatever_fails_between_the_stages_is_reverted_and_said(host, monkeypatch, closing, between, cause):

@@ -157,6 +157,8 @@ def test_hosts_that_do_not_see_the_lock_are_a_warning(master: FakeMaster) -> Non
         ({"force": "yes"}, "force must be true or false, not 'yes'"),
         ({"maintenance": 1}, "maintenance must be true or false, not 1"),
         ({"steal": ["x"]}, "steal must be true or false, not ['x']"),
+        ({"message": ["x"]}, "message must be a line of text"),
+        ({"until": {"x": 1}}, "until must be a line of text"),
     ],
 )  # fmt: skip
 def test_what_the_pillar_of_a_run_cannot_mean_is_refused_without_asking_a_host(

@@ -84,7 +84,7 @@ def old(site: Site, keep: int | None = None) -> Pruned:
     gone = [release for release in going if release not in {manifest.id for manifest in kept}]
     if gone:
         _attempt(problems, shared_files.forget, site)
-    _attempt(problems, app_server.forget_gone, site, {manifest.id for manifest in kept})
+    _attempt(problems, app_server.forget, site, {manifest.id for manifest in kept})
     pins = [pin for manifest in kept if manifest.resolution for pin in manifest.resolution.pins()]
     _attempt(problems, origins.forget, pins, site.paths.shared)
     _attempt(problems, layers.forget, {manifest.layer for manifest in kept}, site.paths.shared)
@@ -121,7 +121,6 @@ def _remove(site: Site, release: str) -> None:
     path = site.releases.directory(release)
     draining.stop(site, path, drain=False)
     site.releases.remove(release)
-    app_server.forget(site, path)
 
 
 def _attempt(problems: list[str], function: Callable[..., Any], *args: Any) -> None:

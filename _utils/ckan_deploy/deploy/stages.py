@@ -316,10 +316,10 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
         candidate.manifest.became("failed")  # one that served before and does no more is no candidate
         back_to = candidate.manifest.previous if candidate.is_current else ""
         # First: what is current is never one that failed, whenever this dies.
-        if candidate.is_current:
+        if visited := candidate.is_current:
             warned += _leave(site, candidate.manifest)
         candidates.note_failed(site, release, by, reason)
-        draining.stop(site, candidate.directory)
+        draining.stop(site, candidate.directory, drain=visited)
         warned += _removed(site, candidate)
         warned += switch.serving(site, back_to, by, reason)
     told = {"current": site.releases.current(), "removed": not site.releases.find(release)}

@@ -17,7 +17,7 @@ from ckan_deploy.fleet import details, hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
-from ckan_deploy.system import arguments, beside, tables
+from ckan_deploy.system import arguments, beside
 
 READY_TIMEOUT = 20
 STAGE_TIMEOUT = 30
@@ -195,26 +195,6 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
         "ok": True, "release": run.release, "hosts": names, "extensions": {}, "changes": run.changes,
         "comment": f"{'; '.join(run.changes)} on {', '.join(asked)}",
     }  # fmt: skip
-
-
-def text(outcome: Mapping[str, Any]) -> str:
-    """
-    Return a plan as lines for people: what would be done, and where.
-
-    outcome
-        What ``deploy`` or ``rollback`` returned.
-    """
-    said = [outcome["comment"]]
-    if isinstance(outcome["hosts"], Mapping):
-        rows = [["host", "current", "free MB", "needed MB", "prunes"]]
-        for host, about in outcome["hosts"].items():
-            disk = [str(about.get(name, "")) for name in ("free_mb", "needed_mb")]
-            rows.append([host, about["current"], *disk, ", ".join(about["prunes"])])
-        said += tables.table(rows).splitlines()
-        said += [f"groups: {', then '.join(', '.join(part) for part in outcome['groups'])}"]
-        said += [f"down: {', '.join(outcome['down'])}"] if outcome["down"] else []
-        said += [f"last: {outcome['last']}"]
-    return "\n".join(said)
 
 
 def _allowed_down(run: Run, everyone: list[str]) -> list[str]:
