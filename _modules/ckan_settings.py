@@ -13,7 +13,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.settings import mask
     from ckan_deploy.system import facts
@@ -93,3 +93,7 @@ def secret_names() -> list[str]:
     """
     with salt_errors():
         return mask.secret_names()
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -32,7 +32,7 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
     options
         ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``, ``groups``, ``allow_down``,
         ``steal``, ``given``, ``accept_schema``, ``downgrade``, ``restore``, ``from_env``, ``from_release``,
-        ``message``, ``until``.
+        ``fresh``, ``message``, ``until``.
     """
     _known().clear()
     if not __opts__.get("test"):

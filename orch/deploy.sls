@@ -6,8 +6,8 @@
       salt-run state.orch orch.deploy pillar='{env: production, allow_down: [web3]}'
       salt-run state.orch orch.deploy pillar='{env: production, from: staging}'
 
-    What else the pillar may say: dry_run, force, maintenance, message, reason, steal, until (docs/commands.md), and
-    with from: release (docs/environments.md).
+    What else the pillar may say: dry_run, force, fresh, maintenance, message, reason, steal, until (docs/commands.md),
+    and with from: release (docs/environments.md).
 
     A stage that fails on any host stops the ones after it, and `revert` returns every host to the release that it
     served before. A migration runs once, in the first group; what is left of the release before goes when all groups
@@ -34,6 +34,7 @@ plan:
     - steal: {{ pillar.get('steal', False) | json }}
     - groups: {{ groups | json }}
     - allow_down: {{ pillar.get('allow_down', []) | json }}
+    - fresh: {{ pillar.get('fresh', False) | json }}
     - from_env: {{ pillar.get('from', '') | json }}
     - from_release: {{ pillar.get('release', '') | json }}
     - given: {{ pillar | list | json }}

@@ -15,6 +15,7 @@ from salt.exceptions import CommandExecutionError
 from salt.utils import yaml
 
 from ckan_deploy.build import ini as ini_of_release
+from fakes import fake_site
 from functional.steps import deployed
 
 REPO = Path(__file__).resolve().parents[2]
@@ -38,6 +39,20 @@ def read(path: Path) -> configparser.SectionProxy:
     parser.optionxform = str
     parser.read(path, encoding="utf-8")
     return parser["app:main"]
+
+
+@pytest.mark.parametrize(
+    ("url", "config", "icon"),
+    [
+        ("https://www.example.org:8443/open/data", {}, "/open/data/base/images/ckan.ico"),
+        ("https://www.example.org/data", {"ckan.favicon": "/data/city.ico"}, "/data/city.ico"),
+        # CKAN's own is right then.
+        ("https://data.example.org", {}, None),
+    ],
+)
+def test_f18_below_a_path_the_icon_is_below_it_too(url, config, icon):
+    """CKAN writes this option into its pages as it is, and its default is at the top of the host."""
+    assert ini_of_release.options(fake_site("", site_url=url, config=config)).get("ckan.favicon") == icon
 
 
 @pytest.mark.slow

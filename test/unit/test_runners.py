@@ -32,7 +32,7 @@ SIGNATURES = {
     "ckan.history": ["env", "limit"],
     "ckan.report": ["env", "limit"],
     "ckan.watch": ["env", "timeout"],
-    "ckan.pending": ["env", "extensions", "groups", "allow_down", "release"],
+    "ckan.pending": ["env", "extensions", "groups", "allow_down", "release", "fresh"],
     "ckan.encrypt": ["env", "key", "recipients"],
     "ckan.maintenance": ["env", "state", "reason", "message", "until"],
     "ckan.lock": ["env", "reason"],
@@ -40,7 +40,8 @@ SIGNATURES = {
     "ckan.lock_status": ["env"],
     "ckan_fleet.plan": [
         "env", "kind", "extensions", "to", "dry_run", "reason", "force", "maintenance", "groups", "allow_down", "steal",
-        "given", "accept_schema", "downgrade", "restore", "job", "from_env", "from_release", "message", "until",
+        "given", "accept_schema", "downgrade", "restore", "job", "from_env", "from_release", "fresh", "message",
+        "until",
     ],
     "ckan_fleet.stage": ["env", "name", "group", "job"],
     "ckan_fleet.revert": ["env", "job"],
@@ -136,7 +137,8 @@ def test_what_is_wrong_is_said_and_is_the_exit_code(master: FakeMaster, ask: Cal
         ("ckan.status", {}, "needs env; it takes env"),
         ("ckan.lock", {"env": "production"}, "needs reason; it takes env, reason"),
         ("ckan.pending", {"env": "production", "relase": "x"},
-         "does not know relase (did you mean release?); it takes env, extensions, groups, allow_down, release, from"),
+         "does not know relase (did you mean release?); it takes env, extensions, groups, allow_down, release, fresh, "
+         "from"),
     ],
 )  # fmt: skip
 def test_an_argument_that_a_runner_does_not_take_is_an_error_and_not_its_manual(

@@ -92,21 +92,24 @@ def old(site: Site, keep: int | None = None) -> Pruned:
     return Pruned(gone, spared, list(dict.fromkeys(problems)))
 
 
-def end_standby(site: Site) -> list[str]:
+def end_standby(site: Site, release: str = "") -> list[str]:
     """
     Stop the app servers of releases that serve no more, when nobody else is at work on this host.
 
     site
         The site.
+    release
+        Only that of this one; by default of all.
 
     Returns the ids of the releases whose servers were stopped. Raises ``FormulaError`` where somebody is at work; the
     scheduler asks again.
     """
     # Not a deploy: who locks these out means no switch.
     with lock.held(site, "end_standby", locked=False):
-        draining.forget_standby(site)
+        if not release:
+            draining.forget_standby(site)
         stopped = []
-        for manifest in site.releases.manifests():
+        for manifest in [site.releases.read(release)] if release else site.releases.manifests():
             # One that is checked belongs to a deploy that is under way.
             if manifest.state in ("retired", "bad") and manifest.id != site.releases.current():
                 if draining.stop(site, site.releases.directory(manifest.id)):

@@ -21,7 +21,7 @@ BLANK = "; write a blank after the colon"
 KNOWN = {
     "deploy": (
         "env", "extensions", "dry_run", "maintenance", "groups", "allow_down", "force", "steal", "reason",
-        "from", "release", "message", "until",
+        "from", "release", "fresh", "message", "until",
     ),
     "rollback": (
         "env", "to", "reason", "force", "dry_run", "groups", "allow_down", "steal", "accept_schema", "downgrade",
@@ -34,7 +34,8 @@ def plan(
     master: Master, env: Any, kind: str = "deploy", extensions: Any = None, to: Any = "", dry_run: Any = False,
     reason: Any = "", force: Any = False, maintenance: Any = False, groups: Any = None, allow_down: Any = None,
     steal: Any = False, given: Any = None, accept_schema: Any = False, downgrade: Any = False,
-    restore: Any = "", job: str = "", source: Any = "", source_release: Any = "", message: Any = "", until: Any = "",
+    restore: Any = "", job: str = "", source: Any = "", source_release: Any = "", fresh: Any = False,
+    message: Any = "", until: Any = "",
 ) -> dict[str, Any]:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -71,6 +72,8 @@ def plan(
         The id of the job.
     source, source_release
         For a deploy: the environment that it takes a release from, and which one; by default what is live there.
+    fresh
+        For a deploy: ask the package index, also where nothing has changed since that was done.
     message, until
         What visitors read in maintenance mode, and its expected end, as ``ckan.maintenance`` takes them.
 
@@ -82,7 +85,7 @@ def plan(
         force=force is True, maintenance=maintenance is True, extensions=extensions or {}, dry_run=dry_run is True,
         accept_schema=accept_schema is True, downgrade=downgrade is True, restore=str(restore or ""),
         asked_groups=groups or [], allow_down=allow_down or [], source=source or "",
-        source_release=source_release or "",
+        source_release=source_release or "", fresh=fresh is True,
     )  # fmt: skip
     begun = time.time()
     reverted: list[str] = []
@@ -100,7 +103,7 @@ def plan(
         _refuse(run, given, extensions)
         _refuse_switches(
             dry_run=dry_run, force=force, maintenance=maintenance, steal=steal, accept_schema=accept_schema,
-            downgrade=downgrade,
+            downgrade=downgrade, fresh=fresh,
         )  # fmt: skip
         if kind == "deploy":
             promote.check(run, given or [])

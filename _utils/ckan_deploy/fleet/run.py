@@ -79,6 +79,7 @@ class Run:
     source: Any = ""
     source_release: Any = ""
     source_hosts: list[str] = Factory(list)
+    fresh: bool = False
     message: Any = ""
     until: str = ""
 
