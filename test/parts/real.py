@@ -101,8 +101,8 @@ class RealPortal(Portal):
         super().start(say)
         return self
 
-    def add_sample_data(self) -> list[str]:
-        """Make an organisation and three datasets over the API; returns the titles of the datasets."""
+    def add_administrator(self) -> str:
+        """Make the administrator, on the first host; returns an API token of theirs."""
         host = self.hosts[0]
         release = self.root(host) / "usr/lib/ckan/current"
         done = subprocess.run(
@@ -112,7 +112,11 @@ class RealPortal(Portal):
         lines = [line for line in done.stdout.splitlines() if line.startswith("TOKEN ")]
         if not lines:
             raise RuntimeError(f"no API token could be made: {done.stderr[-2000:]}")
-        self.token = lines[0].split()[1]
+        return lines[0].split()[1]
+
+    def add_sample_data(self) -> list[str]:
+        """Make an organisation and three datasets over the API; returns the titles of the datasets."""
+        self.token = self.add_administrator()
         self.api("organization_create", {"name": "city-hall", "title": "City Hall"})
         titles = ["Bus stops", "Street trees", "Air quality"]
         for title in titles:
