@@ -187,7 +187,7 @@ def test_h13_an_administrator_who_may_not_give_the_datastore_its_permissions_is_
     release.symlink_to(behind.place / "checked")
     (said,) = migration.run(site, release.name, checked, closed=False)["warnings"]
     assert said.startswith(f"the datastore lacks {checked['datastore']}, which weak could not give it (")
-    assert "could not give it (permission denied for schema public)" in said
+    assert 'could not give it (must be member of role "ckan_default"); ' in said
     assert said.endswith(
         f"; have a superuser of PostgreSQL run the output of: {release}/bin/ckan -c {release}/production.ini datastore "
         "set-permissions; or name one in ckan:database:admin_user"

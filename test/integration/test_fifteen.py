@@ -1,5 +1,5 @@
 """
-Seventeen extensions of others and one of our own, with the services of harvest: all of them from the first highstate on.
+Seventeen extensions of others and one of our own, with the services of harvest, from the first highstate on.
 
 What an operator has to write for them stands in `parts.nine` and `parts.fifteen`.
 """

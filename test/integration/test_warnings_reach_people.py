@@ -60,9 +60,9 @@ def lines(site: Site, cause: str) -> list[str]:
     path = site.root("web1") / "usr/lib/ckan/releases" / site.current("web1")
     return [
         f'{TABLES}type in psql there, as a superuser: grant usage, create on schema public to "ckan_default"',
-        "the datastore lacks the view _table_metadata, the function populate_full_text_trigger, the right of "
-        f"datastore_default to read{cause}; have a superuser of PostgreSQL run the output of: {path}/bin/ckan -c "
-        f"{path}/production.ini datastore set-permissions; or name one in ckan:database:admin_user",
+        f"the datastore lacks the view _table_metadata, the function populate_full_text_trigger{cause}; have a "
+        f"superuser of PostgreSQL run the output of: {path}/bin/ckan -c {path}/production.ini datastore "
+        "set-permissions; or name one in ckan:database:admin_user",
     ]
 
 
@@ -83,7 +83,7 @@ def test_h13_what_the_datastore_lacks_stands_once_wherever_people_look_with_what
     done = site.highstate()
     assert done["code"] == 0, done["text"][-3000:]
     (live,) = [state for name, state in done["hosts"]["web1"].items() if "ckan_release_|" in name]
-    said = lines(site, ", which weak could not give it (permission denied for schema public)")
+    said = lines(site, ', which weak could not give it (must be member of role "ckan_default")')
     shown = {name: site.told(name) for name in ("ckan.history", "ckan.status")}
     once({"highstate": live["comment"], **shown}, said)
     site.add_sample_data()
