@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # No advertisement of the theme's at each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: test test-all test-fast test-long test-crash test-hosts lint docs demo demo-stop bench bench-scale bench-ship bench-peers setup setup-parts clean
+.PHONY: test test-all test-fast test-long test-crash test-hosts test-kitchen lint docs dist release demo demo-stop bench bench-scale bench-ship bench-peers setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -46,9 +46,9 @@ test-long: setup-parts
 test-crash: setup-parts
 	@CRASH_POINTS=all $(BIN)/python -m pytest -q -n $(if $(POINT),0,2) --dist worksteal '$(or $(POINT),test/crash)'
 
-# Unit and functional tests, but for those marked slow: no daemon, about a minute.
+# Unit and functional tests, but for those marked slow: no daemon, a minute. Tests wait for programs: one more than there are cores.
 test-fast: setup
-	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n auto --dist worksteal
+	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n $$(($$(nproc) + 1)) --dist worksteal
 
 # What is long by nature as well.
 test-all: test test-long test-crash test-hosts
@@ -69,6 +69,14 @@ docs: setup
 	@$(BIN)/python tools/settings_docs.py
 	@$(BIN)/python tools/functions_docs.py
 	@$(BIN)/mkdocs build --quiet --strict
+
+# An archive for file_roots and a Salt extension, from the commit that is checked out: dist/.
+dist: setup
+	@$(BIN)/python tools/dist.py
+
+# Version, changelog, commit and tag: make release VERSION=1.0.0. Pushes nothing. See docs/releasing.md.
+release: setup
+	@$(BIN)/python tools/release.py '$(VERSION)'
 
 # A real CKAN on two web hosts: first deploy, deploy, failed deploy, rollback. DEMO_ONCE=1 ends by itself.
 demo: setup-parts
@@ -97,7 +105,12 @@ bench-peers: setup-parts
 
 # Three Debian hosts in containers, with systemd, a network of their own, and a master on the first.
 test-hosts: setup-parts
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group hosts
 	@$(BIN)/python test/hosts/run.py
 
+# The suites of kitchen.yml on containers as those of test-hosts, by Test Kitchen: docs/development.md says what to install.
+test-kitchen: setup-parts
+	@$(BIN)/python test/hosts/kitchen.py $(SUITE)
+
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache site
+	@rm -rf $(VENV) .pytest_cache .ruff_cache site dist

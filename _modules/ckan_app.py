@@ -9,7 +9,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy.database import probe
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
@@ -92,3 +92,7 @@ def index_status(release: str = "") -> dict:
     with salt_errors():
         site = _site()
         return probe.index_status(site, _path(site, release))
+
+
+if not PROBLEM:
+    fit_arguments(globals())

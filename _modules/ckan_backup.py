@@ -10,7 +10,7 @@ try:
     ckan_deploy.fresh(__file__)
     from ckan_deploy.database import backup
     from ckan_deploy.database import restore as restoring
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
@@ -110,3 +110,7 @@ def restore(name: str, confirm: str = "") -> dict:
     """
     with salt_errors():
         return restoring.restore(_site(fresh=True), name, confirm)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

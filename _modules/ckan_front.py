@@ -10,7 +10,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.serve import virtual_host
 except Exception as exc:  # half a sync, another Python
@@ -94,3 +94,7 @@ def reload() -> bool:
     """
     with salt_errors():
         return virtual_host.reload(_site())
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -9,7 +9,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy.database import search_index
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
@@ -49,3 +49,7 @@ def rebuild(release: str, force: bool = False, by: str = "", job: str = "") -> d
     """
     with salt_errors():
         return search_index.rebuild(_site(), release, force, by, job)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

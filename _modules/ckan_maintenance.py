@@ -10,7 +10,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.serve import maintenance
 except Exception as exc:  # half a sync, another Python
@@ -28,7 +28,7 @@ def _site() -> Site:
 
 
 def on(
-    reason: str = "", by: str = "", stop_workers: bool = False, message: Any = "", until: str = ""
+    reason: str = "", by: str = "", stop_workers: bool = False, message: Any = "", until: str = "", test: bool = False
 ) -> dict[str, Any]:  # fmt: skip
     """
     Answer visitors with 503, ``Retry-After`` and a page, and requests of the API with JSON.
@@ -41,6 +41,8 @@ def on(
         What visitors read: a line in the language of the portal, or ``{language: line}``.
     until
         When it is expected to end: date, time and zone, such as ``2026-11-29T18:30+01:00``.
+    test
+        Only look whether that can be done.
 
     Where maintenance mode is on already, a message or an end changes the page, and nothing else.
 
@@ -57,7 +59,7 @@ def on(
         salt web1 ckan_maintenance.on message='{en: New servers, de: Neue Server}' until=2026-11-29T18:30+01:00
     """
     with salt_errors():
-        return maintenance.on(_site(), reason, by, stop_workers, message, until)
+        return maintenance.on(_site(), reason, by, stop_workers, message, until, test)
 
 
 def off(by: str = "") -> dict[str, Any]:
@@ -95,3 +97,7 @@ def status() -> dict[str, Any]:
     """
     with salt_errors():
         return maintenance.status(_site())
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -8,7 +8,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.serve import official_package
 except Exception as exc:  # half a sync, another Python
@@ -42,3 +42,7 @@ def restore() -> list[str]:
     """
     with salt_errors():
         return official_package.restore(_site())
+
+
+if not PROBLEM:
+    fit_arguments(globals())

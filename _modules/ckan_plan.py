@@ -9,6 +9,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
+    from ckan_deploy.host import fit_arguments
     from ckan_deploy.system import version
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
@@ -38,3 +39,7 @@ def ready() -> dict[str, Any]:
         "modules": version.of_minion(__file__),
         "time": time.time(),
     }
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -1,8 +1,7 @@
 """
 Releases on one host, as people use them: deploy, rollback, prune, adopt; list, show, diff, history, status.
 
-The stages that a deploy consists of are in ``ckan_release_stages``. What the functions do is in the package
-``ckan_deploy.deploy``.
+The stages of a deploy are in ``ckan_release_stages``. What the functions do is in ``ckan_deploy.deploy``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ try:
     from ckan_deploy.deploy import rollback as rolling_back
     from ckan_deploy.deploy import status as standing
     from ckan_deploy.deploy import switch
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.system.arguments import flag, whole
 except Exception as exc:  # half a sync, another Python
@@ -81,9 +80,12 @@ def adopt(name: str, release: str = "", ini: str = "", by: str = "") -> dict[str
         return adoption.adopt(_site(), str(name), str(release), ini, by).to_json()
 
 
-def end_standby() -> list[str]:
+def end_standby(release: str = "") -> list[str]:
     """
     Stop the app servers of releases that serve no more; Salt's scheduler calls it when ``web:standby`` is over.
+
+    release
+        Only that of this one; by default of all.
 
     Returns the ids of the releases whose servers were stopped.
 
@@ -94,7 +96,7 @@ def end_standby() -> list[str]:
         salt web1 ckan_release.end_standby
     """
     with salt_errors():
-        return pruning.end_standby(_site())
+        return pruning.end_standby(_site(), release)
 
 
 def rollback_target(to: str = "", force: bool = False, about: bool = False) -> str | dict[str, str]:
@@ -170,7 +172,7 @@ def rollback(
 
 def deploy(
     extensions: dict[str, Any] | None = None, release: str = "", by: str = "", job: str = "", fresh: bool = True,
-    maintenance: bool = False,
+    maintenance: bool = False, renew: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Run all stages on this host alone. A failure at any stage leaves the host on the release that it served before.
@@ -185,6 +187,8 @@ def deploy(
         Take the pillar anew from the master; False where it was a moment ago.
     maintenance
         Visitors get the maintenance page from the stage migrate to the end of verify.
+    renew
+        Ask the package index, also where nothing has changed since that was done.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and
     ``warnings`` where there are any. Raises ``CommandExecutionError`` that names the stage. The exit code is 1, too,
@@ -197,7 +201,7 @@ def deploy(
         salt web1 ckan_release.deploy
     """
     with salt_errors():
-        return _judged(deploying.deploy(lambda: _site(extensions, fresh), release, by, job, maintenance))
+        return _judged(deploying.deploy(lambda: _site(extensions, fresh), release, by, job, maintenance, renew))
 
 
 def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
@@ -256,9 +260,8 @@ def repair(accept: bool = False, by: str = "") -> dict[str, Any]:
         Who asked.
 
     Returns ``{"repaired": [paths], "accepted": [paths], "kept": id}``; the last one is the current release where it
-    keeps a change, else ''.
-    Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is done, for what cannot be
-    brought back.
+    keeps a change, else ''. Raises ``CommandExecutionError`` where somebody else is at work, and, when all the rest is
+    done, for what cannot be brought back.
 
     CLI Example:
 
@@ -354,7 +357,7 @@ def config_diff(release: str = "") -> dict[str, Any]:
 
 def history(limit: int = 50) -> list[dict[str, Any]]:
     """
-    Return what was done on this host, newest first: stage, release, result, seconds, who, why.
+    Return what was done on this host, newest first: stage, release, result, seconds, who, why, and how drains ended.
 
     limit
         How many entries at most.
@@ -366,7 +369,7 @@ def history(limit: int = 50) -> list[dict[str, Any]]:
         salt web1 ckan_release.history limit=10
     """
     with salt_errors():
-        return _site().log.read(whole("limit", limit))
+        return standing.history(_site(), whole("limit", limit))
 
 
 def status(processes: bool = False) -> dict[str, Any]:
@@ -380,6 +383,7 @@ def status(processes: bool = False) -> dict[str, Any]:
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
     not as they were installed. With ``processes`` also ``{"serving": [ids],
+    "drained": {id: what came of the requests of an app server that was told to stop for the current release},
     "workers": {name: id or state}, "last": an entry of the history or {}}``.
 
     CLI Example:
@@ -390,3 +394,7 @@ def status(processes: bool = False) -> dict[str, Any]:
     """
     with salt_errors():
         return standing.status(_site(fresh=True), processes)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -14,14 +14,15 @@ try:
     from ckan_deploy.build.shipment import Shipment, check_key
     from ckan_deploy.database import search_index
     from ckan_deploy.deploy import plan as planning
+    from ckan_deploy.deploy import rollback as rolling_back
     from ckan_deploy.deploy import stages
     from ckan_deploy.deploy import status as standing
     from ckan_deploy.errors import InvalidArgument
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.ids import check_id, new_id
     from ckan_deploy.releases.manifest import Resolution
     from ckan_deploy.releases.site import Site
-    from ckan_deploy.system.arguments import mapping, text
+    from ckan_deploy.system.arguments import flag, mapping, text
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -52,7 +53,7 @@ def _host(name: str) -> str:
 
 def plan(
     release: str = "", extensions: dict[str, Any] | None = None, resolve: bool = True, fresh: bool = True,
-    job: str = "", contents: dict[str, Any] | None = None, sees: str = "",
+    job: str = "", contents: dict[str, Any] | None = None, sees: str = "", renew: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Look whether a deploy could start here, and decide what the release will hold. Changes nothing that is served.
@@ -71,6 +72,8 @@ def plan(
         What the release is to hold, where it is what another environment has live: no ref is asked for then.
     sees
         The host whose mark in a shared storage this one is to see.
+    renew
+        Ask the package index, also where nothing has changed since that was done (``ckan:installer:reuse_hours``).
 
     Returns ``{"release", "env", "current", "contents", "extensions": {name: what}, "changes": [sentences],
     "own_changes": [sentences], "remarks": [sentences], "own_remarks": [sentences], "differs": [sentences],
@@ -88,7 +91,7 @@ def plan(
     with salt_errors():
         site = _site(extensions, fresh)
         given = Resolution.of(contents) if contents else None
-        return planning.make(site, check_id(release or new_id()), resolve, job, given, _host(sees)).to_json()
+        return planning.make(site, check_id(release or new_id()), resolve, job, given, _host(sees), renew).to_json()
 
 
 def build(
@@ -232,7 +235,9 @@ def migrate(release: str, by: str = "", job: str = "") -> dict[str, Any]:
         return stages.migrate(_site(), release, by, job)
 
 
-def start(release: str, by: str = "", job: str = "", migration: dict[str, Any] | None = None) -> dict[str, Any]:
+def start(
+    release: str, by: str = "", job: str = "", migration: dict[str, Any] | None = None, ahead: bool = False
+) -> dict[str, Any]:
     """
     Start the app server of a complete release on its own socket, and wait until it answers. Visitors see nothing of it.
 
@@ -242,8 +247,11 @@ def start(release: str, by: str = "", job: str = "", migration: dict[str, Any] |
         Who asked, and the run of the master that this belongs to.
     migration
         What the stage migrate told on the host that ran it; stands in the manifest of the release on all.
+    ahead
+        Only boot a release that was live, while a rollback looks whether it can go there. Not where the stage has
+        hooks; nothing is written to the history.
 
-    Returns ``{"started": bool, "seconds": ...}``.
+    Returns ``{"started": bool, "seconds": ...}``, with ``ahead`` without the seconds.
 
     CLI Example:
 
@@ -252,6 +260,8 @@ def start(release: str, by: str = "", job: str = "", migration: dict[str, Any] |
         salt web1 ckan_release.start 20261125021500Z
     """
     with salt_errors():
+        if flag("ahead", ahead):
+            return rolling_back.boot(_site(), check_id(release), by, job)
         return stages.start(_site(), release, by, job, mapping("migration", migration))
 
 
@@ -301,8 +311,9 @@ def verify(release: str, by: str = "", job: str = "") -> dict[str, Any]:
 
 
 def finish(
-    release: str, prune: bool = True, by: str = "", job: str = "", index: dict[str, Any] | None = None
-) -> dict[str, Any]:
+    release: str, prune: bool = True, by: str = "", job: str = "", index: dict[str, Any] | None = None,
+    again: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """
     End a deploy: the old app servers finish their requests and stop, services change over to the release, old
     releases are pruned. With ``web:standby`` the app server of the release before stays for so long.
@@ -315,6 +326,9 @@ def finish(
         Who asked, and the run of the master that this belongs to.
     index
         What the search index is made of now, on whichever host that was seen to; stands in the manifest.
+    again
+        The release has served before, with the database as it is. Where all of it stayed up then, with the same
+        services, it has to run, and is not watched for ``stable_seconds`` once more.
 
     Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``.
 
@@ -325,7 +339,7 @@ def finish(
         salt web1 ckan_release.finish 20261125021500Z
     """
     with salt_errors():
-        return stages.finish(_site(), release, prune, by, job, search_index.checked(mapping("index", index)))
+        return stages.finish(_site(), release, prune, by, job, search_index.checked(mapping("index", index)), again)
 
 
 def abort(release: str, reason: str = "", by: str = "", job: str = "") -> dict[str, Any]:
@@ -366,3 +380,7 @@ def contents(release: str = "") -> dict[str, Any]:
     """
     with salt_errors():
         return standing.contents(_site(), release)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

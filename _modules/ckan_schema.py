@@ -9,7 +9,7 @@ try:
 
     ckan_deploy.fresh(__file__)
     from ckan_deploy.database import changes, compatibility
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.serve import maintenance
 except Exception as exc:  # half a sync, another Python
@@ -173,3 +173,7 @@ def accept(name: str, knows: str, at: str, by: str = "") -> list[dict]:
     """
     with salt_errors():
         return compatibility.accept(_site(), name, knows, at, by)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -13,9 +13,10 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.settings import mask
+    from ckan_deploy.system import facts
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
 else:
@@ -68,14 +69,10 @@ def validate(overrides: dict[str, Any] | None = None, raises: bool = True) -> bo
 
         salt web1 ckan_settings.validate
     """
-    family = __grains__.get("os_family", "")
     try:
         with salt_errors():
-            if family != "Debian":
-                system = f"{__grains__.get('os', family)} {__grains__.get('osrelease', '')}".strip()
-                raise CommandExecutionError(
-                    f"the formula runs on Debian and Ubuntu, and this is {system or 'another system'}."
-                )
+            if problem := facts.unsupported():
+                raise CommandExecutionError(f"{problem}.")
             found = bool(_site(overrides).settings)
     except CommandExecutionError as exc:
         if raises:
@@ -96,3 +93,7 @@ def secret_names() -> list[str]:
     """
     with salt_errors():
         return mask.secret_names()
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -8,6 +8,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
+    from ckan_deploy.host import fit_arguments
     from ckan_deploy.system import version
 except Exception as exc:  # half a sync, another Python
     PROBLEM = f"the formula's package cannot be imported ({type(exc).__name__}: {exc})"
@@ -33,3 +34,7 @@ def modules() -> str:
         salt web1 ckan_version.modules
     """
     return version.of_minion(__file__)
+
+
+if not PROBLEM:
+    fit_arguments(globals())

@@ -10,7 +10,7 @@ try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.host import SaltHost, salt_errors
+    from ckan_deploy.host import SaltHost, fit_arguments, salt_errors
     from ckan_deploy.releases.site import Site
     from ckan_deploy.serve import app_server
 except Exception as exc:  # half a sync, another Python
@@ -48,3 +48,7 @@ def status() -> dict[str, Any]:
     with salt_errors():
         site = _site()
         return {"current": site.releases.current(), "processes": app_server.processes(site)}
+
+
+if not PROBLEM:
+    fit_arguments(globals())

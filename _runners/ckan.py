@@ -161,7 +161,7 @@ def watch(env: str, timeout: int = 3600) -> dict:
 @functools.partial(_answers, more=("from",))
 def pending(
     env: str, extensions: dict | None = None, groups: Any = None, allow_down: list | None = None, release: str = "",
-    **more: Any,
+    fresh: bool = False, **more: Any,
 ) -> dict:  # fmt: skip
     """
     Say what a deploy would do now: the same plan that it would make. Nothing that is served is touched.
@@ -174,16 +174,19 @@ def pending(
         Another environment: what would change if its live release were built here.
     release
         With ``from``: an older release there.
+    fresh
+        Ask the package index, also where nothing has changed since that was done.
 
-    Returns ``{"release", "changes": [sentences], "extensions": {name: what}, "hosts": {host: {"current", "free_mb",
-    "needed_mb", "prunes"}}, "groups", "down", "last": how long the last one took}``; with ``from`` also ``from`` and
-    ``differs``, how that release goes with the pillar here.
+    Returns a table; with ``--out json`` ``{"release", "changes": [sentences], "extensions": {name: what}, "hosts":
+    {host: {"current", "free_mb", "needed_mb", "prunes", "backends"}}, "groups", "down", "last": how long the last one
+    took}``; with ``from`` also ``from`` and ``differs``, how that release goes with the pillar here.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run ckan.pending production
+        salt-run ckan.pending production --out json
         salt-run ckan.pending production from=staging
     """
     if not env:
@@ -191,11 +194,13 @@ def pending(
     given = [*more, *(["release"] if release else [])]
     planned = begin.plan(
         _master(), env, dry_run=True, extensions=extensions, groups=groups, allow_down=allow_down, given=given,
-        source=more.get("from", ""), source_release=release,
+        source=more.get("from", ""), source_release=release, fresh=fresh,
     )  # fmt: skip
     if not planned["ok"]:
         # What is told of a run is in the syntax of a pillar.
         return _complain(re.sub(r" (from|allow_down): (?=[\w\[{])", r" \1=", planned["comment"]))
+    if not __opts__.get("output"):
+        return {env: planned["text"]}
     return {key: value for key, value in planned.items() if key not in ("ok", "comment", "text")}
 
 

@@ -49,7 +49,8 @@ def plan(
     env: Any, kind: str = "deploy", extensions: dict | None = None, to: str = "", dry_run: bool = False,
     reason: str = "", force: bool = False, maintenance: bool = False, groups: Any = None, allow_down: Any = None,
     steal: bool = False, given: list[str] | None = None, accept_schema: bool = False, downgrade: bool = False,
-    restore: str = "", job: str = "", from_env: Any = "", from_release: Any = "",
+    restore: str = "", job: str = "", from_env: Any = "", from_release: Any = "", fresh: Any = False,
+    message: Any = "", until: Any = "",
 ) -> dict:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -58,7 +59,8 @@ def plan(
         The name of the environment.
     kind
         ``deploy`` or ``rollback``.
-    extensions, to, dry_run, reason, force, maintenance, groups, allow_down, steal, accept_schema, downgrade, restore
+    extensions, to, dry_run, reason, force, fresh, maintenance, groups, allow_down, steal, accept_schema, downgrade,
+    restore, message, until
         What the pillar of the orchestration may say (docs/commands.md).
     given
         All names of that pillar, to find those that nobody knows.
@@ -77,7 +79,7 @@ def plan(
         _master(), env, kind, extensions=extensions, to=to, dry_run=dry_run, reason=reason, force=force,
         maintenance=maintenance, groups=groups, allow_down=allow_down, steal=steal, given=given,
         accept_schema=accept_schema, downgrade=downgrade, restore=restore, job=job, source=from_env,
-        source_release=from_release,
+        source_release=from_release, fresh=fresh, message=message, until=until,
     )  # fmt: skip
 
 

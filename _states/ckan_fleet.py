@@ -31,7 +31,8 @@ def planned(name: str, env: Any, kind: str = "deploy", **options: Any) -> dict:
         ``deploy`` or ``rollback``.
     options
         ``extensions``, ``to``, ``reason``, ``force``, ``dry_run``, ``maintenance``, ``groups``, ``allow_down``,
-        ``steal``, ``given``, ``accept_schema``, ``downgrade``, ``restore``, ``from_env``, ``from_release``.
+        ``steal``, ``given``, ``accept_schema``, ``downgrade``, ``restore``, ``from_env``, ``from_release``,
+        ``fresh``, ``message``, ``until``.
     """
     _known().clear()
     if not __opts__.get("test"):

@@ -1,5 +1,11 @@
 {#- What a host of a CKAN portal looks like. A highstate with this is the first deploy; after it, `orch.deploy`. -#}
+{#- Where the modules do not load, such as on an old Salt, Salt knows why, and says it twice. -#}
+{%- if 'ckan_settings.validate' in salt %}
 {%- set problems = salt['ckan_settings.validate'](raises=False) %}
+{%- else %}
+{%- set why = salt.missing_modules.get('ckan_settings') or 'type on the master: salt ' ~ grains['id'] ~ ' saltutil.sync_all' %}
+{%- set problems = ["the formula's modules are not loaded: " ~ (why | string).split('; the formula')[0]] %}
+{%- endif %}
 {%- if problems %}
 settings:
   test.configurable_test_state:

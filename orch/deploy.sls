@@ -6,8 +6,8 @@
       salt-run state.orch orch.deploy pillar='{env: production, allow_down: [web3]}'
       salt-run state.orch orch.deploy pillar='{env: production, from: staging}'
 
-    What else the pillar may say: dry_run, force, maintenance, reason, steal (docs/operations.md), and with from: release
-    (docs/environments.md).
+    What else the pillar may say: dry_run, force, fresh, maintenance, message, reason, steal, until (docs/commands.md),
+    and with from: release (docs/environments.md).
 
     A stage that fails on any host stops the ones after it, and `revert` returns every host to the release that it
     served before. A migration runs once, in the first group; what is left of the release before goes when all groups
@@ -26,12 +26,15 @@ plan:
     - env: {{ env | json }}
     - extensions: {{ pillar.get('extensions', {}) | json }}
     - maintenance: {{ pillar.get('maintenance', False) | json }}
+    - message: {{ pillar.get('message', '') | json }}
+    - until: {{ pillar.get('until', '') | json }}
     - dry_run: {{ dry_run | json }}
     - reason: {{ pillar.get('reason', '') | json }}
     - force: {{ pillar.get('force', False) | json }}
     - steal: {{ pillar.get('steal', False) | json }}
     - groups: {{ groups | json }}
     - allow_down: {{ pillar.get('allow_down', []) | json }}
+    - fresh: {{ pillar.get('fresh', False) | json }}
     - from_env: {{ pillar.get('from', '') | json }}
     - from_release: {{ pillar.get('release', '') | json }}
     - given: {{ pillar | list | json }}

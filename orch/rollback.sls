@@ -3,7 +3,7 @@
       salt-run state.orch orch.rollback pillar='{env: production}'
       salt-run state.orch orch.rollback pillar='{env: production, to: 20261125021500Z, reason: search is broken}'
 
-    What else the pillar may say: dry_run, force, maintenance, groups, allow_down, steal (docs/operations.md), and for a
+    What else the pillar may say: dry_run, force, maintenance, message, until, groups, allow_down, steal (docs/commands.md), and for a
     database that the release does not know: accept_schema, downgrade, restore (docs/database.md).
 
     A stage that fails on any host returns every host to the release that it served before. -#}
@@ -30,6 +30,8 @@ plan:
     - downgrade: {{ pillar.get('downgrade', False) | json }}
     - restore: {{ pillar.get('restore', '') | json }}
     - maintenance: {{ pillar.get('maintenance', False) | json }}
+    - message: {{ pillar.get('message', '') | json }}
+    - until: {{ pillar.get('until', '') | json }}
     - groups: {{ groups | json }}
     - allow_down: {{ pillar.get('allow_down', []) | json }}
     - given: {{ pillar | list | json }}

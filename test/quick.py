@@ -77,7 +77,7 @@ def make(monkeypatch: pytest.MonkeyPatch, **pillar: Any) -> Iterator[Quick]:
         return {"resolution": planned, "plugins": (), "disk_mb": 1}
 
     checked = {"pending": {}, "schema": {}, "plugins": [], "datasets": 0, "warnings": [], "seconds": 0.0}
-    monkeypatch.setattr(resolution, "resolve", lambda site: RESOLUTION)
+    monkeypatch.setattr(resolution, "resolve", lambda site, renew=False: RESOLUTION)
     monkeypatch.setattr(assembly, "fill", fill)
     monkeypatch.setattr(packages, "check", lambda *_, **__: None)
     monkeypatch.setattr(probe, "check", lambda *_: {**checked, "warnings": []})

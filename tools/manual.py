@@ -14,7 +14,8 @@ from mkdocs.structure.files import File, Files
 
 REPO = Path(__file__).resolve().parents[1]
 # Pages of the repository that stand outside docs/, and their names in the site.
-OUTSIDE = {"README.md": "readme.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
+OUTSIDE = {"README.md": "readme.md", "SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md",
+           "CONTRIBUTING.md": "contributing.md"}  # fmt: skip
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -14,7 +16,7 @@ from typing import Any, Protocol
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
-from ckan_deploy.system import files
+from ckan_deploy.system import arguments, files
 
 
 class Host(Protocol):
@@ -187,3 +189,33 @@ def _package_errors() -> Iterator[None]:
 
 def _plain(dunder: Any) -> Any:
     return dunder.value() if hasattr(dunder, "value") and callable(dunder.value) else dunder
+
+
+def fit_arguments(module: dict[str, Any]) -> None:
+    """
+    Let the public functions of a thin module refuse arguments that they do not take, with the name that was meant, and
+    those of another type. Salt would say that they are not valid, or pass them on.
+
+    module
+        The names of the module, ``globals()``; called at its end.
+    """
+    alias = module.get("__func_alias__", {})
+    shown = module.get("__virtualname__") or module["__name__"].rpartition(".")[2]
+    for name, function in list(module.items()):
+        if inspect.isfunction(function) and function.__module__ == module["__name__"] and name[0] != "_":
+            module[name] = _fitting(f"{shown}.{alias.get(name, name)}", function)
+
+
+def _fitting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with salt_errors():
+            by_place, by_name = arguments.typed(function, args, arguments.fit(name, function, args, kwargs))
+        return function(*by_place, **by_name)
+
+    # Salt looks at this, so that any argument comes this far.
+    del called.__wrapped__
+    rest = inspect.Parameter("more", inspect.Parameter.VAR_KEYWORD)
+    known = inspect.signature(function)
+    called.__signature__ = known.replace(parameters=[*known.parameters.values(), rest])  # type: ignore[attr-defined]
+    return called

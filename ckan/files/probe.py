@@ -18,6 +18,7 @@ Standard library only, besides what the release itself brings.
 
 import configparser
 import difflib
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -66,6 +67,8 @@ def check(ini: str, result: dict) -> None:
     Boot CKAN. Where plugins keep it from starting, look at all of them, and boot it again without those that fail, each
     time in a process that has booted nothing yet, until all that fail are known.
     """
+    # A boot leaves hardly any garbage, and to look for it takes a fifth of the time.
+    gc.disable()
     told = in_a_process_of_its_own(lambda: boot(ini, ()))
     errors, left_out = told.pop("errors"), told.pop("blamed")
     result["warnings"] += told.pop("warnings")

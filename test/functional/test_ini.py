@@ -15,6 +15,7 @@ from salt.exceptions import CommandExecutionError
 from salt.utils import yaml
 
 from ckan_deploy.build import ini as ini_of_release
+from fakes import fake_site
 from functional.steps import deployed
 
 REPO = Path(__file__).resolve().parents[2]
@@ -40,6 +41,21 @@ def read(path: Path) -> configparser.SectionProxy:
     return parser["app:main"]
 
 
+@pytest.mark.parametrize(
+    ("url", "config", "icon"),
+    [
+        ("https://www.example.org:8443/open/data", {}, "/open/data/base/images/ckan.ico"),
+        ("https://www.example.org/data", {"ckan.favicon": "/data/city.ico"}, "/data/city.ico"),
+        # CKAN's own is right then.
+        ("https://data.example.org", {}, None),
+    ],
+)
+def test_f18_below_a_path_the_icon_is_below_it_too(url, config, icon):
+    """CKAN writes this option into its pages as it is, and its default is at the top of the host."""
+    assert ini_of_release.options(fake_site("", site_url=url, config=config)).get("ckan.favicon") == icon
+
+
+@pytest.mark.slow
 def test_a09_the_ini_gives_back_the_secrets_of_the_pillar_and_here_still_resolves(host):
     host.pillar["secrets"] = SECRETS
     host.pillar["database"] = {"password": "p@ss:for/ckan%#"}
@@ -117,6 +133,7 @@ def served_title(host, release: str, pointer: Path) -> bytes:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a10_accents_survive_a_server_without_a_locale(host, tmp_path):
     host.pillar["config"] = {"ckan.site_title": TITLE}
     release = deployed(host)
@@ -127,6 +144,7 @@ def test_a10_accents_survive_a_server_without_a_locale(host, tmp_path):
     assert f"<h1>{TITLE}</h1>".encode() in served_title(host, release, pointer)
 
 
+@pytest.mark.slow
 def test_a10_a_deploy_without_a_locale_writes_the_same_bytes(host, tmp_path):
     host.pillar["config"] = {"ckan.site_title": TITLE}
     (tmp_path / "pillar").mkdir()
@@ -152,6 +170,7 @@ def test_a10_a_deploy_without_a_locale_writes_the_same_bytes(host, tmp_path):
     assert f"ckan.site_title = {TITLE}\n".encode() in ini(host, release).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_password_that_ckan_quotes_in_its_error_is_masked(host):
     host.pillar["database"] = {"password": "p@ss:for/ckan%#"}
     host.pillar["config"] = {"stub.migrate_error": "no way to postgresql://ckan:p%40ss%3Afor%2Fckan%25%23@db/ckan"}
@@ -161,6 +180,7 @@ def test_a_password_that_ckan_quotes_in_its_error_is_masked(host):
     assert [text for text in told if "p%40ss" in text or "p@ss" in text or "no way to" not in text] == []
 
 
+@pytest.mark.slow
 def test_config_diff_shows_what_a_deploy_would_change_and_no_secret(host):
     host.pillar["config"] = {"ckan.site_title": "Old", "ckan.locale_default": "en", "ckanext.x.password": "old-hidden"}
     release = deployed(host)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ckan_deploy.build import resolution, uv_and_pip
+from ckan_deploy.deploy import candidates, plan
 from functional.steps import deployed, extension
 from stub import repos
 from stub.wheels import make_wheel
@@ -144,3 +146,32 @@ def test_no_directory_of_a_release_is_read_twice_by_its_build(host, mycity, monk
     assert any(name.startswith(layer) for name in inner)
     assert {name: count for name, count in read.items() if name in inner and count > 1} == {}
     assert not [name for name in inner if name.startswith(str(path))]
+
+
+def test_a_plan_of_the_same_commits_asks_uv_for_nothing_unless_it_is_told_to_or_the_last_one_failed(
+    host, mycity, monkeypatch
+):
+    asked: list[str] = []
+    real = uv_and_pip.run
+
+    def run(command, *args):
+        asked.append(" ".join(command[1:3]))
+        return real(command, *args)
+
+    monkeypatch.setattr(uv_and_pip, "run", run)
+    first = resolution.resolve(host.site())
+    assert "pip install" in asked
+    asked.clear()
+    assert resolution.resolve(host.site()) == first and asked == []
+    assert plan.make(host.site(), "20990101000000Z", renew=True).resolution == first and "pip install" in asked
+    asked.clear()
+    repos.commit_change(mycity, "two")
+    assert resolution.resolve(host.site()) != first and "pip install" in asked
+    asked.clear()
+    # What is no matter of packages.
+    host.pillar["config"] = {"ckan.site_title": "another title"}
+    resolution.resolve(host.site())
+    assert asked == []
+    candidates.note_failed(host.site(), "20990101000000Z", "ann", "it does not boot")
+    resolution.resolve(host.site())
+    assert "pip install" in asked

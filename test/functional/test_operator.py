@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from salt.exceptions import SaltException
+import salt.utils.args
+from salt.exceptions import SaltException, SaltInvocationError
 
 from functional.conftest import Host
 from functional.steps import deployed, extension, later_id
@@ -166,3 +167,45 @@ def test_an_operator_with_hostile_arguments_changes_nothing_outside_and_learns_n
     assert not (canary / "made").exists()
     log = portal.home / "shared/deploy.log"
     assert PLANTED not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "said"),
+    [
+        ("list", {"limt": 3}, "ckan_release.list does not know limt; it takes nothing"),
+        (
+            "rollback",
+            {"too": "ID"},
+            r"ckan_release.rollback does not know too \(did you mean to\?\); it takes to, reason",
+        ),
+        ("history", {"limit": "ten"}, "limit must be a whole number, not 'ten'"),
+        ("history", {"limit": -1}, "limit must be a whole number, 0 or more, not -1"),
+        ("deploy", {"maintenance": "yes"}, "maintenance is 'yes'; use True or False"),
+        ("deploy", {"extensions": "ckanext-mycity"}, "extensions must be a dictionary, not 'ckanext-mycity'"),
+        ("rollback", {"to": ["ID"]}, r"to must be a line of text, not \['ID'\]"),
+        ("build", {}, "ckan_release.build needs release; it takes release, contents"),
+        ("plan", {"refresh": True}, r"ckan_release.plan does not know refresh \(did you mean fresh\?\)"),
+    ],
+)
+def test_arguments_that_a_function_does_not_take_are_refused_with_what_was_meant(host, function, arguments, said):
+    before = host.tree()
+    with pytest.raises(SaltInvocationError, match=said):
+        host.loaders().modules[f"ckan_release.{function}"](**arguments)
+    assert host.tree() == before
+
+
+def test_the_functions_show_the_arguments_that_they_take_and_ignore_what_salt_adds(host):
+    modules = host.loaders().modules
+    told = modules["sys.argspec"]("ckan_release.history")["ckan_release.history"]
+    assert (told["args"], told["defaults"], told["varargs"]) == (["limit"], (50,), None)
+    assert "How many entries at most." in modules["sys.doc"]("ckan_release.history")["ckan_release.history"]
+    assert modules["ckan_release.history"](limit=3, __pub_jid="1") == []
+    # What is imported is no function of the formula.
+    assert [name for name in modules if name.startswith("ckan") and name.endswith("fit_arguments")] == []
+    missing = [
+        name for name in modules
+        if name.startswith("ckan_") and salt.utils.args.get_function_argspec(modules[name]).keywords != "more"
+    ]  # fmt: skip
+    assert missing == []
+    # `key: ` without a value.
+    assert modules["ckan_release.history"](limit=None) == []

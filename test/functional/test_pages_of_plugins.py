@@ -11,6 +11,7 @@ from functional.steps import deployed
 from stub import repos
 
 
+@pytest.mark.slow
 def test_the_check_keeps_the_pages_of_plugins_in_the_manifest(host, mycity):
     repos.commit_pages(mycity, "Hello pages", {"/harvest": "'well'", "/a b": "'odd'"})
     release = deployed(host)
@@ -19,6 +20,7 @@ def test_the_check_keeps_the_pages_of_plugins_in_the_manifest(host, mycity):
     assert manifest["check"]["examples"] == []
 
 
+@pytest.mark.slow
 def test_a_login_without_a_password_is_refused_before_anything_is_touched(host, mycity):
     deployed(host)
     before = host.tree()

@@ -31,12 +31,14 @@ def test_a_deploy_makes_a_release_of_its_own_and_makes_it_live(host, mycity):
     assert shown["packages"]["ckanext-mycity"] == "0.1.0"
     assert shown["base"]["ckan"] == "2.12.0"
     assert shown["check"]["plugins"] == ["mycity"]
+    assert shown["disk_mb"] >= 1
     where = host.python(release, "import sys, ckanext.mycity.plugin as p; print(sys.prefix, p.__file__)")
     path = str(host.home / "releases" / release)
     assert where.split()[0] == path
     assert where.split()[1].startswith(f"{path}/src/ckanext-mycity/")
 
 
+@pytest.mark.slow
 def test_the_ini_is_for_this_environment_and_readable_by_the_site_alone(host, mycity):
     release = deployed(host)
     ini = host.home / "releases" / release / "production.ini"
@@ -56,6 +58,7 @@ def test_no_secret_is_in_the_manifest_or_the_log(host, mycity):
         assert secret not in log
 
 
+@pytest.mark.slow
 def test_the_second_deploy_takes_the_new_commit_and_keeps_the_old_release_whole(host, mycity):
     first = deployed(host)
     commit = repos.commit_change(mycity, "Hello two")
@@ -68,6 +71,7 @@ def test_the_second_deploy_takes_the_new_commit_and_keeps_the_old_release_whole(
     assert host.python(second, code) == "Hello two"
 
 
+@pytest.mark.slow
 def test_a_branch_can_be_deployed_for_once_without_a_change_of_the_pillar(host, mycity):
     deployed(host)
     repos.branch(mycity, "fix-42")
@@ -138,6 +142,7 @@ def test_an_origin_that_does_not_answer_is_refused_before_anything_is_made(host,
     assert host.releases() == []
 
 
+@pytest.mark.slow
 def test_a_setup_that_fails_leaves_no_release(host, mycity):
     first = deployed(host)
     project = mycity / "pyproject.toml"
@@ -173,6 +178,7 @@ def test_plan_refuses_a_full_disk(host):
     assert host.tree() == {}
 
 
+@pytest.mark.slow
 def test_plan_refuses_a_release_that_would_not_be_the_newest(host, mycity):
     deployed(host)
     before = host.tree()
@@ -241,6 +247,7 @@ def test_rollback_to_a_name_and_refused_ones_change_nothing(host, mycity):
     assert host.rollback(to=releases[0])["current"] == releases[0]
 
 
+@pytest.mark.slow
 def test_a16_a_deploy_that_was_killed_is_no_target_and_is_pruned_by_the_next(host, mycity):
     first = deployed(host)
     killed = later_id(host)
@@ -281,6 +288,7 @@ def test_directories_of_others_are_never_in_the_way(host, mycity):
     assert all((stranger / "precious").read_text() == "x" for stranger in strangers)
 
 
+@pytest.mark.slow
 def test_abort_takes_back_a_switch_and_can_be_repeated(host, mycity):
     first = deployed(host)
     second = deployed(host)
@@ -290,12 +298,14 @@ def test_abort_takes_back_a_switch_and_can_be_repeated(host, mycity):
     assert host.abort(second) == {"current": first, "removed": False}
 
 
+@pytest.mark.slow
 def test_abort_of_a_first_deploy_leaves_no_link(host, mycity):
     first = deployed(host)
     assert host.abort(first)["current"] == ""
     assert not os.path.lexists(host.home / "current")
 
 
+@pytest.mark.slow
 def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     first = deployed(host)
     planned = host.plan()
@@ -305,6 +315,7 @@ def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
     assert host.current() == first
 
 
+@pytest.mark.slow
 def test_list_is_newest_first_with_state_and_extensions(host, mycity):
     releases = [deployed(host), deployed(host)]
     rows = host.list()
@@ -314,6 +325,7 @@ def test_list_is_newest_first_with_state_and_extensions(host, mycity):
     assert rows[0]["extensions"]["ckanext-mycity"].startswith("main ")
 
 
+@pytest.mark.slow
 def test_one_more_release_shares_its_files_with_the_base(host, mycity, stub_base):
     release = deployed(host)
     inside = Path("lib/python3.11/site-packages/ckan/common.py")
@@ -343,22 +355,23 @@ def test_the_wsgi_pointer_serves_the_release_it_was_started_for_and_else_the_cur
     result = loaders.states["ckan_front.pointed"](name=str(pointer))
     assert result.result is True
     ask = (
-        "import runpy, io\n"
+        "import gc, runpy, io\n"
         f"app = runpy.run_path({str(pointer)!r})['application']\n"
         "out = []\n"
         "environ = {'REQUEST_METHOD': 'GET', 'PATH_INFO': '/', 'wsgi.input': io.BytesIO(), 'SERVER_NAME': 'x',"
         " 'SERVER_PORT': '80', 'wsgi.url_scheme': 'http', 'QUERY_STRING': ''}\n"
         "body = b''.join(app(environ, lambda status, headers, exc=None: out.append(dict(headers))))\n"
-        "print(out[0]['X-CKAN-Release'], 'Hello two' in body.decode())"
+        "print(out[0]['X-CKAN-Release'], 'Hello two' in body.decode(), gc.isenabled() and gc.get_freeze_count() > 0)"
     )
-    assert host.python(second, ask) == f"{second} True"
+    assert host.python(second, ask) == f"{second} True True"
     named = f"import os; os.environ['RELEASE_DIR'] = {str(host.home / 'releases' / first)!r}\n"
-    assert host.python(first, named + ask) == f"{first} False"
+    assert host.python(first, named + ask) == f"{first} False True"
     # A server with an interpreter of its own, as mod_wsgi without python-home.
     done = subprocess.run(["/usr/bin/python3", "-c", ask], capture_output=True, text=True, cwd="/")
-    assert done.stdout.strip() == f"{second} True", done.stderr
+    assert done.stdout.strip() == f"{second} True True", done.stderr
 
 
+@pytest.mark.slow
 def test_a13_current_is_renamed_and_never_unlinked(host, mycity, tmp_path):
     releases = [deployed(host), deployed(host)]
     trace = tmp_path / "trace"

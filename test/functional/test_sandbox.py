@@ -263,6 +263,21 @@ def test_where_no_namespaces_can_be_had_it_is_said(host, origins, mycity, monkey
     assert modes(host.home / "releases" / release) == []
 
 
+def test_a_base_is_not_begun_where_no_namespaces_can_be_had(host, tmp_path, monkeypatch):
+    # As the kernel refuses it in a container without CAP_NET_ADMIN.
+    refusing = tmp_path / "bin/bwrap"
+    refusing.parent.mkdir()
+    refusing.write_text("#!/bin/sh\necho 'bwrap: loopback: Failed RTM_NEWADDR: No child processes' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{refusing.parent}:{os.environ['PATH']}")
+    host.pillar["base"] = {"version": "2.12.0"}
+    done = host.loaders().states.ckan_base.present(name="base")
+    assert done.result is False
+    assert "cannot make namespaces here (bwrap: loopback: Failed RTM_NEWADDR" in done.comment
+    assert "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN; or set ckan:build:sandbox to user" in done.comment
+    assert not (host.home / "shared/bases").exists()
+
+
 def test_a_sandbox_costs_little():
     """At most 60 ms more than the same as another user."""
     cost = {}

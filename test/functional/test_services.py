@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,11 +19,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ckan_deploy.deploy import candidates, stages, status, switch
+from ckan_deploy.database import compatibility
+from ckan_deploy.deploy import candidates, prune, rollback, stages, status, switch, texts
 from ckan_deploy.errors import FormulaError
+from ckan_deploy.releases import stage
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, app_server, draining, services, steady, uwsgi
 from ckan_deploy.system import supervisor
+from ckan_deploy.system.unix_http import UnixConnection
 from fakes import fake_site
 from parts.supervisor import Supervisor
 
@@ -62,6 +67,34 @@ server = socketserver.ThreadingUnixStreamServer(place, Handler)
 threading.Timer(seconds, lambda: os._exit(1)).start()
 signal.signal(signal.SIGTERM, lambda *_: threading.Timer({linger}, lambda: os._exit(0)).start())
 server.serve_forever()
+"""
+
+# One that takes a request after the other, and only finishes the one that it is at once it must end, as uWSGI does.
+ONE_BY_ONE = """\
+#!/usr/bin/python3
+import http.server, os, signal, socketserver, time
+
+release = os.environ["RELEASE_DIR"]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        time.sleep(0.5 if self.path == "/slow" else 0)
+        self.send_response(200)
+        self.send_header("X-CKAN-Release", os.path.basename(release))
+        self.end_headers()
+
+    def address_string(self):
+        return "unix"
+
+place, over = release + "/run/web.sock", []
+if os.path.exists(place):
+    os.unlink(place)
+signal.signal(signal.SIGTERM, lambda *_: over.append(True))
+server = socketserver.UnixStreamServer(place, Handler)
+server.socket.listen({queue})
+server.timeout = 0.1
+while not over:
+    server.handle_request()
 """
 
 
@@ -243,10 +276,10 @@ def test_h01_workers_that_a_new_supervisor_has_started_have_not_ended_by_themsel
 
 @pytest.fixture
 def serving(place: Place) -> Iterator[Callable[..., Site]]:
-    def start(seconds: float, linger: float = 0, starts: bool = True) -> Site:
-        site = place.site(STAYS, workers={}, web={**place.web, "warm": []})
+    def start(seconds: float = 600, linger: float = 0, starts: bool = True, text: str = SERVER, **web) -> Site:
+        site = place.site(STAYS, workers={}, web={**place.web, "warm": [], **web})
         program = place.script.with_name("uwsgi")
-        program.write_text(SERVER.format(seconds=seconds, linger=linger))
+        program.write_text(text.format(seconds=seconds, linger=linger) if text == SERVER else text)
         program.chmod(0o755)
         if starts:
             app_server.start(site, str(place.script.parents[1]))
@@ -338,6 +371,50 @@ def test_an_app_server_that_still_has_requests_is_left_to_supervisor_and_its_rel
     assert not psutil.pid_exists(second)
 
 
+def ask_slowly(path: str, found: list[int | str]) -> None:
+    """Ask for a page that takes half a second; the status of the answer, or what went wrong, is found."""
+    connection = UnixConnection(f"{path}/run/web.sock", 30)
+    try:
+        connection.request("GET", "/slow")
+        found.append(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as exc:
+        found.append(repr(exc))
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(("how", "queue"), [("stop", 20), ("stop_others", 20), ("stop", 4)])
+def test_requests_in_line_at_an_app_server_are_answered_before_it_is_stopped(serving, place, how, queue):
+    """Also where the line is so long that nobody can be added to it."""
+    site, path = serving(text=ONE_BY_ONE.replace("{queue}", str(queue))), str(place.script.parents[1])
+    found: list[int | str] = []
+    visitors = [threading.Thread(target=ask_slowly, args=(path, found)) for _ in range(6)]
+    for visitor in visitors:
+        visitor.start()
+    time.sleep(0.2)
+    if how == "stop":
+        assert draining.stop(site, path)
+    else:
+        assert draining.stop_others(site, "") == ([RELEASE], [])
+    for visitor in visitors:
+        visitor.join()
+    assert found == [200] * 6
+
+
+def test_an_app_server_that_takes_nobody_in_is_stopped_after_its_time(serving, place):
+    text = ONE_BY_ONE.replace("{queue}", "20").replace("0.5 if", "60 if")
+    site, path = serving(text=text, drain_timeout=2), str(place.script.parents[1])
+    threading.Thread(target=ask_slowly, args=(path, []), daemon=True).start()
+    time.sleep(0.2)
+    begun = time.monotonic()
+    assert draining.stop(site, path)
+    assert 2 < time.monotonic() - begun < 15 and not answers.pid(path)
+    # One that is not there any more is not waited for.
+    begun = time.monotonic()
+    Path(uwsgi.program_file(site, path)).touch()
+    assert draining.stop(site, path) and time.monotonic() - begun < 2
+
+
 def test_what_had_requests_when_a_deploy_ended_is_forgotten_by_the_next_one(serving, place):
     site = serving(600, linger=3)
     assert draining.stop_others(site, "", seconds=0).draining == [RELEASE]
@@ -369,3 +446,109 @@ def test_the_app_server_that_is_started_beside_the_check_stays_only_where_the_ch
     assert not os.path.exists(uwsgi.program_file(site, path))
     with pytest.raises(FormulaError, match="ended while starting"):
         app_server.start(site, path)
+
+
+@pytest.fixture
+def left(place: Place) -> Iterator[str]:
+    """The release is one that was live, and another one is current."""
+    releases, other = fake_site(place.root).releases, "20261128130000Z"
+    releases.create(other)
+    for state in ("built", "checked", "live"):
+        releases.set_state(other, state)
+    releases.point(other)
+    releases.set_state(RELEASE, "retired")
+    for part in ("bin/python", "production.ini"):
+        (place.script.parents[1] / part).touch()
+    yield other
+    releases.point(RELEASE)
+    releases.set_state(RELEASE, "live")
+    releases.remove(other)
+
+
+def test_a_rollback_boots_the_app_server_while_the_database_is_compared(serving, place, left, monkeypatch):
+    site, path = serving(600, starts=False), str(place.script.parents[1])
+
+    def compare(*_, **__):
+        # Only an app server that boots meanwhile answers now.
+        eventually(lambda: bool(answers.pid(path)))
+        assert app_server.ask(site, path) == RELEASE
+        if refused:
+            raise FormulaError("the database does not fit")
+        return {"different": {}, "downgrade": {}, "restore": "", "maintenance": False}
+
+    monkeypatch.setattr(compatibility, "way_back", compare)
+    refused = True
+    with pytest.raises(FormulaError, match="the database does not fit"):
+        rollback.rollback(site)
+    assert not answers.pid(path) and site.releases.current() == left
+    refused = False
+    assert rollback.rollback(site)["current"] == RELEASE
+    first = answers.pid(path)
+    assert first and uwsgi.releases(site) == [RELEASE]
+    # As a standby it runs already, and a rollback that is refused lets it.
+    site.releases.point(left)
+    site.releases.set_state(RELEASE, "retired")
+    site.releases.set_state(left, "live")
+    refused = True
+    with pytest.raises(FormulaError, match="the database does not fit"):
+        rollback.rollback(site)
+    assert answers.pid(path) == first
+
+
+def test_in_a_fleet_the_app_server_boots_ahead_unless_a_hook_wants_to_be_first_and_can_be_stopped(serving, place, left):
+    site, path, known = serving(600, starts=False), str(place.script.parents[1]), fake_site(place.root).log.read()
+    hook = {"stage": "start", "when": "before", "function": "x.y"}
+    assert rollback.boot(fake_site(place.root, web=site_web(place), hooks=[hook]), RELEASE) == {"started": False}
+    assert not answers.pid(path)
+    assert rollback.boot(site, RELEASE) == {"started": True}
+    assert app_server.ask(site, path) == RELEASE
+    assert rollback.boot(site, RELEASE) == {"started": False}
+    assert rollback.boot(site, left) == {"started": False}
+    assert prune.end_standby(site, RELEASE) == [RELEASE] and not answers.pid(path)
+    place.script.with_name("uwsgi").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(FormulaError, match="does not start"):
+        rollback.boot(site, RELEASE)
+    assert uwsgi.releases(site) == []
+    # It is no stage of its own in the history.
+    assert site.log.read() == known
+
+
+def site_web(place: Place) -> dict:
+    return {**place.web, "warm": []}
+
+
+def test_what_came_of_a_drain_that_outlasts_the_run_is_in_status_history_and_manifest(serving, place, left):
+    serving(600, linger=3)
+    site = fake_site(place.root, workers={}, web={**place.web, "warm": [], "drain_timeout": 60})
+    assert draining.stop_others(site, site.releases.directory(left), seconds=0).draining == [RELEASE]
+    with stage.running(site, "finish", left):
+        pass
+    told = status.status(site, processes=True)
+    assert told["drained"][RELEASE].startswith("still finishes requests, for ")
+    eventually(lambda: draining.under_way(site) == [])
+    told = status.status(site, processes=True)
+    assert re.fullmatch("ended by itself after [2-5] s", told["drained"][RELEASE]), told
+    newest = status.history(site, 5)[0]
+    assert (newest["stage"], newest["drained"]) == ("finish", told["drained"])
+    assert "seconds" not in site.releases.read(RELEASE).drain
+    # The next deploy lets supervisor forget it.
+    draining.stop_others(site, site.releases.directory(left), seconds=0)
+    assert site.releases.read(RELEASE).drain["seconds"] in (2, 3, 4, 5)
+    assert status.status(site, processes=True)["drained"] == told["drained"]
+    assert f"the app server of {RELEASE} ended by itself after " in texts.history(status.history(site, 5))
+
+
+def test_a_drain_that_reaches_its_limit_and_one_whose_supervisor_is_new_are_told(serving, place, left):
+    serving(600, linger=60)
+    site = fake_site(place.root, workers={}, web={**place.web, "warm": [], "drain_timeout": 1})
+    # Supervisor kills it 5 s after that.
+    uwsgi_file = Path(uwsgi.program_file(site, str(place.script.parents[1])))
+    draining.stop(site, str(place.script.parents[1]), drain=False)
+    app_server.start(site, str(place.script.parents[1]))
+    assert "stopwaitsecs = 6" in uwsgi_file.read_text()
+    assert draining.stop_others(site, site.releases.directory(left), seconds=9).stopped == [RELEASE]
+    said = status.status(site, processes=True)["drained"][RELEASE]
+    assert said == "was ended at its limit of 1 s (web:drain_timeout): requests may have been cut off"
+    site.release(RELEASE).note(drain={"told": "2026-11-28T12:00:00Z", "limit": 60, "stays": left})
+    said = status.status(site, processes=True)["drained"][RELEASE]
+    assert said.endswith("supervisor was started anew before its end was seen")

@@ -146,6 +146,7 @@ def test_another_host_gets_the_same_release_without_any_tool_of_a_build(builder,
     assert other.python(release, "import shared_lib, ckanext.mycity.plugin as p; print(p.TEXT)") == "two"
 
 
+@pytest.mark.slow
 def test_a_shipped_release_is_checked_and_served_like_one_that_was_built_here(builder, other, monkeypatch):
     release, packed = shipped(builder)
     received(other, release, packed, monkeypatch)
@@ -153,6 +154,7 @@ def test_a_shipped_release_is_checked_and_served_like_one_that_was_built_here(bu
     assert other.check(release)["plugins"]
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_there_is_not_fetched_again(builder, other, store, monkeypatch):
     release, packed = shipped(builder)
     received(other, release, packed, monkeypatch)
@@ -165,6 +167,7 @@ def test_a_layer_that_is_there_is_not_fetched_again(builder, other, store, monke
     assert other.releases()[-1] == release
 
 
+@pytest.mark.slow
 def test_a_host_clones_the_layer_while_the_other_one_builds(builder, other, monkeypatch):
     release, packed = shipped(builder)
     received(other, release, packed, monkeypatch)
@@ -186,6 +189,7 @@ def test_a_host_clones_the_layer_while_the_other_one_builds(builder, other, monk
     assert other.show(release)["layer"] == key and other.check(release)["plugins"]
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_builder_names_the_layer_that_will_be(builder):
     release = later_id(builder)
     planned = builder.plan(release=release)
@@ -204,6 +208,7 @@ def refused(other: Host, release: str, packed: dict, monkeypatch) -> str:
     return str(told.value)
 
 
+@pytest.mark.slow
 def test_what_arrives_damaged_or_not_at_all_is_a_sentence_and_never_used(builder, other, store, monkeypatch):
     release, packed = shipped(builder)
     for what in ("layer", "release"):
@@ -246,6 +251,7 @@ def copied(*_, **__):
     raise AssertionError("something is copied")
 
 
+@pytest.mark.slow
 def test_a_disk_that_runs_full_while_an_archive_is_unpacked_is_a_sentence(builder, other, mount, monkeypatch):
     release, packed = shipped(builder)
     size = packed["shipped"]["layer"]["size"]
@@ -259,6 +265,7 @@ def test_a_disk_that_runs_full_while_an_archive_is_unpacked_is_a_sentence(builde
     assert not (shared / "layers" / packed["shipped"]["key"]).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["store", "layers"])
 def test_a_disk_that_runs_full_while_an_archive_is_made_is_a_sentence_and_gets_its_room_back(
     builder, other, store, mount, monkeypatch, full
@@ -290,6 +297,7 @@ def test_a_disk_that_runs_full_while_an_archive_is_made_is_a_sentence_and_gets_i
     assert [path.name for folder in (layers, store) for path in folder.iterdir() if ".part" in path.name] == []
 
 
+@pytest.mark.slow
 def test_a_host_that_differs_from_the_one_that_built_is_refused(builder, other, monkeypatch):
     release, packed = shipped(builder)
     packed["shipped"]["facts"]["libc"] = "glibc 9.9"
@@ -300,6 +308,7 @@ def test_a_host_that_differs_from_the_one_that_built_is_refused(builder, other, 
         other.build(release, shipped=packed["shipped"])
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_an_archive_and_nothing_of_the_host(builder, store, shelf, web):
     folder, port = web
     (folder / "simple").mkdir()
@@ -348,6 +357,7 @@ def test_no_token_of_an_origin_is_in_an_archive_a_manifest_or_a_job(builder, oth
     assert [name for name, data in {**held, **said, **trees}.items() if any(one in data for one in secrets)] == []
 
 
+@pytest.mark.slow
 def test_archives_come_from_an_address_that_all_hosts_reach(builder, other, web, monkeypatch):
     folder, port = web
     for host in (builder, other):
@@ -370,6 +380,7 @@ def test_a_store_that_is_not_there_is_told_at_plan(builder, other, store):
         other.plan(resolve=False)
 
 
+@pytest.mark.slow
 def test_a_store_keeps_what_is_asked_for_and_nothing_else(builder, store):
     (store / "notes.txt").write_text("of somebody else")
     (store / "staging.default.20260101000001Z.0123456789abcdef.tar.gz").write_text("of another environment")
@@ -382,6 +393,7 @@ def test_a_store_keeps_what_is_asked_for_and_nothing_else(builder, store):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_another_one_is_made_anew_by_the_next_deploy(builder, other, store, monkeypatch):
     """One of the same size was taken for whole, so that each deploy failed in the same way."""
     release, packed = shipped(builder)
@@ -397,6 +409,7 @@ def test_an_archive_that_is_another_one_is_made_anew_by_the_next_deploy(builder,
     assert other.show(release)["state"] == "built"
 
 
+@pytest.mark.slow
 def test_what_is_larger_than_it_should_be_is_not_copied(builder, other, store, monkeypatch):
     """A store that others write to may hold a file that fills the disk; all of it was copied first."""
     release, packed = shipped(builder)
@@ -411,6 +424,7 @@ def test_what_is_larger_than_it_should_be_is_not_copied(builder, other, store, m
         )
 
 
+@pytest.mark.slow
 def test_names_that_nobody_would_give_are_shipped_like_others(builder, other, monkeypatch):
     repo = Path(builder.pillar["extensions"]["ckanext-mycity"]["url"])
     odd = [b"a\nb", b"tab\there", b"latin-\xe9", "ü".encode(), b"back\\slash", b" blank "]
@@ -423,6 +437,7 @@ def test_names_that_nobody_would_give_are_shipped_like_others(builder, other, mo
     assert found == {*odd, b"latest"}
 
 
+@pytest.mark.slow
 def test_a_host_that_serves_nothing_does_not_ask_what_is_behind_ckan(builder):
     """It was refused where it could not reach Redis, which it has no business with."""
     python = builder.root / "stand-in/bin/python"
@@ -438,6 +453,7 @@ def test_a_host_that_serves_nothing_does_not_ask_what_is_behind_ckan(builder):
     assert builder.plan(resolve=False)["own_remarks"] == []
 
 
+@pytest.mark.slow
 def test_a_new_host_says_why_it_builds_by_itself(builder):
     """With `ship` and no builder named, a highstate builds; it did not say that this is not what deploys do."""
     live = builder.loaders().states.ckan_release.live(name="production")
@@ -448,6 +464,7 @@ def test_a_new_host_says_why_it_builds_by_itself(builder):
     )
 
 
+@pytest.mark.slow
 def test_a_host_that_builds_for_others_serves_nothing_and_keeps_its_last_build(builder, other):
     builder.pillar["build"].update(host="web1", only=True)
     release, _ = shipped(builder)
@@ -466,6 +483,7 @@ def test_a_host_that_builds_for_others_serves_nothing_and_keeps_its_last_build(b
     assert [name for name in os.listdir(builder.home / "shared/layers") if key in name] == []
 
 
+@pytest.mark.slow
 def test_a_host_that_another_one_builds_for_waits_for_it_and_says_so(builder, other):
     other.pillar["build"]["host"] = "web9"
     states = other.loaders().states
@@ -488,6 +506,7 @@ def installed(host: Host) -> tuple[set[str], set[str]]:
     return set(states), set(packages["pkgs"])
 
 
+@pytest.mark.slow
 def test_a_highstate_installs_what_a_host_needs_and_no_more(builder, other):
     for host in (builder, other):
         host.pillar["manage"] = {"packages": True, "services": True, "user": False}

@@ -97,6 +97,7 @@ def test_a_cron_job_has_the_variables_and_its_line_names_none(release):
     assert shown(done.stdout) == ODD, done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bubblewrap", "user"])
 def test_a_build_has_its_variables_and_no_argument_holds_them(kind, short):
     box = Sandbox.of(fake_site(short, build={"sandbox": kind, "environment": ODD}, build_user="nobody").settings)

@@ -3,8 +3,9 @@ Three whole Debian hosts: systemd in containers, with a network of their own; a 
 
 What README.md tells a newcomer to type, read from there: the formula on the master, a key, the pillar, highstate,
 deploy, rollback. And what nobody hopes to see: a host that loses its power in the middle of a deploy, its return, a
-reboot. The exit code tells whether all was as it should be. CKAN is the small stand-in; nginx, supervisor, uWSGI, users
-and services are the host's own, under systemd.
+reboot. Then the same formula by gitfs, as docs/install.md says, and an update of it. The exit code tells whether all
+was as it should be. CKAN is the small stand-in; nginx, supervisor, uWSGI, users and services are the host's own, under
+systemd.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ HOSTS = {"web1": "10.77.0.1", "web2": "10.77.0.2", "web3": "10.77.0.3"}
 DOMAIN = "data.example.org"
 PACKAGES = (
     "systemd,systemd-sysv,dbus,iproute2,procps,python3,python3-venv,git,gnupg,nginx-light,supervisor,openssh-client,"
-    "libmagic1,libpq5,libxml2,libpython3.11,ca-certificates"
+    "bubblewrap,libmagic1,libpq5,libxml2,libpython3.11,ca-certificates"
 )
 BEGUN = time.monotonic()
 WRONG: list[str] = []
@@ -58,16 +59,16 @@ def expect(claim: str, true: bool, more: str = "") -> None:
         print(more, flush=True)
 
 
-def debian() -> Path:
+def debian(name: str = "debian-bookworm", packages: str = PACKAGES) -> Path:
     """The tree that the hosts are copies of, made once."""
-    tree = CACHE / "debian-bookworm"
+    tree = CACHE / name
     with alone(tree):
         marker = tree / "complete"
-        if not marker.exists() or marker.read_text() != PACKAGES:
+        if not marker.exists() or marker.read_text() != packages:
             shutil.rmtree(tree, ignore_errors=True)
-            command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", tree]
-            run(command, "Installing Debian into a directory", CACHE / "debian-bookworm.log", timeout=1800)
-            marker.write_text(PACKAGES)
+            command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", tree]
+            run(command, "Installing Debian into a directory", CACHE / f"{name}.log", timeout=1800)
+            marker.write_text(packages)
     return tree
 
 
@@ -186,7 +187,7 @@ class Walk:
         tree = debian()
         self.hosts = {name: Host(name, place, tree, shared) for name in HOSTS}
         self.master = self.hosts["web1"]
-        self.blocks = readme.blocks()
+        self.blocks = {**readme.blocks(), **readme.blocks(readme.INSTALL.read_text(encoding="utf-8"))}
         self.set_up_master()
         # What is so on these hosts alone. It lies over the example's pillar, and is edited as a user would edit that.
         self.settings = {
@@ -208,7 +209,7 @@ class Walk:
         """A master that has been installed, and the address that the README clones the formula from."""
         self.master.write("etc/salt/master", yaml.safe_dump({"auto_accept": True, "timeout": 30}))
         self.master.service("salt-master")
-        formula = self.place / "git/ckan-formula.git"
+        self.formula = formula = self.place / "git/ckan-formula.git"
         for name in (*FORMULA, "pillar.example"):
             shutil.copytree(REPO / name, formula / name, ignore=shutil.ignore_patterns("__pycache__"))
         repos.git(formula, "init", "--quiet", "--initial-branch=main")
@@ -218,17 +219,17 @@ class Walk:
         self.master.write("root/.gitconfig", origin)
 
     def type(self, name: str, stdin: str = "") -> subprocess.CompletedProcess:
-        """Type a block of README.md on the master; expects that no command of it fails."""
+        """Type a block of the manual on the master; expects that no command of it fails."""
         block = self.blocks[name]
-        title(f"README, {name}:\n{textwrap.indent(block.text.rstrip(), ' ' * 12)}")
+        title(f"typed, {name}:\n{textwrap.indent(block.text.rstrip(), ' ' * 12)}")
         done = self.master.run("sh", "-e", "-c", block.text, stdin=stdin)
         expect("no command of it fails", done.returncode == 0, (done.stdout + done.stderr)[-6000:])
         return done
 
     def put(self, name: str) -> None:
-        """Write a block of README.md into the file that it names."""
+        """Write a block of the manual into the file that it names."""
         block = self.blocks[name]
-        title(f"README, {name}: {block.path}")
+        title(f"written, {name}: {block.path}")
         self.master.write(block.path.lstrip("/"), block.text)
 
     def write_pillar(self, **more) -> None:
@@ -336,6 +337,34 @@ class Walk:
         print(done.stdout)
         expect("the history has the rollback", done.returncode == 0 and "search is broken" in done.stdout)
 
+    def by_gitfs(self) -> None:
+        self.put("gitfs-master")
+        title("the master reads the formula from git alone")
+        shutil.rmtree(self.master.root / "srv/formulas")
+        # What a minion has of the checkout must not be what it goes on with.
+        for host in self.hosts.values():
+            shutil.rmtree(host.root / "var/cache/salt/minion/extmods")
+            host.run("systemctl", "restart", "salt-minion")
+        before = self.one_release()
+        self.master.run("systemctl", "restart", "salt-master", check=True)
+        expect("all minions answer again", eventually(self.answering, 120))
+        self.type("gitfs-sync")
+        done = self.master.run("salt", "-I", "ckan:env:production", "state.highstate", "--state-output=changes")
+        expect("a highstate succeeds", done.returncode == 0, (done.stdout + done.stderr)[-4000:])
+        expect("and builds nothing", self.one_release() == before)
+
+    def update(self) -> None:
+        title("an update of the formula is pushed: hosts without it are refused, then synced")
+        package = self.formula / "_utils/ckan_deploy/errors.py"
+        package.write_text(package.read_text() + "\n# a new version\n")
+        repos.git(self.formula, "commit", "--quiet", "--all", "--message=A new version")
+        done = self.master.run("salt-run", "state.orch", "orch.deploy", 'pillar={"env": "production"}')
+        expect("it says what to type", done.returncode == 1 and "saltutil.sync_all" in done.stderr, done.stderr)
+        for command in self.blocks["gitfs-sync"].text.splitlines():
+            done = self.master.run("sh", "-c", command)
+            expect(f"{command} succeeds", done.returncode == 0, done.stdout + done.stderr)
+        self.good("Hello four")
+
     def stop(self) -> None:
         for host in self.hosts.values():
             if getattr(host, "process", None) and host.process.poll() is None:
@@ -364,7 +393,7 @@ def main() -> int:
     try:
         walk = Walk(place)
         for step in (walk.boot, walk.first_steps, walk.highstate, walk.deploy_two, walk.power_loss, walk.deploy_three,
-                     walk.rollback, walk.reboot):  # fmt: skip
+                     walk.rollback, walk.reboot, walk.by_gitfs, walk.update):  # fmt: skip
             step()
             if WRONG:
                 break

@@ -11,7 +11,9 @@ import pytest
 
 from ckan_deploy.database import backends
 from fakes import fake_site
+from functional.conftest import Host, HostLoaders, session_dir, session_loaders  # noqa: F401
 from parts.base import build_base
+from parts.lone import LonePortal
 from parts.postgres import Postgres
 from parts.process import kill_all, sandbox
 from parts.redis import Redis
@@ -47,6 +49,27 @@ class Behind:
         told = backends.ask(fake_site(self.place / "host", **settings))
         assert WRONG not in repr(told) and PASSWORD not in repr(told)
         return told
+
+
+@pytest.fixture(scope="module")
+def lone(
+    request: pytest.FixtureRequest, behind: Behind, session_loaders: HostLoaders  # noqa: F811
+) -> Iterator[LonePortal]:  # fmt: skip
+    """A host with a database of its own and nothing in it; `be_at` makes its first release."""
+    place, name = sandbox("ckan-o-"), request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    (place / "host").mkdir()
+    behind.postgres.create_database(name, name, PASSWORD)
+    settings = {
+        **behind.settings,
+        "site_id": name,
+        "database": {**behind.settings["database"], "name": name, "user": name},
+        "datastore": {},
+    }
+    portal = LonePortal(place, Host(place / "host", behind.base, session_loaders), settings)
+    try:
+        yield portal.start()
+    finally:
+        portal.stop()
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,8 @@ def test_what_an_operator_must_write_is_told_by_the_plan_and_the_check(site: Nin
     done = site.deploy(dry_run=True)
     assert done["code"] == 1
     for line in XLOADER_NEEDS:
-        assert f"ckanext-xloader asks for {line}" in done["text"], done["text"][-3000:]
+        assert f"for {line} (its package), CKAN's own is" in done["text"], done["text"][-3000:]
+    assert "plan: ckanext-xloader asks for " in done["text"]
     assert "set ckan:extensions:ckanext-xloader:override" in done["text"]
     site.write_pillar(without(site, "fluent", "patches"))
     done = site.deploy()

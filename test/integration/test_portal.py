@@ -40,6 +40,15 @@ def walk():
         portal.destroy()
 
 
+@pytest.fixture
+def served(walk: Walk) -> Walk:
+    """With a release, also where the tests before have not been asked for."""
+    if not walk.portal.current("web1"):
+        walk.first_deploy()
+    assert walk.wrong == []
+    return walk
+
+
 @pytest.mark.parametrize("step", ["first_deploy", "sample_data", "deploy", "failed_deploy", "rollback"])
 def test_the_walk(walk: Walk, step: str) -> None:
     if walk.wrong:
@@ -154,8 +163,8 @@ def busy(portal: RealPortal, job: str) -> list[psutil.Process]:
 
 
 @pytest.mark.long
-def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_after_its_time(walk: Walk) -> None:
-    portal = walk.portal
+def test_a_worker_of_ckan_finishes_its_job_before_a_deploy_replaces_it_or_is_stopped_in_time(served: Walk) -> None:
+    portal = served.portal
     assert [row["release"] for row in workers(portal)] == [portal.current("web1")] * 2
     short = in_ckan(portal, "enqueue", "50")
     assert busy(portal, short)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from integration.conftest import Behind
 
 from ckan_deploy.build import ini
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import health, pointers, uwsgi, virtual_host
 from fakes import fake_site
+from parts.accounts import Here, Person, make_admins, said
 from parts.apache import Apache
 from parts.nginx import host_nginx
 from parts.ports import free_port, socket_answers
@@ -32,21 +32,6 @@ from parts.process import Service, kill_all, sandbox
 pytestmark = pytest.mark.integration
 
 DOMAIN, RELEASE, LOGIN = "data.example.org", "20260101000000Z", "a-password-of-eight"
-_ADMIN = """
-import sys
-from ckan.cli import CKANConfigLoader
-from ckan.config.middleware import make_app
-app = make_app(CKANConfigLoader(sys.argv[1]).get_config())
-app = getattr(app, "_wsgi_app", app)
-from ckan import model
-from ckan.plugins import toolkit
-with app.test_request_context("/"):
-    toolkit.get_action("user_create")(
-        {"ignore_auth": True}, {"name": "admin", "email": "admin@example.org", "password": sys.argv[2]}
-    )
-    model.User.get("admin").sysadmin = True
-    model.Session.commit()
-"""
 
 
 class Portal:
@@ -132,47 +117,8 @@ def _make_certificate(certificate: str, key: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-class Browser(requests.Session):
-    """What a person's browser sends: cookies, the page that a form is on, the names of the forms' fields."""
-
-    def __init__(self, portal: Portal) -> None:
-        super().__init__()
-        self.verify, self.trust_env, self.portal = False, False, portal
-        self.mount("https://", _Here(portal.port))
-
-    def see(self, path: str) -> requests.Response:
-        return self.get(self.portal.url + path, timeout=60)
-
-    def submit(self, path: str, **fields: Any) -> requests.Response:
-        """Fill in the form of a page, and send it as a browser does; redirects are followed."""
-        address = self.portal.url + path
-        page = self.get(address, timeout=60)
-        token = re.search(r'name="_csrf_token" content="([^"]+)"|name="_csrf_token" value="([^"]+)"', page.text)
-        assert page.status_code == 200 and token, (page.status_code, page.text[:500])
-        files = {name: fields.pop(name) for name in [*fields] if isinstance(fields[name], tuple)}
-        data = {"_csrf_token": token[1] or token[2], **fields}
-        return self.post(address, data=data, files=files or None, headers={"Referer": address}, timeout=60)
-
-    def log_in(self) -> requests.Response:
-        done = self.submit("/user/login", login="admin", password=LOGIN)
-        assert done.status_code == 200 and "Log out" in done.text, (done.status_code, done.url, done.text[:300])
-        return done
-
-
-class _Here(requests.adapters.HTTPAdapter):
-    """Every name is this machine."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        super().__init__()
-
-    def send(self, request: requests.PreparedRequest, *rest: Any, **more: Any) -> requests.Response:
-        parts = urllib.parse.urlsplit(request.url)
-        request.headers["Host"] = parts.netloc
-        asked, request.url = request.url, parts._replace(netloc=f"127.0.0.1:{self.port}").geturl()
-        answer = super().send(request, *rest, **more)
-        request.url = answer.url = asked
-        return answer
+def browser_of(portal: Portal) -> Person:
+    return Person(portal.url, Here(portal.port))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +129,7 @@ def database(behind: Behind) -> Behind:
     file = str(portal.release / "production.ini")
     try:
         portal.ckan(str(portal.release / "bin/ckan"), "-c", file, "db", "init")
-        portal.ckan("-c", _ADMIN, file, LOGIN)
+        make_admins(portal.release / "production.ini", LOGIN)
     finally:
         portal.stop()
     return behind
@@ -199,23 +145,17 @@ def portal(request: pytest.FixtureRequest, database: Behind) -> Iterator[Portal]
         made.stop()
 
 
-def said(answer: requests.Response) -> str:
-    """What a page says of what went wrong."""
-    errors = re.findall(r'class="(?:error-explanation|alert|error-block)[^"]*".*?</div>', answer.text, re.S)
-    return f"{answer.status_code} {answer.url}: {' '.join(errors) or answer.text[:500]}"
-
-
 def test_f08_a_form_is_taken_by_https_on_another_port(portal: Portal) -> None:
-    browser = Browser(portal)
-    browser.log_in()
+    browser = browser_of(portal)
+    browser.log_in("admin", LOGIN)
     name = f"office-{portal.server}"
     done = browser.submit("/organization/new", name=name, title="Office", save="")
     assert (done.status_code, done.url) == (200, f"{portal.url}/organization/{name}"), said(done)
 
 
 def test_an_image_above_ckan_s_own_limit_is_taken_and_one_above_ours_is_told_by_ckan(portal: Portal) -> None:
-    browser = Browser(portal)
-    browser.log_in()
+    browser = browser_of(portal)
+    browser.log_in("admin", LOGIN)
     picture, name = (
         b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0" + bytes(11 * 2**20),
         f"picture-{portal.server}",
@@ -247,7 +187,7 @@ def below(request: pytest.FixtureRequest, database: Behind) -> Iterator[Portal]:
 
 
 def test_f18_a_portal_below_a_path(below: Portal) -> None:
-    browser, url = Browser(below), below.url
+    browser, url = browser_of(below), below.url
     page = browser.see("/")
     assert (page.status_code, browser.see("").url) == (200, f"{url}/")
     # Whatever the page names of its own host is there.
@@ -256,8 +196,8 @@ def test_f18_a_portal_below_a_path(below: Portal) -> None:
     assert len(assets) > 2 and len(links) > 10
     for link in sorted(links):
         address = urllib.parse.urljoin(f"{url}/", link)
-        # CKAN's own favicon is said without the path; pictures are of another portal with this database.
-        if not address.endswith("ckan.ico") and "/uploads/" not in address:
+        # Pictures are of another portal with this database.
+        if "/uploads/" not in address:
             assert address.startswith(url), address
             assert browser.get(address, timeout=60).status_code == 200, address
     # Languages.
@@ -267,7 +207,7 @@ def test_f18_a_portal_below_a_path(below: Portal) -> None:
     assert sorted(languages) == ["/open/data/de/dataset/", "/open/data/en/dataset/"]
     # API, login and forms.
     assert browser.see("/api/3/action/status_show").json()["result"]["site_url"] == url.removesuffix("/open/data")
-    assert browser.log_in().url.startswith(f"{url}/")
+    assert browser.log_in("admin", LOGIN).url.startswith(f"{url}/")
     name = f"below-{below.server}"
     done = browser.submit("/organization/new", name=name, title="Below", save="")
     assert (done.status_code, done.url) == (200, f"{url}/organization/{name}"), said(done)

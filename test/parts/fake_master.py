@@ -160,7 +160,13 @@ class FakeMaster:
     def _ckan_release_prune(self, host: str, **about: Any) -> list[str]:
         return []
 
-    _ckan_release_start = _ckan_release_verify = _ckan_release_finish = _ckan_release_build
+    _ckan_release_verify = _ckan_release_finish = _ckan_release_build
+
+    def _ckan_release_start(self, host: str, **about: Any) -> dict[str, Any]:
+        return {"started": True}
+
+    def _ckan_release_end_standby(self, host: str, release: str) -> list[str]:
+        return [release]
 
     def _ckan_release_check(self, host: str, **about: Any) -> dict[str, Any]:
         return {"migrates": True}

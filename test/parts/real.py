@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from parts.accounts import make_admins
 from parts.apache import Apache
 from parts.base import CKAN, build_base
 from parts.portal import Portal
@@ -18,26 +18,6 @@ from parts.solr import Solr, schema_of
 from stub import repos
 
 PASSWORD = "p@ss:for/ckan%#"
-# Runs inside a release: makes a system administrator and prints an API token of theirs. One boot instead of three.
-_ADMIN = """
-import sys
-from ckan.cli import CKANConfigLoader
-from ckan.config.middleware import make_app
-app = make_app(CKANConfigLoader(sys.argv[1]).get_config())
-app = getattr(app, "_wsgi_app", app)
-from ckan import model
-from ckan.plugins import toolkit
-with app.test_request_context("/"):
-    site = {"ignore_auth": True}
-    admin = {"name": "admin", "email": "admin@example.org", "password": "demo-password"}
-    toolkit.get_action("user_create")(site, admin)
-    user = model.User.get("admin")
-    user.sysadmin = True
-    model.Session.commit()
-    token = toolkit.get_action("api_token_create")({"ignore_auth": True, "user": "admin"},
-                                                   {"user": "admin", "name": "demo"})
-print("TOKEN", token["token"])
-"""
 
 
 class RealPortal(Portal):
@@ -105,14 +85,7 @@ class RealPortal(Portal):
         """Make the administrator, on the first host; returns an API token of theirs."""
         host = self.hosts[0]
         release = self.root(host) / "usr/lib/ckan/current"
-        done = subprocess.run(
-            ["runuser", "-u", "www-data", "--", release / "bin/python", "-c", _ADMIN, release / f"{self.env}.ini"],
-            capture_output=True, text=True, cwd="/", check=False,
-        )  # fmt: skip
-        lines = [line for line in done.stdout.splitlines() if line.startswith("TOKEN ")]
-        if not lines:
-            raise RuntimeError(f"no API token could be made: {done.stderr[-2000:]}")
-        return lines[0].split()[1]
+        return make_admins(release / f"{self.env}.ini", "demo-password")
 
     def add_sample_data(self) -> list[str]:
         """Make an organisation and three datasets over the API; returns the titles of the datasets."""

@@ -196,6 +196,8 @@ def test_a_release_has_the_checkout_as_it_is(awkward, tmp_path, kind):
     # What Python would write beside its modules is there already.
     assert {path: what for path, what in there.items() if b"__pycache__" not in path} == tree(got)
     assert not (tmp_path / "release/src/it/.git/ckan-notes.json").exists()
+    # Each release would have git's thirteen examples of hooks, 64 KB for each extension.
+    assert not list((tmp_path / "release/src/it").rglob("*.sample"))
 
 
 @pytest.mark.parametrize("kind", AWKWARD)

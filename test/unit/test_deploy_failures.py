@@ -12,7 +12,7 @@ import quick
 from quick import Quick
 
 from ckan_deploy.build import resolution
-from ckan_deploy.database import backends, compatibility
+from ckan_deploy.database import backends, changes, compatibility
 from ckan_deploy.deploy import candidates, deploy, preflight, rollback, stages, status, switch
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import lock
@@ -98,6 +98,22 @@ def test_a_hook_that_fails_is_a_failure_of_its_stage(host, stage, when, cause):
     said = fails(host)
     assert f"failed at {stage}: hook {when} {stage}" in said and f"-- this host serves {first} as before" in said
     is_as_before(host, first)
+
+
+@pytest.mark.parametrize(("stage", "visited"), [("check", False), ("start", False), ("verify", True)])
+def test_only_a_candidate_that_visitors_were_sent_to_is_waited_for(host, monkeypatch, stage, visited):
+    host.deploy()
+    real, drained = draining.stop, []
+
+    def stop(site: Any, path: str, drain: bool = True) -> bool:
+        drained.append(drain)
+        return real(site, path, drain)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, stage, raising(FormulaError("the cause")))
+        patched.setattr(draining, "stop", stop)
+        fails(host)
+    assert drained == [visited]
 
 
 @pytest.mark.parametrize("cause", CAUSES)
@@ -279,6 +295,35 @@ def test_h08_forward_again_the_good_older_release_is_not_marked_bad(host, monkey
     assert (left.state, left.bad_reason, left.events[-1]["reason"]) == ("retired", "", "it was not that")
     assert host.site().releases.read(second).state == "live"
     assert rollback.rollback_target(host.site()) == first
+
+
+def test_a_rollback_watches_what_was_steady_when_it_served_only_where_something_else_changed(host, monkeypatch):
+    found: dict[str, Any] = {"different": {}, "downgrade": {}, "restore": "", "maintenance": False}
+    monkeypatch.setattr(compatibility, "way_back", lambda *_, **__: found)
+    watched: list[str] = []
+    monkeypatch.setattr(switch, "watch", lambda site, release: watched.append(release) or [])
+    first, second = host.deploy(), host.deploy()
+    assert watched == [first, second]
+    rollback.rollback(host.site())
+    assert watched == [first, second]
+    # Its services are started with something else than then.
+    host.pillar["environment"] = {"HTTP_TIMEOUT": "1"}
+    rollback.rollback(host.site(), to=second, force=True)
+    assert watched == [first, second, second]
+    # It has met a database that is another one than then.
+    del host.pillar["environment"]
+    found["downgrade"] = {"core": ["x"]}
+    monkeypatch.setattr(changes, "downgrade", lambda *_: {"undone": found["downgrade"]})
+    rollback.rollback(host.site(), to=first)
+    assert watched == [first, second, second, first]
+
+
+def test_what_did_not_stay_up_when_it_served_is_watched_by_a_rollback(host, monkeypatch):
+    monkeypatch.setattr(compatibility, "way_back", lambda *_, **__: {"different": {}, "downgrade": {}, "restore": ""})
+    monkeypatch.setattr(switch, "watch", lambda site, release: ["worker default does not stay up"])
+    first, _ = host.deploy(), host.deploy()
+    assert rollback.rollback(host.site())["warnings"] == ["worker default does not stay up"]
+    assert host.site().releases.read(first).steady == {}
 
 
 @pytest.mark.parametrize("cause", CAUSES)

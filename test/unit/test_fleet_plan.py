@@ -41,7 +41,9 @@ def refused(master: FakeMaster, kind: str = "deploy", **about: Any) -> str:
     if env == "production":
         assert Record(master, "production").lock() is None
     touching = ("ckan_release.build", "ckan_release.start", "ckan_release.activate", "ckan_release.abort")
-    assert [function for function in master.functions() if function in touching] == []
+    # An app server that boots beside the comparison serves nobody.
+    touched = [asked for asked in master.asked if asked[0] in touching and not asked[2].get("ahead")]
+    assert touched == []
     assert master.fired[-1][0] == f"ckan/{kind}/{env}/refused"
     assert master.fired[-1][1]["comment"].endswith(told["comment"])
     return str(told["comment"])
@@ -68,6 +70,14 @@ def test_a_deploy_is_planned_once_for_all_hosts_and_has_the_lock(master: FakeMas
     assert lock and run and (lock.job, lock.reason) == (JOB, "the news")
     assert (run["release"], run["before"], run["spans"][0]["stage"]) == (release, dict.fromkeys(HOSTS, FIRST), "plan")
     assert [tag for tag, _ in master.fired] == ["ckan/deploy/production/plan"]
+
+
+def test_a_deploy_that_is_to_be_fresh_asks_the_package_index_anew(master: FakeMaster) -> None:
+    assert plan(master, dry_run=True)["ok"] and plan(master, dry_run=True, fresh=True)["ok"]
+    renewed = [kwargs.get("renew", False) for host, kwargs in master.told("ckan_release.plan") if kwargs["resolve"]]
+    assert renewed == [False, True]
+    assert refused(master, fresh="yes") == "fresh must be true or false, not 'yes'"
+    assert refused(master, "rollback", given=["env", "fresh"]).startswith("orch.rollback does not know fresh")
 
 
 def test_a_dry_run_says_the_same_and_leaves_nothing(master: FakeMaster) -> None:
@@ -147,6 +157,8 @@ def test_hosts_that_do_not_see_the_lock_are_a_warning(master: FakeMaster) -> Non
         ({"force": "yes"}, "force must be true or false, not 'yes'"),
         ({"maintenance": 1}, "maintenance must be true or false, not 1"),
         ({"steal": ["x"]}, "steal must be true or false, not ['x']"),
+        ({"message": ["x"]}, "message must be a line of text"),
+        ({"until": {"x": 1}}, "until must be a line of text"),
     ],
 )  # fmt: skip
 def test_what_the_pillar_of_a_run_cannot_mean_is_refused_without_asking_a_host(
@@ -258,6 +270,36 @@ def test_a_rollback_goes_to_the_release_before_on_all_hosts(master: FakeMaster) 
     assert run and (run["left"], run["undo"]) == (dict.fromkeys(HOSTS, SECOND), False)
     assert run["contents"] == {"extensions": {"ckanext-mycity": FIRST}}
     assert "maintenance" not in told["comment"]
+
+
+def test_app_servers_boot_while_the_database_is_compared_and_are_stopped_where_a_rollback_is_refused(
+    master: FakeMaster,
+) -> None:
+    master.current = {"web1": SECOND, "web2": FIRST, "web3": SECOND}
+    ahead = {"release": FIRST, "by": "ann", "job": JOB, "ahead": True}
+    plan(master, "rollback", to=FIRST)
+    assert sorted(master.told("ckan_release.start")) == [("web1", ahead), ("web3", ahead)]
+    assert master.told("ckan_release.end_standby") == []
+    Record(master, "production").free()
+
+    def differs(host: str, **about: Any) -> None:
+        raise FormulaError("the database does not fit")
+
+    master.answers["ckan_schema.way_back"] = differs
+    # As the standby of the release before it runs already, and stays.
+    master.answers["ckan_release.start"] = lambda host, **about: {"started": host == "web3"}
+    assert refused(master, "rollback", to=FIRST) == "web1 failed at plan: the database does not fit"
+    assert master.told("ckan_release.end_standby") == [("web3", {"release": FIRST})]
+
+
+@pytest.mark.parametrize("asked", [{"dry_run": True}, {"downgrade": True}, {"restore": FIRST}], ids=str)
+def test_no_app_server_boots_for_a_look_nor_on_a_database_that_is_to_be_changed(
+    master: FakeMaster, asked: dict[str, Any]
+) -> None:
+    master.current = dict.fromkeys(HOSTS, SECOND)
+    master.answers["ckan_backup.list"] = [{"name": FIRST}]
+    assert plan(master, "rollback", **asked)["ok"]
+    assert master.told("ckan_release.start") == []
 
 
 def test_hosts_that_would_not_go_back_together_need_a_target(master: FakeMaster) -> None:

@@ -117,7 +117,8 @@ def test_an_old_app_server_that_still_finishes_requests_is_told_at_the_end_and_i
     master: FakeMaster,
 ) -> None:
     master.answers["ckan_release.finish"] = lambda host, **_: {"draining": [FIRST] if host == "web2" else []}
-    said = f"the app server of {FIRST} on web2 still finishes requests, and supervisor sees to its end"
+    said = f"the app server of {FIRST} on web2 still finishes requests, and supervisor sees to its end: salt-run "
+    said += "ckan.status production tells what came of it"
     assert said in orchestrate(master)
     assert Record(master, "production").run()["result"] == "ok"
 
@@ -312,8 +313,10 @@ def test_a_rollback_brings_hosts_that_are_elsewhere_back_together(master: FakeMa
         ("web1", {"to": FIRST, "reason": "search is broken", "force": True, "finish": False, "accept_schema": True,
                   "by": "ann", "job": JOB}),
     ]  # fmt: skip
-    assert [host for host, _ in master.told("ckan_release.start")] == ["web1", "web2"]
-    assert master.told("ckan_release.finish")[0][1]["prune"] is False
+    assert [host for host, about in master.told("ckan_release.start") if "ahead" not in about] == ["web1", "web2"]
+    (finish,) = {(about["prune"], about["again"]) for _, about in master.told("ckan_release.finish")}
+    # The database is as it was: what was steady then is not watched again.
+    assert finish == (False, True)
     assert "ckan_schema.downgrade" not in master.functions()
 
 
@@ -388,6 +391,39 @@ def test_maintenance_of_a_run_begins_with_the_migration_and_ends_when_all_are_ve
     # A host that was in maintenance before stays in it.
     assert [host for host, _ in master.told("ckan_maintenance.off")] == ["web1"]
     assert text.endswith("; web1: a job; web2: a job")
+
+
+@pytest.mark.parametrize("message", ["New servers", {"en": "New servers", "de": "Neue Server"}])
+def test_visitors_read_the_message_and_the_end_that_a_run_was_given(master: FakeMaster, message: Any) -> None:
+    until = "2099-01-01T10:00+00:00"
+    orchestrate(master, maintenance=True, message=message, until=until)
+    asked = master.told("ckan_maintenance.on")
+    said = {"message": message, "until": until}
+    # All hosts are asked at plan, and nothing is turned on by it.
+    assert asked[:2] == [(host, {**said, "test": True}) for host in ("web1", "web2")]
+    assert asked[2:] == [
+        (host, {"reason": "deploy", "by": "ann", "stop_workers": True, **said}) for host in ("web1", "web2")
+    ]
+    assert master.functions().index("ckan_maintenance.on") < master.functions().index("ckan_release.build")
+
+
+@pytest.mark.parametrize("kind", ["deploy", "rollback"])
+def test_a_message_that_a_host_cannot_show_is_refused_at_plan(master: FakeMaster, kind: str) -> None:
+    def on(host: str, **about: Any) -> dict[str, Any]:
+        raise FormulaError("message is in fr, but the page is in en")
+
+    master.answers["ckan_maintenance.on"] = on
+    told = begin.plan(master, "production", kind, message={"fr": "x"}, job=JOB)
+    assert told == {"ok": False, "comment": "web1, web2 failed at plan: message is in fr, but the page is in en"}
+    assert Record(master, "production").lock() is None and "ckan_release.plan" not in master.functions()
+
+
+def test_an_end_that_is_over_before_the_portal_is_closed_is_left_out_and_told(master: FakeMaster) -> None:
+    orchestrate(master, maintenance=True, message="New servers", until="2020-01-01T10:00Z")
+    about = master.told("ckan_maintenance.on")[-1][1]
+    assert about["message"] == "New servers" and "until" not in about
+    (warning,) = Record(master, "production").run()["warnings"]
+    assert warning.startswith("the expected end 2020-01-01T10:00Z was over before visitors got the maintenance page")
 
 
 def test_a_check_that_finds_a_migration_to_be_made_in_maintenance_closes_the_portal(master: FakeMaster) -> None:

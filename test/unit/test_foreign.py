@@ -81,6 +81,7 @@ def everything(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
             yield Path(folder, name), Path(folder, name).lstat()
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_made_while_its_owner_changes_the_tree_holds_nothing_of_others(root):
     before, made = state(root), 0
     with at_work(root):

@@ -156,6 +156,7 @@ tell(failures=failures, value=load("from ckan_deploy.odd import VALUE")["VALUE"]
     assert told["value"] == 30
 
 
+@pytest.mark.slow
 def test_threads_that_import_while_files_change_find_a_whole_package(tmp_path):
     told = run(tmp_path, """
 import traceback

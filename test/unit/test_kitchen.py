@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import re
+import runpy
 import shutil
 import subprocess
+import sys
+import threading
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -12,6 +18,7 @@ import yaml
 from unit.test_pillar import compiled
 
 from ckan_deploy.settings.resolve import resolve
+from hosts import kitchen as kitchen_hosts
 
 REPO = Path(__file__).resolve().parents[2]
 ERB = re.compile(r"<%=\s*\[File\.read\('([^']+)'\)\]\.pack\('m0'\)\s*%>")
@@ -60,7 +67,11 @@ def test_every_path_that_is_named_is_there(kitchen):
         script = re.search(r"TEXT-OF (\S+)", command).group(1)
         named.append(script)
         assert command.endswith(f"| base64 -d | sudo sh -s {suite['name']}")
-    assert len(named) >= 8
+    services = kitchen["provisioner"]["data_path"]
+    # kitchen-salt puts what is in it into its own directory on the machine.
+    script = kitchen["provisioner"]["pre_salt_command"].removeprefix("sudo sh /tmp/kitchen/data/")
+    named += [services, f"{services}/{script}", f"{services}/solr.py"]
+    assert len(named) >= 11
     assert [name for name in named if not (REPO / name).exists()] == []
     assert (REPO / kitchen["provisioner"]["formula"] / "init.sls").exists()
 
@@ -78,6 +89,51 @@ def test_the_pillar_of_a_suite_renders_without_a_key_and_is_valid(kitchen, tmp_p
     # Nothing of it is asked of another machine.
     assert (settings.database.host, settings.extensions, settings.plugins) == ("localhost", {}, ())
     assert all("127.0.0.1" in address for address in (settings.redis_url, settings.solr_url))
+
+
+def test_the_services_of_the_machine_are_where_the_pillar_says(kitchen):
+    services = REPO / kitchen["provisioner"]["data_path"]
+    for shell in ("sh", "dash"):
+        assert subprocess.run([shell, "-n", services / "services.sh"], capture_output=True, text=True).stderr == ""
+    stand_in = runpy.run_path(str(services / "solr.py"))
+    for suite in ("nginx", "apache"):
+        pillar = yaml.safe_load((REPO / f"test/kitchen/pillar/{suite}.sls").read_text())["ckan"]
+        path = urllib.parse.urlsplit(pillar["solr_url"]).path
+        assert {f"{path}/select", f"{path}/schema", f"{path}/update"} <= stand_in["ANSWERS"].keys()
+
+
+def test_the_stand_in_for_solr_answers_what_a_plan_asks(kitchen):
+    core = runpy.run_path(str(REPO / kitchen["provisioner"]["data_path"] / "solr.py"))["Core"]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), core) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {"solr_url": f"http://127.0.0.1:{server.server_port}/solr/ckan"}
+        names = {"__name__": "backends"}
+        for file in ("schema.py", "search.py", "backends.py"):
+            exec(compile((REPO / "ckan/files" / file).read_text(), file, "exec"), names)
+        found = {"problems": [], "remarks": [], "versions": {}}
+        names["solr_core"](options, "solr_url", found)
+        assert found == {"problems": [], "remarks": [], "versions": {"Solr": "0 (a stand-in)"}}
+        with pytest.raises(names["Sentence"], match="there is no core"):
+            names["solr_core"]({"solr_url": options["solr_url"] + "s"}, "solr_url", found)
+        server.shutdown()
+
+
+def test_without_docker_the_same_suites_go_by_ssh(kitchen):
+    text = (REPO / "test/kitchen/proxy.yml").read_text()
+    other = yaml.safe_load(re.sub(r"<%=.*?%>", "x", text))
+    assert other["driver"]["name"] == "proxy" and not {"suites", "provisioner", "verifier"} & other.keys()
+    assert other["transport"]["name"] == kitchen["transport"]["name"] == "ssh"
+    assert kitchen_hosts.suites() == [suite["name"] for suite in kitchen["suites"]]
+
+
+def test_without_the_program_it_is_said_what_to_install(tmp_path):
+    env = {**os.environ, "KITCHEN": "no-such-kitchen"}
+    command = [sys.executable, REPO / "test/hosts/kitchen.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "there is no program no-such-kitchen; install Test Kitchen and kitchen-salt: docs/development.md\n"
+    )
 
 
 def test_the_verifier_is_a_shell_script_that_asserts(kitchen):

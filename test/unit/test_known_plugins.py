@@ -218,6 +218,7 @@ def test_the_packages_of_a_subdirectory_and_a_patch_are_looked_into(host, origin
     assert planned(host).extensions.keys() == {"ckanext-inner"}
 
 
+@pytest.mark.slow
 def test_an_extension_with_setup_cfg_is_looked_into(host, origins):
     repo = repos.make_repo(origins, "alpha", "Alpha")
     (repo / "pyproject.toml").unlink()

@@ -14,7 +14,7 @@ import pytest
 from ckan_deploy.deploy import preflight
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import maintenance, maintenance_page
+from ckan_deploy.serve import health, maintenance, maintenance_page
 from ckan_deploy.settings import languages
 from ckan_deploy.settings.resolve import resolve
 from fakes import fake_site, least_pillar
@@ -61,6 +61,17 @@ def test_what_the_operator_says_is_in_place_of_the_sentence(place: Path) -> None
     assert page.count(f'<time datetime="{LATER}" dir="ltr">{end:%Y-%m-%d %H:%M} (UTC)</time>') == 3
     assert "<p>Voraussichtliches Ende: <time" in page
     assert "<p>Neue Server</p>" in page_of(site, {"de": "Neue Server"})
+
+
+def test_a_look_whether_it_can_be_shown_changes_nothing(place: Path) -> None:
+    site = fake_site(place)
+    before = sorted(path for path in place.rglob("*"))
+    assert maintenance.on(site, message="New servers", until=LATER, test=True) == {"on": False, "changed": False}
+    assert sorted(path for path in place.rglob("*")) == before and maintenance.status(site) == {"on": False}
+    with pytest.raises(InvalidArgument, match="in the past"):
+        maintenance.on(site, until="2020-01-01T10:00Z", test=True)
+    with pytest.raises(InvalidArgument, match="test is 'yes'"):
+        maintenance.on(site, message="x", test="yes")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +134,10 @@ def test_the_logo_is_in_the_page(place: Path) -> None:
     ],
 )
 def test_a_logo_that_is_none_is_refused_by_the_plan_and_before_visitors_are_kept_out(
-    place: Path, data: bytes | None, told: str
+    place: Path, data: bytes | None, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # There is no web server here, and nobody waits for one.
+    monkeypatch.setattr(health, "LISTEN_SECONDS", 0.01)
     logo = place / "logo.png"
     if data:
         logo.write_bytes(data)

@@ -64,7 +64,7 @@ def test_a_function_is_shown_under_the_name_that_salt_gives_it_with_its_defaults
     assert "\n## ckan_release.list\n\n`ckan_release.list()`\n" in text
     assert "`ckan_release.show(release='', lock=False, full=False)`" in text
     assert "## ckan_release.build\n" in functions_docs.page("functions-stages")
-    assert "`ckan.pending(env, extensions=None, groups=None, allow_down=None, release='', ...)`" in (
+    assert "`ckan.pending(env, extensions=None, groups=None, allow_down=None, release='', fresh=False, ...)`" in (
         functions_docs.page("functions-master")
     )
     assert "_site" not in text

@@ -152,6 +152,7 @@ def test_a_disk_that_is_read_only_is_called_so(tmp_path: Path, monkeypatch: pyte
     assert host_lock.problem(exc) == f"this host cannot be locked: {told}"
 
 
+@pytest.mark.slow
 def test_a_key_that_has_expired_is_called_expired() -> None:
     place = sandbox("ckan-k-")
     home = place / "k"

@@ -15,6 +15,8 @@ from hosts import readme
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = readme.blocks()
+GITFS = readme.blocks(readme.INSTALL.read_text(encoding="utf-8"))
+WALKED = {**BLOCKS, **GITFS}
 
 
 def used() -> dict[str, list[str]]:
@@ -28,8 +30,18 @@ def test_the_readme_is_short():
 
 
 def test_the_walk_over_hosts_takes_each_marked_block_once_and_no_other():
-    assert sorted(used()["type"]) == sorted(name for name, block in BLOCKS.items() if not block.path)
-    assert sorted(used()["put"]) == sorted(name for name, block in BLOCKS.items() if block.path)
+    assert sorted(used()["type"]) == sorted(name for name, block in WALKED.items() if not block.path)
+    assert sorted(used()["put"]) == sorted(name for name, block in WALKED.items() if block.path)
+
+
+def test_with_gitfs_the_master_has_all_that_the_file_of_the_tutorial_gave_it():
+    checkout, gitfs = yaml.safe_load(BLOCKS["master"].text), yaml.safe_load(GITFS["gitfs-master"].text)
+    assert GITFS["gitfs-master"].path == BLOCKS["master"].path
+    roots = checkout.pop("file_roots")["base"]
+    assert gitfs.pop("file_roots")["base"] == [place for place in roots if "formula" not in place]
+    assert checkout.items() <= gitfs.items() and gitfs["fileserver_backend"] == ["roots", "gitfs"]
+    # The same commands bring an update, but for the one that asks git.
+    assert GITFS["gitfs-sync"].text.splitlines()[1:] == BLOCKS["sync"].text.splitlines()
 
 
 def test_the_first_steps_are_typed_in_the_order_of_the_readme():
@@ -51,9 +63,9 @@ def test_no_block_of_the_steps_is_left_unmarked():
     assert len(BLOCKS) == TEXT.count("<!-- hosts: ")
 
 
-@pytest.mark.parametrize("name", list(BLOCKS))
+@pytest.mark.parametrize("name", list(WALKED))
 def test_a_block_parses(name):
-    path, text = BLOCKS[name]
+    path, text = WALKED[name]
     if path:
         assert isinstance(yaml.safe_load(text), dict)
         return

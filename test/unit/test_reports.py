@@ -33,7 +33,9 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture
-def master(tmp_path: Path) -> FakeMaster:
+def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMaster:
+    # The last lines of a run are for its terminal, not for that of the tests.
+    monkeypatch.setattr("ckan_deploy.fleet.progress.last_word", lambda text: None)
     return FakeMaster(tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import yaml
 
 from ckan_deploy.fleet import master as masters
 from ckan_deploy.fleet.record import Record
-from parts.fake_master import FIRST, JOB, FakeMaster
+from parts.fake_master import FIRST, JOB, SECOND, FakeMaster
 from parts.keyring import KeyRing
 from parts.process import sandbox
 
@@ -31,7 +32,7 @@ SIGNATURES = {
     "ckan.history": ["env", "limit"],
     "ckan.report": ["env", "limit"],
     "ckan.watch": ["env", "timeout"],
-    "ckan.pending": ["env", "extensions", "groups", "allow_down", "release"],
+    "ckan.pending": ["env", "extensions", "groups", "allow_down", "release", "fresh"],
     "ckan.encrypt": ["env", "key", "recipients"],
     "ckan.maintenance": ["env", "state", "reason", "message", "until"],
     "ckan.lock": ["env", "reason"],
@@ -39,7 +40,8 @@ SIGNATURES = {
     "ckan.lock_status": ["env"],
     "ckan_fleet.plan": [
         "env", "kind", "extensions", "to", "dry_run", "reason", "force", "maintenance", "groups", "allow_down", "steal",
-        "given", "accept_schema", "downgrade", "restore", "job", "from_env", "from_release",
+        "given", "accept_schema", "downgrade", "restore", "job", "from_env", "from_release", "fresh", "message",
+        "until",
     ],
     "ckan_fleet.stage": ["env", "name", "group", "job"],
     "ckan_fleet.revert": ["env", "job"],
@@ -135,7 +137,8 @@ def test_what_is_wrong_is_said_and_is_the_exit_code(master: FakeMaster, ask: Cal
         ("ckan.status", {}, "needs env; it takes env"),
         ("ckan.lock", {"env": "production"}, "needs reason; it takes env, reason"),
         ("ckan.pending", {"env": "production", "relase": "x"},
-         "does not know relase (did you mean release?); it takes env, extensions, groups, allow_down, release, from"),
+         "does not know relase (did you mean release?); it takes env, extensions, groups, allow_down, release, fresh, "
+         "from"),
     ],
 )  # fmt: skip
 def test_an_argument_that_a_runner_does_not_take_is_an_error_and_not_its_manual(
@@ -211,7 +214,7 @@ def test_with_test_true_a_run_is_planned_and_nothing_is_a_failure(
 ) -> None:
     tried = steps(tmp_path, test=True)
     planned = tried("planned", "plan", env="production")
-    assert planned["result"] is None and "ckanext-mycity changed\nhost  current" in planned["comment"], planned
+    assert planned["result"] is None and "  ckanext-mycity changed\nhost  current" in planned["comment"], planned
     assert tried("staged", "build", env="production")["result"] is None
     assert tried("closed", "done", env="production")["result"] is None
     # Salt takes a step that only would run for one that failed.
@@ -280,9 +283,43 @@ def test_a_step_whose_runner_fails_is_a_sentence(step: Callable, monkeypatch: py
     }  # fmt: skip
 
 
-def test_a_plan_is_shown_without_what_orchestrations_need(ask: Callable) -> None:
-    told = ask("ckan.pending", "production")
+def test_a_plan_is_shown_without_what_orchestrations_need(master: FakeMaster, tmp_path: Path) -> None:
+    told = loaded(options(tmp_path, output="json"))["ckan.pending"]("production")
     assert set(told) == {"release", "changes", "extensions", "hosts", "groups", "down", "last"}
+
+
+def test_a_plan_is_a_table_of_120_columns_for_people(master: FakeMaster, ask: Callable) -> None:
+    def planned(host: str, **about: Any) -> dict[str, Any]:
+        told = master._ckan_release_plan(host, **about)
+        behind = {"PostgreSQL": "15.3 (Debian 15.3-0+deb12u1)", "Redis": "7.0.15", "Solr": "9.10.1"}
+        disk = {"free_mb": 1, "needed_mb": None}
+        told["host"] |= {"backends": behind, "prunes": [FIRST, SECOND], "disk": disk}
+        return {**told, "own_remarks": ["a warning of many words " * 9]}
+
+    master.answers["ckan_release.plan"] = planned
+    master.changes = ["ckanext-mycity changed: main 1c5d9a04f7be -> main 8457211e86ba (Show 'Hello')", "word " * 60]
+    told = ask("ckan.pending", "production", groups=1, allow_down=["web2"])
+    assert list(told) == ["production"]
+    lines = told["production"].splitlines()
+    # Salt's own outputter indents them by four.
+    assert max(map(len, lines)) <= 116
+    assert re.fullmatch(r"release \d{14}Z", lines[0])
+    assert lines[1:4] == ["extension       ref and commit, or version", "ckanext-mycity  main abc", "changes"]
+    assert lines[4] == f"  {master.changes[0]}" and lines[5].startswith("  word word")
+    heading = next(line for line in lines if line.startswith("host "))
+    assert heading.split("  ")[0] == "host" and heading.endswith("behind CKAN")
+    assert [line.split()[0] for line in lines[lines.index(heading) + 1 :] if line.startswith("web")] == ["web1", "web2"]
+    assert "None" not in told["production"] and lines[-2:] == ["groups: web1, then web2", "last: not known"]
+    assert any(line.startswith("warning: a warning of many words") for line in lines)
+
+
+def test_a_plan_with_nothing_to_deploy_says_that_and_what_is_to_be_known(master: FakeMaster, ask: Callable) -> None:
+    master.changes, master.remarks = [], ["ckanext-mycity is 3 commits behind its upstream"]
+    lines = ask("ckan.pending", "production")["production"].splitlines()
+    assert lines[0].startswith(f"Nothing to deploy: {FIRST} on web1, web2") and "changes" not in lines
+    # The stand-in of CKAN has nothing behind it.
+    assert any(line.startswith("host ") and line.endswith("prunes") for line in lines)
+    assert master.remarks[0] in lines
 
 
 @pytest.mark.parametrize(("given", "state"), [("on", "on"), (True, "on"), ("off", "off"), (False, "off")])
@@ -390,7 +427,9 @@ def test_no_argument_makes_a_runner_raise_or_touch_a_host(
         if isinstance(told, dict) and function.startswith("ckan.") and "error" in told:
             assert told["retcode"] == 1 and "Traceback" not in told["error"]
         Record(master, "production").free()
-    assert [asked for asked, _, _ in master.asked if not asked.startswith(reading)] == []
+    touching = [(asked, about) for asked, _, about in master.asked if not asked.startswith(reading)]
+    # A look whether a message can be shown changes nothing.
+    assert [asked for asked, about in touching if about.get("test") is not True] == []
 
 
 def test_the_steps_of_a_run_find_it_by_its_job(master: FakeMaster, ask: Callable) -> None:

@@ -42,6 +42,7 @@ def opts(tmp_path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_hosts_are_the_accepted_minions_by_the_pillar_that_renders_now(opts: dict, tmp_path: Path) -> None:
     # As the loader hands it out, too.
     for given in (opts, salt.utils.optsdict.safe_opts_copy(opts, name="module:ckan")):
@@ -108,6 +109,7 @@ def test_the_directories_are_those_of_the_master(opts: dict) -> None:
     assert SaltMaster(opts).user
 
 
+@pytest.mark.slow
 def test_the_formula_in_the_file_server_is_the_one_that_a_minion_gets_of_it(opts: dict, tmp_path: Path) -> None:
     files = SaltMaster(opts).files()
     assert "_modules/ckan_version.py" in files and "_utils/ckan_deploy/fleet/master.py" in files
@@ -141,6 +143,7 @@ def test_an_answer_is_one_only_where_the_minion_gave_it(said: Any, value: Any, r
     assert _answer("web1", said) == ("web1", value, retcode, came)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_decrypted_is_named_and_not_written_out(
     opts: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -981,6 +981,7 @@ def test_the_page_of_the_settings_is_current():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_stale_page_of_the_settings_is_reported(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("tools", "_utils/ckan_deploy"):

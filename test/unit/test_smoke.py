@@ -230,6 +230,7 @@ def test_a_text_that_is_missing_stops(make, serve):
     assert "/about answers without the text of web:smoke" in refusal(site)
 
 
+@pytest.mark.slow
 def test_a_page_that_hangs_is_said_with_its_setting_and_holds_up_no_other(make, serve):
     site = make(("/slow", "/well"), smoke_timeout=1)
     serve(site, OLD)
@@ -240,6 +241,7 @@ def test_a_page_that_hangs_is_said_with_its_setting_and_holds_up_no_other(make, 
     assert time.monotonic() - begun < 3
 
 
+@pytest.mark.slow
 def test_a_page_that_never_stops_writing_is_ended(make, serve):
     def drip(handler: Handler) -> None:
         handler.send_response(200)
@@ -256,6 +258,7 @@ def test_a_page_that_never_stops_writing_is_ended(make, serve):
     assert time.monotonic() - begun < 3
 
 
+@pytest.mark.slow
 def test_all_pages_together_have_a_limit(make, serve):
     slow = {f"/slow{number}": hang for number in range(9)}
     site = make(tuple(slow), smoke_total=1)
@@ -418,6 +421,7 @@ def test_a_page_that_the_web_server_alone_breaks_is_seen_after_the_switch(make, 
         smoke.after(site, NEW)
 
 
+@pytest.mark.slow
 def test_a_page_that_is_known_to_hang_is_not_asked_of_visitors_server_again(make, serve, front):
     site = make(("/slow",), health_url=address(front), smoke_timeout=1)
     front.pages = {"/slow": hang}

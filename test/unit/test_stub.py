@@ -91,6 +91,7 @@ def test_a_boot_that_fails_raises_what_ckan_raises(venv, tmp_path, options, mess
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_boot_is_fast_unless_asked_to_be_slow(venv, tmp_path):
     def seconds(**options: str) -> float:
         ini = write_ini(tmp_path / "ckan.ini", **options)

@@ -164,7 +164,7 @@ def test_what_a_stage_told_before_it_was_repeated_is_no_warning_any_more(host: Q
 
 
 def test_notes_of_the_plan_are_told_too(host: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolution, "resolve", lambda site: evolve(RESOLUTION, notes=("a note",)))
+    monkeypatch.setattr(resolution, "resolve", lambda site, renew=False: evolve(RESOLUTION, notes=("a note",)))
     assert host.deployed()["warnings"].count("a note") == 1
     assert "a note" in host_status.status(host.site(), processes=True)["warnings"]
 

@@ -261,6 +261,7 @@ def test_web_assets_that_ckans_user_has_put_are_made_again_as_roots(old_portal):
     assert (there / "base/main.css").read_text() == "body {}" and not (there / "base").is_symlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", ["{data}/storage", "{data}/storage/uploads", "{data}/webassets", "{run}/webassets", "{run}/webassets/base"]
 )

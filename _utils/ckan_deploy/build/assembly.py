@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import glob
+import math
 import os
 import shutil
 import time
@@ -102,7 +103,8 @@ def fields(
         "layer": layer.key,
         **ini.write(site, path),
         "settings": hashes(site.settings),
-        "disk_mb": round(cloned["own_mb"]) + disk.used_mb(os.path.join(path, "src")),
+        # Rounded up: a plan says that there is room for it.
+        "disk_mb": math.ceil(cloned["own_mb"] + disk.used_mb(os.path.join(path, "src"))),
         "build_seconds": dict(seconds),
     }
 

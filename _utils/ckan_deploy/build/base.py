@@ -15,6 +15,7 @@ from typing import Any
 
 from ckan_deploy.build import packages, sharing, virtualenv
 from ckan_deploy.build.packages import Wanted
+from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base
@@ -96,6 +97,9 @@ def ensure(site: Site) -> Base:
         raise FormulaError(
             f"there is no virtualenv in {place}; install CKAN there, or set ckan:base:version to have one made."
         )
+    # Before minutes of downloads: some of CKAN's requirements have no wheel, and are built.
+    if problem := Sandbox.of(site.settings).problem():
+        raise FormulaError(f"{problem}.")
     files.once(place, lambda: _make(place, site), DONE, durable=True)
     made = find(site)
     assert made

@@ -232,7 +232,7 @@ def options(site: Site) -> dict[str, Any]:
     url = urlsplit(settings.site_url)
     found = {
         "ckan.site_url": f"{url.scheme}://{url.netloc}",
-        **({"ckan.root_path": f"{url.path}/{{{{LANG}}}}"} if url.path else {}),
+        **(_below(url.path) if url.path else {}),
         "ckan.site_id": settings.site_id,
         "sqlalchemy.url": database_url(site.settings.database),
         "solr_url": settings.solr_url,
@@ -256,6 +256,11 @@ def options(site: Site) -> dict[str, Any]:
             attrs.evolve(store, user=store.read_user, password=store.read_password)
         )
     return {**found, **site.settings.config, **secrets.config}
+
+
+def _below(path: str) -> dict[str, str]:
+    """What a portal below a path needs: CKAN puts that path before all addresses in its pages but that of the icon."""
+    return {"ckan.root_path": f"{path}/{{{{LANG}}}}", "ckan.favicon": f"{path}/base/images/ckan.ico"}
 
 
 def _text(site: Site) -> str:

@@ -6,19 +6,22 @@ versions of the base, and becomes a lock file. Nothing is installed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from attrs import evolve, frozen
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from ckan_deploy.build import addresses, editable, requirements, virtualenv, wheels
+from ckan_deploy.build import addresses, editable, requirements, resolved, virtualenv, wheels
 from ckan_deploy.build import installer as installers
 from ckan_deploy.build.addresses import Library
+from ckan_deploy.build.installer import Changes
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.requirements import Asked
 from ckan_deploy.build.wheels import Builder
@@ -58,7 +61,7 @@ class Decided:
     notes: tuple[str, ...] = ()
 
 
-def lock(path: str, wish: Wish, pins: Mapping[str, str], builder: Builder) -> Decided:
+def lock(path: str, wish: Wish, pins: Mapping[str, str], builder: Builder, renew: bool = False) -> Decided:
     """
     Resolve all that is wished for together, and install nothing.
 
@@ -70,6 +73,8 @@ def lock(path: str, wish: Wish, pins: Mapping[str, str], builder: Builder) -> De
         ``{name: version}`` of the base: nothing may ask for another version.
     builder
         Builds what has no wheel, and what comes from git.
+    renew
+        Ask the package index, also where that was done a moment ago.
 
     Raises ``FormulaError`` that names library, versions and who asks.
     """
@@ -90,18 +95,15 @@ def lock(path: str, wish: Wish, pins: Mapping[str, str], builder: Builder) -> De
         overrides = [_library_line(item, libraries, place) for item in chosen.values()]
         held = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in chosen]
         held += [item.plain for item in stated.constraints if item.name not in chosen]
-        given = (path, list(dict.fromkeys([*lines, *overrides])), held, overrides, builder.installer)
+        given = (path, list(dict.fromkeys([*lines, *overrides])), held, overrides)
+        made_from = {"from": _made_from(wish, libraries), "lines": lines, "held": held, "overrides": overrides}
+        ours = _ours(wish.wanted) | libraries.keys()
         try:
-            found = builder.with_wheels(lambda: installers.dry_run(*given))
-            ours = _ours(wish.wanted) | libraries.keys()
-            new = {name: version for name, version in found.installed.items() if name not in ours}
-            entries = [item for item in found.files if item.name in new]
-            entries = entries or installers.files_of(path, new, builder.installer)
-            entries = [addresses.hashed(item, builder) for item in entries]
+            found = _resolved(given, {**made_from, "pins": dict(pins), "place": place}, ours, builder, renew)
         except FormulaError as exc:
             who = _who_asks(str(exc), asked, pins)
             raise FormulaError(f"the packages cannot be resolved: {str(exc).rstrip('.')}{who}.") from exc
-    entries = [_with_hashes(item, asked) for item in entries]
+    entries = [_with_hashes(item, asked) for item in found.files]
     packages = {name: version for name, version in pins.items() if name not in found.removed}
     packages.update(found.installed)
     packages.update({name: library.locked.version for name, library in libraries.items()})
@@ -117,6 +119,33 @@ def lock(path: str, wish: Wish, pins: Mapping[str, str], builder: Builder) -> De
     }
     text = pylock.dumps([*entries, *(library.locked for library in libraries.values())])
     return Decided(dict(sorted(packages.items())), overridden, text, notes)
+
+
+def _resolved(
+    given: tuple[str, list[str], list[str], list[str]], made_from: dict[str, Any], ours: Collection[str],
+    builder: Builder, renew: bool,
+) -> Changes:  # fmt: skip
+    """What would be installed, with the files of all but ``ours``: as it was resolved before, or asked for now."""
+    path, installer = given[0], builder.installer
+    # The directory of what is written for this very call has another name each time.
+    asked = json.loads(json.dumps(made_from).replace(made_from["place"], ""))
+    kept = None if renew else resolved.find(resolved.key(path, asked, installer), installer)
+    if kept:
+        return kept
+    found = builder.with_wheels(lambda: installers.dry_run(*given, installer))
+    new = {name: version for name, version in found.installed.items() if name not in ours}
+    entries = [item for item in found.files if item.name in new] or installers.files_of(path, new, installer)
+    found = found._replace(files=[addresses.hashed(item, builder) for item in entries])
+    # By what there is now: wheels may have been built for it.
+    resolved.keep(resolved.key(path, asked, installer), found, installer)
+    return found
+
+
+def _made_from(wish: Wish, libraries: Mapping[str, Library]) -> list[Any]:
+    """The commits and archives of all that is wished for, with what these say that they are and require."""
+    found: list[Any] = [[item.name, item.requirement, item.checkout] for item in wish.wanted]
+    found += [wheels.read(item.archive) for item in wish.wanted if item.archive]
+    return [*found, *([name, pylock.dumps([library.locked])] for name, library in sorted(libraries.items()))]
 
 
 def _stated(wish: Wish, python: Mapping[str, str]) -> requirements.Stated:

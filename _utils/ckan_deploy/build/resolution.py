@@ -35,7 +35,7 @@ AT_ONCE = 8
 
 
 @files.usual_modes()
-def resolve(site: Site) -> Resolution:
+def resolve(site: Site, renew: bool = False) -> Resolution:
     """
     Decide what a release will hold.
 
@@ -43,6 +43,8 @@ def resolve(site: Site) -> Resolution:
 
     site
         The site.
+    renew
+        As for ``locking.lock``.
 
     Raises ``FormulaError`` that names what cannot be had, what does not go together, or a plugin that nothing brings.
     """
@@ -56,7 +58,7 @@ def resolve(site: Site) -> Resolution:
     builder = Builder.of(site, found.path)
     prepared = prepare(site, pins, builder)
     had = packages.freeze(found.path)
-    locked = locking.lock(found.path, _wish(site, prepared), had, builder)
+    locked = locking.lock(found.path, _wish(site, prepared), had, builder, renew)
     if "ckan.plugins" not in settings.config:  # which wins over ckan:plugins
         new = {name: version for name, version in locked.packages.items() if had.get(name) != version}
         plugins.check(settings.plugins, found.path, prepared, new, settings.installer.find_links)

@@ -168,13 +168,16 @@ class Sandbox:
         """Say why there can be no sandbox on this host, ``''`` for nothing."""
         if self.kind == "user":
             return ""
-        way_out = "run state.apply ckan, or set ckan:build:sandbox to user (SECURITY.md says what that means)"
+        way_out = "set ckan:build:sandbox to user (SECURITY.md says what that means)"
         if not shutil.which("bwrap"):
-            return f"bubblewrap is not installed, and extensions are built in it; {way_out}"
+            return f"bubblewrap is not installed, and extensions are built in it; run state.apply ckan, or {way_out}"
         done = self.run(["true"])
         if done.retcode == 0:
             return ""
-        return f"bubblewrap cannot make namespaces here ({processes.tail(done, 1)}); {way_out}"
+        return (
+            f"bubblewrap cannot make namespaces here ({processes.tail(done, 1)}); a container needs CAP_SYS_ADMIN and "
+            f"CAP_NET_ADMIN; or {way_out}"
+        )
 
     def _limits(self) -> list[str]:
         return [

@@ -34,7 +34,8 @@ class NoWheel(FormulaError):
 class Installer:
     """
     How packages are installed: ``shared`` (the directory ``paths:shared``, with its cache and the wheels
-    that were built here), ``kind`` (auto, uv, pip), ``uv`` (the program), ``link`` (how files of its cache are shared).
+    that were built here), ``kind`` (auto, uv, pip), ``uv`` (the program), ``link`` (how files of its cache are shared),
+    ``reuse_hours`` (how long a resolution is taken again).
     """
 
     shared: str
@@ -45,6 +46,7 @@ class Installer:
     find_links: str = ""
     offline: bool = False
     link: str = "auto"
+    reuse_hours: int = 0
 
     @classmethod
     def of(cls, settings: Settings) -> Installer:
@@ -64,6 +66,7 @@ class Installer:
             offline=asked.offline,
             shared=settings.paths.shared,
             link=settings.link,
+            reuse_hours=asked.reuse_hours,
         )
 
     @property

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from attrs import define
 
+from ckan_deploy.build import resolved
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.manifest import Resolution
 from ckan_deploy.releases.site import Site
@@ -52,7 +53,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def booted(site: Site, path: str) -> Iterator[Server]:
+def booted(site: Site, path: str, boot: Callable[[], object] | None = None) -> Iterator[Server]:
     """
     Start the app server of a release meanwhile: its boot takes as long as the one of the check. Where it does not come
     up the stage ``start`` tries again, and says why.
@@ -61,9 +62,11 @@ def booted(site: Site, path: str) -> Iterator[Server]:
         The site.
     path
         The directory of the release.
+    boot
+        How it is started; by default by ``app_server.boot``.
     """
     server = Server()
-    with beside.running(functools.partial(app_server.boot, site, path)) as booting:
+    with beside.running(boot or functools.partial(app_server.boot, site, path)) as booting:
         try:
             yield server
         finally:
@@ -91,7 +94,8 @@ def marking_failed(site: Site, release: str, by: str) -> Iterator[None]:
 
 def note_failed(site: Site, release: str, by: str, reason: str) -> None:
     """
-    Mark a release failed, if that can be written: the failure itself is what is to be told.
+    Mark a release failed, if that can be written: the failure itself is what is to be told. Its packages are resolved
+    anew by the next plan.
 
     site, release, by
         As for ``create``.
@@ -102,3 +106,4 @@ def note_failed(site: Site, release: str, by: str, reason: str) -> None:
         site.releases.set_state(release, "failed", by, reason)
     except (FormulaError, OSError) as exc:
         log.warning("release %s is not marked failed: %s", release, sentence(exc))
+    resolved.forget(site.paths.shared)

@@ -27,8 +27,9 @@ class StageFailed(FormulaError):
 
 
 def deploy(
-    open_site: Callable[[], Site], release: str = "", by: str = "", job: str = "", closed: bool = False
-) -> dict[str, Any]:
+    open_site: Callable[[], Site], release: str = "", by: str = "", job: str = "", closed: bool = False,
+    renew: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """
     Run all stages on this host alone. A failure at any stage leaves the host on the release that it served before.
 
@@ -40,6 +41,8 @@ def deploy(
         Who asked, and the id of the job.
     closed
         Visitors get the maintenance page from the stage migrate to the end of verify.
+    renew
+        As for ``plan.make``.
 
     Returns ``{"current": id, "previous": id, "changes": [sentences], "seconds": {stage: s}}``, and ``warnings`` where
     there are any. Raises ``FormulaError`` that names the stage.
@@ -51,7 +54,7 @@ def deploy(
         if release:
             check_id(release)
         with lock.held(site, "deploy", release, by, job):
-            planned = plan.make(site, release or new_id())
+            planned = plan.make(site, release or new_id(), renew=renew)
             assert planned.resolution
             entered.append(_Deploy(site, planned.release, planned.current, planned.resolution, by, job))
             entered[0].warned += [*planned.resolution.notes, *planned.own_remarks]

@@ -67,7 +67,8 @@ class Plan:
 
 
 def make(
-    site: Site, release: str, resolve: bool = True, job: str = "", given: Resolution | None = None, sees: str = ""
+    site: Site, release: str, resolve: bool = True, job: str = "", given: Resolution | None = None, sees: str = "",
+    renew: bool = False,
 ) -> Plan:  # fmt: skip
     """
     Look whether a deploy could start here, and decide what the release will hold.
@@ -84,6 +85,8 @@ def make(
         What the release is to hold, where another environment has it: no ref is asked for then.
     sees
         The host whose mark in a shared storage this one is to see.
+    renew
+        Ask the package index, also where nothing has changed since that was done.
 
     Raises ``FormulaError`` with all that is in the way.
     """
@@ -97,7 +100,7 @@ def make(
         if given:
             promotion.refuse_differences(site, given)
         try:
-            new = _resolution(site, given) if resolve else None
+            new = _resolution(site, given, renew) if resolve else None
         except FormulaError as exc:
             if problems := list(asking.result().problems):
                 raise _refusal([*problems, str(exc).rstrip(".")]) from exc
@@ -143,8 +146,8 @@ def _refusal(problems: Sequence[str]) -> FormulaError:
     return FormulaError("; ".join(problems) + ".")
 
 
-def _resolution(site: Site, given: Resolution | None) -> Resolution:
-    return promotion.adopt(site, given) if given else resolution.resolve(site)
+def _resolution(site: Site, given: Resolution | None, renew: bool) -> Resolution:
+    return promotion.adopt(site, given) if given else resolution.resolve(site, renew)
 
 
 def missed(site: Site) -> tuple[str, str | None]:

@@ -10,13 +10,14 @@ from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.releases import hooks
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, cron, health, maintenance_page, shared_files
-from ckan_deploy.system import disk
+from ckan_deploy.system import disk, facts
 
 
 def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = True) -> list[str]:
     """
-    Say what is in the way: no base, no build user, no sandbox, a newer release, ``current`` itself, disk, shared files
-    that were changed, directories that others may write to, supervisor, web server, maintenance page, cron, hooks.
+    Say what is in the way: another system, no base, no build user, no sandbox, a newer release, ``current`` itself,
+    disk, shared files that were changed, directories that others may write to, supervisor, web server, maintenance
+    page, cron, hooks.
 
     site
         The site.
@@ -29,7 +30,8 @@ def obstacles(site: Site, release: str, any_age: bool = False, builds: bool = Tr
 
     Returns a list of sentences, empty when nothing is in the way.
     """
-    found = [*_build_problems(site, builds), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
+    found = list(filter(None, [facts.unsupported()]))
+    found += [*_build_problems(site, builds), *_age_problems(site, "" if any_age else release), *_disk_problems(site)]
     found += filter(None, [sharing.problem(site)])
     if site.settings.build.only:
         return found  # it serves nothing

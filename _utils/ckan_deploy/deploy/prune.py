@@ -84,7 +84,7 @@ def old(site: Site, keep: int | None = None) -> Pruned:
     gone = [release for release in going if release not in {manifest.id for manifest in kept}]
     if gone:
         _attempt(problems, shared_files.forget, site)
-    _attempt(problems, app_server.forget_gone, site, {manifest.id for manifest in kept})
+    _attempt(problems, app_server.forget, site, {manifest.id for manifest in kept})
     pins = [pin for manifest in kept if manifest.resolution for pin in manifest.resolution.pins()]
     _attempt(problems, origins.forget, pins, site.paths.shared)
     _attempt(problems, layers.forget, {manifest.layer for manifest in kept}, site.paths.shared)
@@ -92,21 +92,24 @@ def old(site: Site, keep: int | None = None) -> Pruned:
     return Pruned(gone, spared, list(dict.fromkeys(problems)))
 
 
-def end_standby(site: Site) -> list[str]:
+def end_standby(site: Site, release: str = "") -> list[str]:
     """
     Stop the app servers of releases that serve no more, when nobody else is at work on this host.
 
     site
         The site.
+    release
+        Only that of this one; by default of all.
 
     Returns the ids of the releases whose servers were stopped. Raises ``FormulaError`` where somebody is at work; the
     scheduler asks again.
     """
     # Not a deploy: who locks these out means no switch.
     with lock.held(site, "end_standby", locked=False):
-        draining.forget_standby(site)
+        if not release:
+            draining.forget_standby(site)
         stopped = []
-        for manifest in site.releases.manifests():
+        for manifest in [site.releases.read(release)] if release else site.releases.manifests():
             # One that is checked belongs to a deploy that is under way.
             if manifest.state in ("retired", "bad") and manifest.id != site.releases.current():
                 if draining.stop(site, site.releases.directory(manifest.id)):
@@ -118,7 +121,6 @@ def _remove(site: Site, release: str) -> None:
     path = site.releases.directory(release)
     draining.stop(site, path, drain=False)
     site.releases.remove(release)
-    app_server.forget(site, path)
 
 
 def _attempt(problems: list[str], function: Callable[..., Any], *args: Any) -> None:

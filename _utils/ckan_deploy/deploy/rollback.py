@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from ckan_deploy.build import ini
 from ckan_deploy.database import changes, compatibility
-from ckan_deploy.deploy import switch
+from ckan_deploy.deploy import candidates, switch
 from ckan_deploy.errors import FormulaError, sentence
-from ckan_deploy.releases import choice, diff, lock, stage
+from ckan_deploy.releases import choice, diff, hooks, lock, stage
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import draining, health, maintenance, uwsgi
+from ckan_deploy.serve import app_server, draining, health, maintenance, shared_files, uwsgi
 
 
 def rollback_target(site: Site, to: str = "", force: bool = False) -> str:
@@ -73,15 +74,16 @@ def rollback(
     no such release, or it does not start or answer; the host then serves what it served before.
     """
     target = rollback_target(site, to, force)
-    found: dict[str, Any] = {}
-    if finish or accept_schema:
-        found = compatibility.way_back(site, target, accept_schema, downgrade, restore)
-    changes_database = bool(found.get("downgrade") or found.get("restore"))
-    closed = _closed(site, by) if changes_database and found["maintenance"] else contextlib.nullcontext()
     undone: dict[str, Any] = {}
-    with lock.held(site, "rollback", target, by, job), closed:
+    with lock.held(site, "rollback", target, by, job), contextlib.ExitStack() as closing:
         if rollback_target(site, to, force) != target:
             raise FormulaError(f"another one has changed the releases here meanwhile; roll back again (to {target}).")
+        found: dict[str, Any] = {}
+        if finish or accept_schema:
+            found = _compared(site, target, accept_schema, downgrade, restore)
+        changes_database = bool(found.get("downgrade") or found.get("restore"))
+        if changes_database and found["maintenance"]:
+            closing.enter_context(_closed(site, by))
         if changes_database:
             undone = changes.downgrade(site, target, by, job, found["restore"])
         elif accept_schema:
@@ -92,8 +94,9 @@ def rollback(
         state = "bad" if target < left else "retired"
         try:
             done = go(
-                site, target, state, by, reason or "rolled back", job, finish, restored=bool(undone.get("kept_as"))
-            )
+                site, target, state, by, reason or "rolled back", job, finish, restored=bool(undone.get("kept_as")),
+                again=not changes_database,
+            )  # fmt: skip
         except FormulaError as exc:
             if undone and left and site.releases.current() == left:
                 # The release that serves again must find its database.
@@ -106,9 +109,35 @@ def rollback(
     }  # fmt: skip
 
 
+def boot(site: Site, release: str, by: str = "", job: str = "") -> dict[str, Any]:
+    """
+    Start the app server of a release that a fleet may go back to, while that looks whether it can. The stage ``start``
+    does it where this does not: where that has hooks.
+
+    site
+        The site.
+    release
+        The release.
+    by, job
+        Who asked, and the run of the master that this belongs to.
+
+    Returns ``{"started": whether it was, and did not run before}``. Raises ``FormulaError`` where it does not answer;
+    it is stopped again then.
+    """
+    with lock.held(site, "start", release, by, job):
+        if not _boots(site, release, "start"):
+            return {"started": False}
+        path = site.releases.directory(release)
+        with candidates.booted(site, path, functools.partial(_start, site, path)) as server:
+            server.keep()
+        if release not in uwsgi.releases(site):
+            raise FormulaError(f"the app server of {release} does not start; the stage start says why")
+        return {"started": True}
+
+
 def go(
     site: Site, release: str, left_state: str, by: str, reason: str, job: str, finishing: bool = True,
-    restored: bool = False,
+    restored: bool = False, again: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Go to a release that was live before; one that does not answer is left again.
@@ -123,6 +152,8 @@ def go(
         As ``finish`` of ``rollback``.
     restored
         The database is another one than that which the search index was filled from.
+    again
+        As for ``switch.settle``.
 
     Returns ``{"current": id, "previous": id}``, and ``warnings`` where there are any.
     """
@@ -138,8 +169,34 @@ def go(
         except BaseException as exc:
             raise FormulaError(f"{sentence(exc)}; {_back(site, release, left, link, by, ran)}") from exc
         if finishing:
-            warned += _finish(site, release, by, job, restored)
+            warned += _finish(site, release, by, job, restored, again)
         return {"current": release, "previous": left, **({"warnings": warned} if warned else {})}
+
+
+def _compared(site: Site, release: str, accept_schema: bool, downgrade: bool, restore: str) -> dict[str, Any]:
+    """
+    Do what ``compatibility.way_back`` does. The app server of the release boots meanwhile, but not where the database
+    is to be changed for it.
+    """
+    compare = functools.partial(compatibility.way_back, site, release, accept_schema, downgrade, restore)
+    if downgrade or restore or not _boots(site, release, "rollback"):
+        return compare()
+    path = site.releases.directory(release)
+    with candidates.booted(site, path, functools.partial(_start, site, path)) as server:
+        found = compare()
+        server.keep()
+        return found
+
+
+def _boots(site: Site, release: str, before: str) -> bool:
+    """Whether there is an app server to be started, and no hook that wants to be called before that."""
+    there = release in uwsgi.releases(site) or release == site.releases.current()
+    return site.settings.web.app == "uwsgi" and not there and not hooks.there(site, before)
+
+
+def _start(site: Site, path: str) -> None:
+    shared_files.own(site, path)
+    app_server.start(site, path)
 
 
 def _back(site: Site, release: str, left: str, link: str, by: str, ran: bool) -> str:
@@ -163,17 +220,17 @@ def _back(site: Site, release: str, left: str, link: str, by: str, ran: bool) ->
     return f"this host is on {now or 'no release'}{problem}"
 
 
-def _finish(site: Site, release: str, by: str, job: str, restored: bool) -> list[str]:
+def _finish(site: Site, release: str, by: str, job: str, restored: bool, again: bool) -> list[str]:
     """What follows a rollback: the release is served, so what fails here is a warning."""
     try:
         index, warned = switch.reindex(site, release, by, job, restored)
-        done = switch.settle(site, release)
+        done = switch.settle(site, release, again=again)
         warned = [*warned, *done.warnings, *done.down]
-        site.release(release).note(by, finish_due="", **({"index": index} if index else {}))
+        site.release(release).note(by, finish_due="", steady=done.steady, **({"index": index} if index else {}))
         return warned
     except Exception as exc:
-        again = f"ckan_release.finish {release} prune=False"
-        return [f"{release} is live, but not all has followed it: {sentence(exc)}; mend that, then type: {again}"]
+        typed = f"ckan_release.finish {release} prune=False"
+        return [f"{release} is live, but not all has followed it: {sentence(exc)}; mend that, then type: {typed}"]
 
 
 @contextlib.contextmanager

@@ -253,8 +253,9 @@ def verify(site: Site, release: str, by: str = "", job: str = "") -> dict[str, A
 
 
 def finish(
-    site: Site, release: str, prunes: bool = True, by: str = "", job: str = "", index: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    site: Site, release: str, prunes: bool = True, by: str = "", job: str = "", index: Mapping[str, Any] | None = None,
+    again: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """
     End a deploy: the old app servers finish their requests and stop, services change over to the release, old releases
     are pruned. With ``web:standby`` the app server of the release before stays for so long.
@@ -265,6 +266,8 @@ def finish(
         Prune as well; False after a rollback.
     index
         What the search index is made of now, on whichever host that was seen to; stands in the manifest.
+    again
+        As for ``switch.settle``.
 
     Returns ``{"stopped": [ids], "standby": id, "pruned": [ids], "warnings": [sentences]}``; ``draining``, releases
     whose app servers are still at requests, where there are any; and ``down``, sentences, where a service or the app
@@ -282,9 +285,9 @@ def finish(
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
         standby = previous if draining.keep_standby(site, previous) else ""
-        done = switch.settle(site, release, standby, functools.partial(_pruned, site) if prunes else None)
+        done = switch.settle(site, release, standby, functools.partial(_pruned, site) if prunes else None, again)
         warned += [*done.warnings, *done.down]
-        live.note(by, finish_due="")
+        live.note(by, finish_due="", steady=done.steady)
         told = {"stopped": done.stopped, "standby": standby, "pruned": done.pruned, "warnings": warned}
         told.update({name: found for name, found in (("draining", done.draining), ("down", done.down)) if found})
         return told
@@ -313,10 +316,10 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
         candidate.manifest.became("failed")  # one that served before and does no more is no candidate
         back_to = candidate.manifest.previous if candidate.is_current else ""
         # First: what is current is never one that failed, whenever this dies.
-        if candidate.is_current:
+        if visited := candidate.is_current:
             warned += _leave(site, candidate.manifest)
         candidates.note_failed(site, release, by, reason)
-        draining.stop(site, candidate.directory)
+        draining.stop(site, candidate.directory, drain=visited)
         warned += _removed(site, candidate)
         warned += switch.serving(site, back_to, by, reason)
     told = {"current": site.releases.current(), "removed": not site.releases.find(release)}

@@ -12,11 +12,13 @@ from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases import diff
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import app_server, draining, health, maintenance, services, uwsgi
+from ckan_deploy.serve import app_server, draining, drains, health, maintenance, services, uwsgi
 from ckan_deploy.sources import pylock
 
 # Entries of the log in which the stages of the current release are looked for.
 RECENT = 200
+# The stages in which other app servers are stopped.
+ENDS = ("finish", "rollback")
 
 
 def list_releases(site: Site) -> list[dict[str, Any]]:
@@ -152,7 +154,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
     visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
     not as they were installed. With ``processes`` also ``{"serving": [ids], "draining": those of them whose app server
-    was told to stop and still finishes requests, where there are any, "services": [rows, as ``services.status``
+    was told to stop and still finishes requests, where there are any, "drained": {id: what came of those that
+    were told to stop for the current release}, where there are any, "services": [rows, as ``services.status``
     returns them], "workers": {name: id or state} of the job workers, "last": an entry of the history or {}}``, and
     ``warnings``: what the stages of the current release found, where there is any.
     """
@@ -174,6 +177,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         more["serving"] = sorted({row["release"] for row in app_server.processes(site)})
         at_it = draining.under_way(site) if site.settings.web.app == "uwsgi" else []
         more.update({"draining": at_it} if at_it else {})
+        drained = drains.outcomes(site, current) if current and site.settings.web.app == "uwsgi" else {}
+        more.update({"drained": drained} if drained else {})
         more.update(_services(site))
         more["last"] = next(iter(site.log.read(1)), {})
         warned = _warnings(site, current)
@@ -186,6 +191,25 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         "answers": answers,
         **more,
     }
+
+
+def history(site: Site, limit: int) -> list[dict[str, Any]]:
+    """
+    Return what was done on this host, newest first, with what came of the app servers that were told to stop then.
+
+    site
+        The site.
+    limit
+        How many entries at most.
+    """
+    entries = site.log.read(limit)
+    for release in {entry.get("release", "") for entry in entries} - {""}:
+        drained = drains.outcomes(site, release)
+        # The newest: for one that serves a second time others were stopped anew.
+        last = next((entry for entry in entries if entry.get("release") == release and entry["stage"] in ENDS), None)
+        if drained and last:
+            last["drained"] = drained
+    return entries
 
 
 def _warnings(site: Site, release: str) -> list[str]:

@@ -14,6 +14,7 @@ from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.ids import now
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, draining, services, shared_files
+from ckan_deploy.settings import fingerprint
 
 # So long the end of a run waits for requests of the release before; after that supervisor alone sees to their end.
 DRAIN_SECONDS = 3
@@ -22,7 +23,8 @@ DRAIN_SECONDS = 3
 class Settled(NamedTuple):
     """
     What followed a release: the releases whose app servers have ended, those whose are still at requests, the releases
-    that were pruned, warnings, and a sentence for each service or app server that does not stay up.
+    that were pruned, warnings, and a sentence for each service or app server that does not stay up; ``steady`` is for
+    the manifest.
     """
 
     stopped: list[str]
@@ -30,6 +32,7 @@ class Settled(NamedTuple):
     pruned: list[str]
     warnings: list[str]
     down: list[str]
+    steady: dict[str, str]
 
 
 def start(site: Site, release: str) -> dict[str, Any]:
@@ -53,8 +56,9 @@ def start(site: Site, release: str) -> dict[str, Any]:
 
 
 def settle(
-    site: Site, release: str, standby: str = "", prune: Callable[[], tuple[list[str], list[str]]] | None = None
-) -> Settled:
+    site: Site, release: str, standby: str = "", prune: Callable[[], tuple[list[str], list[str]]] | None = None,
+    again: bool = False,
+) -> Settled:  # fmt: skip
     """
     Bring what belongs to a release that serves now to it, all of it side by side: the app servers of other releases
     finish their requests and end, services and cron jobs change over, and all is watched for ``stable_seconds``.
@@ -68,6 +72,9 @@ def settle(
     prune
         Called when the services have changed over: what one still runs from is spared. Returns the ids
         of the releases that are gone, and warnings.
+    again
+        The release has served before, with the database as it is. Where all of it stayed up when it was watched then,
+        with the same services, it has to run, and is not watched once more.
 
     Raises ``FormulaError`` where an app server cannot be stopped, when all the rest is done.
     """
@@ -76,10 +83,13 @@ def settle(
         stopping = pool.submit(draining.stop_others, site, site.releases.directory(release), standby, seconds)
         warned = follow(site)
         pruning = pool.submit(lambda: (stopping.result(), prune())[1]) if prune else None
-        down = watch(site, release)
+        started_with = fingerprint.of_services(site.settings)
+        known = again and site.release(release).manifest.steady == started_with
+        wrong = down(site) if known else watch(site, release)
         ended = stopping.result()
         pruned, problems = pruning.result() if pruning else ([], [])
-    return Settled(ended.stopped, ended.draining, pruned, [*warned, *problems], down)
+    steady = started_with if site.settings.stable_seconds and not wrong else {}
+    return Settled(ended.stopped, ended.draining, pruned, [*warned, *problems], wrong, steady)
 
 
 def switch(site: Site, release: str, left_state: str, by: str, reason: str) -> dict[str, str]:

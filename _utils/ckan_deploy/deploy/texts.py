@@ -56,6 +56,7 @@ def history(rows: Rows, paint: Paint = plain) -> str:
     for row in rows:
         said = [row["reason"]] if row.get("reason") else []
         said += [f"warning: {warning}" for warning in row.get("warnings", [])]
+        said += [f"the app server of {name} {what}" for name, what in row.get("drained", {}).items()]
         see = f"[{len(below) + 1}]" if said else ""
         below += [f"{see} {'; '.join(said)}"] if said else []
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""

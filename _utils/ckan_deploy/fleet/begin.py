@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.fleet import end, hosts, interrupts, progress, promote, revert
+from ckan_deploy.fleet import end, hosts, interrupts, plan_text, progress, promote, revert
+from ckan_deploy.fleet import maintenance as notices
 from ckan_deploy.fleet import plan as plans
 from ckan_deploy.fleet.master import Master
 from ckan_deploy.fleet.run import Run, Span
@@ -20,11 +21,11 @@ BLANK = "; write a blank after the colon"
 KNOWN = {
     "deploy": (
         "env", "extensions", "dry_run", "maintenance", "groups", "allow_down", "force", "steal", "reason",
-        "from", "release",
+        "from", "release", "fresh", "message", "until",
     ),
     "rollback": (
         "env", "to", "reason", "force", "dry_run", "groups", "allow_down", "steal", "accept_schema", "downgrade",
-        "restore", "maintenance",
+        "restore", "maintenance", "message", "until",
     ),
 }  # fmt: skip
 
@@ -33,7 +34,8 @@ def plan(
     master: Master, env: Any, kind: str = "deploy", extensions: Any = None, to: Any = "", dry_run: Any = False,
     reason: Any = "", force: Any = False, maintenance: Any = False, groups: Any = None, allow_down: Any = None,
     steal: Any = False, given: Any = None, accept_schema: Any = False, downgrade: Any = False,
-    restore: Any = "", job: str = "", source: Any = "", source_release: Any = "",
+    restore: Any = "", job: str = "", source: Any = "", source_release: Any = "", fresh: Any = False,
+    message: Any = "", until: Any = "",
 ) -> dict[str, Any]:  # fmt: skip
     """
     Begin a run: hosts answer, lock taken, settings valid, refs and packages resolved once. Nothing served is touched.
@@ -70,6 +72,10 @@ def plan(
         The id of the job.
     source, source_release
         For a deploy: the environment that it takes a release from, and which one; by default what is live there.
+    fresh
+        For a deploy: ask the package index, also where nothing has changed since that was done.
+    message, until
+        What visitors read in maintenance mode, and its expected end, as ``ckan.maintenance`` takes them.
 
     Returns ``{"ok", "comment", "release", "hosts", "extensions": {name: what}, "changes": [sentences]}``, and more for
     a deploy: see ``plan.deploy``. Where it was refused, ``{"ok": False, "comment"}``.
@@ -79,14 +85,14 @@ def plan(
         force=force is True, maintenance=maintenance is True, extensions=extensions or {}, dry_run=dry_run is True,
         accept_schema=accept_schema is True, downgrade=downgrade is True, restore=str(restore or ""),
         asked_groups=groups or [], allow_down=allow_down or [], source=source or "",
-        source_release=source_release or "",
+        source_release=source_release or "", fresh=fresh is True,
     )  # fmt: skip
     begun = time.time()
     reverted: list[str] = []
     progress.quiet()
     progress.note("plan", f"{kind} to {env or 'no environment'}: looks for its hosts")
     try:
-        run.reason = arguments.line("reason", reason or "")
+        _words(run, reason, message, until)
         if not env:
             known = hosts.environments(master)
             raise FormulaError(
@@ -97,7 +103,7 @@ def plan(
         _refuse(run, given, extensions)
         _refuse_switches(
             dry_run=dry_run, force=force, maintenance=maintenance, steal=steal, accept_schema=accept_schema,
-            downgrade=downgrade,
+            downgrade=downgrade, fresh=fresh,
         )  # fmt: skip
         if kind == "deploy":
             promote.check(run, given or [])
@@ -109,16 +115,24 @@ def plan(
     return _planned(run, found, str(to or ""), reverted, begun)
 
 
+def _words(run: Run, reason: Any, message: Any, until: Any) -> None:
+    """Take what people are to read."""
+    run.reason = arguments.line("reason", reason or "")
+    run.message = dict(message) if isinstance(message, Mapping) else arguments.line("message", message or "")
+    run.until = arguments.text("until", until or "")
+
+
 def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun: float) -> dict[str, Any]:
     """Make the plan of a run that holds its deploy lock; frees that where there is none to be made."""
     try:
         progress.note("plan", f"asks {tables.some(found.hosts)} whether they are ready", time.time() - begun)
         plans.choose_hosts(run, found)
+        notices.check(run)
         if run.kind == "deploy":
             progress.note("plan", "resolves refs and packages, and compares with what is live", time.time() - begun)
         outcome = plans.deploy(run) if run.kind == "deploy" else plans.rollback(run, to)
         if run.dry_run:
-            return {**outcome, "text": plans.text(outcome)}
+            return {**outcome, "text": plan_text.text(run, outcome)}
         _tell(run, begun, str(outcome["comment"]))
         return outcome
     except FormulaError as exc:

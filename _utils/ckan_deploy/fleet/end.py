@@ -84,7 +84,8 @@ def close(run: Run) -> dict[str, Any]:
         run.want()
     missing = [f"{host} is down and catches up at its next highstate: salt {host} state.highstate" for host in run.down]
     missing += [
-        f"the app server of {release} on {host} still finishes requests, and supervisor sees to its end"
+        f"the app server of {release} on {host} still finishes requests, and supervisor sees to its end: "
+        f"salt-run ckan.status {run.env} tells what came of it"
         for host, release in run.draining
     ]
     over(run, "ok")

@@ -47,6 +47,7 @@ def text(runs: list[dict[str, Any]]) -> str:
         said = [f"from {run['from']}"] if "from" in run else []
         said += [run["reason"]] if run["reason"] else []
         said += [f"warning: {warning}" for warning in run.get("warnings", [])]
+        said += run.get("drained", [])
         see = f"[{len(below) + 1}]" if said else ""
         below += [f"{see} {'; '.join(said)}"] if said else []
         changed = some([f"{name} {what}" for name, what in run.get("changed", {}).items()])
@@ -66,7 +67,8 @@ def merge(logs: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
     Returns ``[{"at", "kind", "release", "by", "hosts": [ids], "seconds", "result", "reason"}]``, newest first, with
     ``job`` where a master ran it, ``from`` for a release that was promoted, ``warnings`` where any were told, and
-    ``changed`` where it is known: ``{extension: ref and commit}`` of what differs from the release before. A run is
+    ``changed`` where it is known: ``{extension: ref and commit}`` of what differs from the release before, and
+    ``drained``, a sentence for each app server that was told to stop and what came of that. A run is
     what has one job; what was done by hand is one run for each release, host and kind. ``seconds`` is the sum over the
     stages, of each the slowest host.
     """
@@ -94,6 +96,10 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         reason = undone[0].get("reason", "")
     # The entries of a host are in order, and which host is the first does not matter.
     warnings = list(dict.fromkeys(text for _, entry in entries for text in entry.get("warnings", [])))
+    drained = [
+        f"the app server of {name} on {host} {what}"
+        for host, entry in entries for name, what in entry.get("drained", {}).items()
+    ]  # fmt: skip
     job = next((entry["job"] for _, entry in entries if entry.get("job")), "")
     changed: dict[str, str] = next((entry["changed"] for _, entry in entries if entry.get("changed")), {})
     origin = next((entry["promoted"] for _, entry in entries if entry.get("promoted")), "")
@@ -110,4 +116,5 @@ def _run(entries: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         **({"from": origin} if origin else {}),
         **({"changed": changed} if changed else {}),
         **({"warnings": warnings} if warnings else {}),
+        **({"drained": drained} if drained else {}),
     }

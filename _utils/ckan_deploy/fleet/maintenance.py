@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet import hosts
 from ckan_deploy.fleet.hosts import Answers
 from ckan_deploy.fleet.master import Master
-from ckan_deploy.fleet.run import Run, Span
+from ckan_deploy.fleet.run import Run, Span, join
 
 # What the report calls the two ends of it.
 ON, OFF = "maintenance on", "maintenance off"
+CHECK_TIMEOUT = 20
 
 
 def turn(master: Master, env: str, state: str, reason: str = "", notice: Mapping[str, Any] = {}) -> Answers:
@@ -39,6 +42,21 @@ def turn(master: Master, env: str, state: str, reason: str = "", notice: Mapping
     return hosts.ask(master, found.hosts, f"ckan_maintenance.{state}", about)
 
 
+def check(run: Run) -> None:
+    """
+    Ask the hosts of a run whether their page can show its message and its end, where it has any.
+
+    run
+        The run, with its hosts.
+
+    Raises ``FormulaError`` with what they say no to.
+    """
+    if notice := _notice(run):
+        told = hosts.ask(run.master, run.hosts, "ckan_maintenance.on", {**notice, "test": True}, CHECK_TIMEOUT)
+        if told.failures:
+            raise FormulaError(join(told.failures, "plan"))
+
+
 def close(run: Run) -> dict[str, str]:
     """
     Turn maintenance on for a run, with services and cron jobs stopped; a host that somebody else turned to it stays in
@@ -49,7 +67,11 @@ def close(run: Run) -> dict[str, str]:
 
     Returns ``{host: why it could not be closed}``.
     """
-    about = {"reason": run.kind, "by": run.by, "stop_workers": True}
+    notice = _notice(run)
+    if "until" in notice and _is_past(run.until):
+        del notice["until"]
+        run.warn([f"the expected end {run.until} was over before visitors got the maintenance page; it is not shown"])
+    about = {"reason": run.kind, "by": run.by, "stop_workers": True, **notice}
     begun = time.time()
     told = hosts.ask(run.master, run.hosts, "ckan_maintenance.on", about)
     run.closed = [host for host, answer in told.results.items() if host in told.failures or answer["changed"]]
@@ -76,6 +98,18 @@ def open_again(run: Run) -> dict[str, str]:
     run.closed = sorted(failures)
     _span(run, OFF, begun, bool(failures))
     return failures
+
+
+def _notice(run: Run) -> dict[str, Any]:
+    """What a run says to visitors; what is empty is left out."""
+    return {name: value for name, value in (("message", run.message), ("until", run.until)) if value}
+
+
+def _is_past(until: str) -> bool:
+    """The hosts have read it at plan; a minute is what it takes until visitors see the page."""
+    # Python before 3.11 does not know the Z.
+    end = datetime.datetime.fromisoformat(until[:-1] + "+00:00" if until.endswith("Z") else until)
+    return end <= datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=1)
 
 
 def _span(run: Run, name: str, begun: float, failed: bool) -> None:

@@ -6,9 +6,10 @@ Each function fills the run, and raises ``FormulaError`` with what is in the way
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckan_deploy.errors import FormulaError
@@ -16,7 +17,7 @@ from ckan_deploy.fleet import details, hosts, promote, shipping, storage, wanted
 from ckan_deploy.fleet.hosts import NO_ANSWER, Group, Targets
 from ckan_deploy.fleet.run import Run, join, told_once
 from ckan_deploy.releases import ids
-from ckan_deploy.system import arguments, beside, tables
+from ckan_deploy.system import arguments, beside
 
 READY_TIMEOUT = 20
 STAGE_TIMEOUT = 30
@@ -126,6 +127,8 @@ def deploy(run: Run) -> dict[str, Any]:
 def _plans(run: Run, taken: promote.Taken | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The plan of each host, side by side, and that of the one which resolved."""
     asked = {"release": run.release, "extensions": run.extensions, "fresh": False, "job": run.job}
+    if run.fresh:
+        asked["renew"] = True
     if taken:
         run.source_release, asked["contents"] = taken.release, taken.contents
     # One host asks the origins and resolves the packages, so that all build the same.
@@ -180,7 +183,7 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
     run.release, run.left = answers[asked[0]], left
     contents = functools.partial(_asked, run, asked[:1], "ckan_release.contents", {"release": run.release})
     compared = functools.partial(details.of_rollback, run, asked[0])
-    with beside.running(contents) as asking, beside.running(compared) as comparing:
+    with beside.running(contents) as asking, beside.running(compared) as comparing, _booted(run, asked):
         found = _database(run, asked)
     run.contents, run.details = asking.result()[asked[0]], comparing.result()
     from_ = ", ".join(sorted(set(left.values()) - {run.release}))
@@ -192,26 +195,6 @@ def rollback(run: Run, to: str) -> dict[str, Any]:
         "ok": True, "release": run.release, "hosts": names, "extensions": {}, "changes": run.changes,
         "comment": f"{'; '.join(run.changes)} on {', '.join(asked)}",
     }  # fmt: skip
-
-
-def text(outcome: Mapping[str, Any]) -> str:
-    """
-    Return a plan as lines for people: what would be done, and where.
-
-    outcome
-        What ``deploy`` or ``rollback`` returned.
-    """
-    said = [outcome["comment"]]
-    if isinstance(outcome["hosts"], Mapping):
-        rows = [["host", "current", "free MB", "needed MB", "prunes"]]
-        for host, about in outcome["hosts"].items():
-            disk = [str(about.get(name, "")) for name in ("free_mb", "needed_mb")]
-            rows.append([host, about["current"], *disk, ", ".join(about["prunes"])])
-        said += tables.table(rows).splitlines()
-        said += [f"groups: {', then '.join(', '.join(part) for part in outcome['groups'])}"]
-        said += [f"down: {', '.join(outcome['down'])}"] if outcome["down"] else []
-        said += [f"last: {outcome['last']}"]
-    return "\n".join(said)
 
 
 def _allowed_down(run: Run, everyone: list[str]) -> list[str]:
@@ -269,6 +252,25 @@ def _database(run: Run, asked: list[str]) -> Mapping[str, Any]:
     found = _asked(run, [asks], "ckan_schema.way_back", {"release": run.release, **allowed})[asks]
     run.undo, run.undo_on = bool(found["downgrade"] or found["restore"]), asks
     return dict(found)
+
+
+@contextlib.contextmanager
+def _booted(run: Run, asked: list[str]) -> Iterator[None]:
+    """
+    The app servers of the release boot while the database is looked at, but not where that is to be changed for it.
+    They are stopped again where the rollback is refused; of one that fails the stage activate says why.
+    """
+    if run.dry_run or run.downgrade or run.restore:
+        yield
+        return
+    about = {"release": run.release, "by": run.by, "job": run.job, "ahead": True}
+    with beside.running(functools.partial(hosts.ask, run.master, asked, "ckan_release.start", about)) as booting:
+        try:
+            yield
+        except BaseException:
+            started = [host for host, answer in booting.result().good.items() if answer.get("started")]
+            hosts.ask(run.master, started, "ckan_release.end_standby", {"release": run.release})
+            raise
 
 
 def _with_dump(run: Run, asked: list[str]) -> str:

@@ -46,17 +46,18 @@ class Run:
     A deploy or rollback. The names are those of ``run.json``.
 
     First what was asked for; ``source`` is the environment that the release is promoted from, ``source_release`` the
-    one there. With ``build:ship`` (``ships``) the ``builder`` builds for all, and the archives go ``by_master`` where
-    there is no store; ``layer`` is the one to be, ``layers`` are those that each host has, and ``shipped`` is what was
-    packed once it has ``built``. Then the plan: the release and its resolution (``contents``), how a promoted one
-    ``differs`` from the pillar here, the versions of the ``backends``, the hosts in their groups and those that are
-    ``down``, what each host was on ``before`` a deploy, or a rollback has ``left``; the host that undoes migrations
-    (``undo_on``). Then what the stages told: whether there is anything to ``migrate``, which host ``migrates``, what it
-    told of that, the ``closed`` hosts that this run has turned to maintenance (None as long as it has turned none),
-    what does not stay up (``unsteady``), and the old app servers that still finish requests (``draining``: host and
-    release). For the report: the ``details`` of what changes, what each host ``serves`` after a revert, and what those
-    that failed have ``noted`` (``{host: {"details": what a program said, "log": lines}}``). ``interrupted`` says who
-    wanted it to end early. ``warnings`` are from all of it, each once.
+    one there; visitors read ``message`` and ``until`` in maintenance mode. With ``build:ship`` (``ships``) the
+    ``builder`` builds for all, and the archives go ``by_master`` where there is no store; ``layer`` is the one to be,
+    ``layers`` are those that each host has, and ``shipped`` is what was packed once it has ``built``. Then the plan:
+    the release and its resolution (``contents``), how a promoted one ``differs`` from the pillar here, the versions of
+    the ``backends``, the hosts in their groups and those that are ``down``, what each host was on ``before`` a deploy,
+    or a rollback has ``left``; the host that undoes migrations (``undo_on``). Then what the stages told: whether there
+    is anything to ``migrate``, which host ``migrates``, what it told of that, the ``closed`` hosts that this run has
+    turned to maintenance (None as long as it has turned none), what does not stay up (``unsteady``), and the old app
+    servers that still finish requests (``draining``: host and release). For the report: the ``details`` of what
+    changes, what each host ``serves`` after a revert, and what those that failed have ``noted`` (``{host: {"details":
+    what a program said, "log": lines}}``). ``interrupted`` says who wanted it to end early. ``warnings`` are from all
+    of it, each once.
     """
 
     master: Master
@@ -78,6 +79,9 @@ class Run:
     source: Any = ""
     source_release: Any = ""
     source_hosts: list[str] = Factory(list)
+    fresh: bool = False
+    message: Any = ""
+    until: str = ""
 
     ships: bool = False
     builder: str = ""

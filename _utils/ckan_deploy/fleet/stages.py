@@ -121,7 +121,8 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
     if function == "ckan_release.finish":
         # After a rollback the release that was left stays for a look at it; the next deploy prunes it.
         index = {"index": run.index} if run.index else {}
-        return {**about, "prune": run.kind == "deploy", **index}
+        again = {"again": True} if run.kind == "rollback" and not run.undo else {}
+        return {**about, "prune": run.kind == "deploy", **index, **again}
     return about
 
 

@@ -21,7 +21,8 @@ TIMEOUT = 20
 class Status:
     """
     The hosts with what is said of each: ``linked``, ``serving``, ``answers``, ``services``, ``workers``, ``last``,
-    ``wrong``, and ``maintenance`` where that is on, ``warnings`` where the deploy of what is live had any. ``wrong`` is
+    ``wrong``, and ``maintenance`` where that is on, ``warnings`` where the deploy of what is live had any, ``drained``
+    where app servers were told to stop for it. ``wrong`` is
     what is wrong on any of them, or between them.
     """
 
@@ -66,12 +67,17 @@ class Status:
             services += [f"services of {host}: {', '.join(said)}"] if (said := _shown(row)) else []
             mark = " ".join(["!"] * bool(row["wrong"]) + ["in maintenance"] * ("maintenance" in row))
             rows.append([host, row["linked"], ", ".join(row["serving"]), row["answers"], row["last"], mark])
+        drained = [
+            f"the app server of {name} on {host} {what}"
+            for host, row in self.hosts.items() for name, what in row.get("drained", {}).items()
+        ]  # fmt: skip
         held = self.lock.sentence() if self.lock else f"{self.env} is not locked"
         warned = told_once({host: row.get("warnings", []) for host, row in self.hosts.items()})
         return (
             table(rows)
             + "".join(map(paragraph, services))
             + "".join(paragraph(f"warning: {each}") for each in warned)
+            + "".join(map(paragraph, drained))
             + paragraph(f"wanted: {self.wanted or 'not known yet'}; {held}").rstrip()
         )
 
@@ -131,7 +137,7 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
         "serving": [f"{name} (draining)" if name in at_it else name for name in answer["serving"]],
         "services": answer.get("services", []), "workers": answer["workers"],
         "last": f"{last['stage']} {last['result']} {last['at']}" if last else "none", "wrong": wrong,
-        **{name: answer[name] for name in ("maintenance", "warnings") if name in answer},
+        **{name: answer[name] for name in ("maintenance", "warnings", "drained") if name in answer},
     }  # fmt: skip
 
 

@@ -144,7 +144,9 @@ class Manifest:
     A release on this host. ``resolution`` is None until it is built; ``layer`` is what it is a clone of,
     ``built_on`` the host that has built it for this one, '' where it was built here;
     ``broken_plugins`` are those that nobody enables and that cannot be imported, ``{plugin: reason}``; ``check`` is
-    what its boot check said; ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
+    what its boot check said; ``steady`` are hashes of what its services were started with when they were watched and
+    stayed up; ``drain`` is when its app server was told to stop, for which release, and how many seconds it took;
+    ``finish_due`` is when it was switched to, '' once the stage finish has done the rest.
     """
 
     id: str
@@ -169,6 +171,8 @@ class Manifest:
     migration: Mapping[str, Any] = field(factory=dict)
     index: Mapping[str, Any] = field(factory=dict)
     smoke: Mapping[str, Any] = field(factory=dict)
+    steady: Mapping[str, str] = field(factory=dict)
+    drain: Mapping[str, Any] = field(factory=dict)
     adopted: Mapping[str, str] = field(factory=dict)
     previous: str = ""
     previous_link: str = ""

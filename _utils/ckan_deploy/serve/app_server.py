@@ -15,7 +15,7 @@ import http.client
 import os
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import psutil
@@ -202,29 +202,22 @@ def supervisor_problem(site: Site) -> str:
     return supervisor.problem(site.settings.web.supervisor_conf)
 
 
-def forget(site: Site, path: str) -> None:
+def forget(site: Site, known: Collection[str]) -> None:
     """
-    Remove what a release left outside its directory: its log, and those that supervisor has rotated.
-
-    site
-        The site.
-    path
-        The directory of the release.
-    """
-    _remove_logs(site, lambda release: release == os.path.basename(path))
-
-
-def forget_gone(site: Site, known: Collection[str]) -> None:
-    """
-    Remove the logs of releases that there are no more: the one of a deploy that failed stays for whoever looks into it,
-    until the next one is good.
+    Remove the logs of releases that there are no more, with those that supervisor has rotated. The one of a deploy that
+    failed stays for whoever looks into it, until the next one is good.
 
     site
         The site.
     known
         The ids of the releases that there are.
     """
-    _remove_logs(site, lambda release: release not in known)
+    pattern = re.compile(rf"{re.escape(site.settings.site)}-({ID_PATTERN.pattern})\.log(\.[0-9]+)?")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(site.paths.log):
+            if (match := pattern.fullmatch(name)) and match[1] not in known:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(site.paths.log, name))
 
 
 def last_error(site: Site, release: str) -> str:
@@ -239,15 +232,6 @@ def last_error(site: Site, release: str) -> str:
     """
     found = _errors(_lines(uwsgi.log(site, release))) if site.settings.web.app == "uwsgi" else []
     return mask.text(found[-1], site.settings) if found else ""
-
-
-def _remove_logs(site: Site, goes: Callable[[str], bool]) -> None:
-    pattern = re.compile(rf"{re.escape(site.settings.site)}-({ID_PATTERN.pattern})\.log(\.[0-9]+)?")
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(site.paths.log):
-            if (match := pattern.fullmatch(name)) and goes(match[1]):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(site.paths.log, name))
 
 
 def _wait(site: Site, path: str, program: str, begun: float) -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import psutil
 
 from ckan_deploy.releases.ids import ID_PATTERN
 from ckan_deploy.releases.site import Site
-from ckan_deploy.serve import answers, uwsgi
+from ckan_deploy.serve import answers, drains, uwsgi
 from ckan_deploy.system import supervisor
+from ckan_deploy.system.unix_http import UnixConnection
 
 POLL_SECONDS = 0.05
-# After the switch no new connection comes to the old server; the last ones get this long to be accepted.
+# After the switch no new connection comes to the old server; the last ones get this long to come.
 LINGER_SECONDS = 1.0
 # What supervisor needs to kill a server that takes longer than it may.
 KILL_SECONDS = 10
@@ -39,14 +41,14 @@ def stop(site: Site, path: str, drain: bool = True) -> bool:
     path
         The directory of the release.
     drain
-        Wait first for the last connections to be taken; not needed for a server that never had visitors.
+        Wait first until those who stand in line have been let in; not needed for a server that never had visitors.
 
     Returns True when one was running.
     """
     if not os.path.exists(uwsgi.program_file(site, path)):
         return False
     if drain:
-        time.sleep(LINGER_SECONDS)
+        _let_in(site, [path])
     os.unlink(uwsgi.program_file(site, path))
     wait(site, path)
     return True
@@ -63,17 +65,17 @@ def stop_others(site: Site, path: str, standby: str = "", seconds: float | None 
     standby
         A release whose server stays, too.
     seconds
-        How long their end is waited for; by default for as long as it takes. Supervisor has been told to stop the
-        others, and ends them after ``web:drain_timeout``.
+        How long their end is waited for, once all who stood in line have been let in; by default for as long as it
+        takes. Supervisor has been told to stop the others, and ends them after ``web:drain_timeout``.
     """
     names = [name for name in uwsgi.releases(site) if name not in (os.path.basename(path), standby)]
     places = {name: os.path.join(site.paths.releases, name) for name in names}
-    if names:
-        time.sleep(LINGER_SECONDS)
+    _let_in(site, list(places.values()))
     for name, place in places.items():
         os.unlink(uwsgi.program_file(site, place))
         with contextlib.suppress(supervisor.NoSupervisor):
             supervisor.begin_stop(site.settings.web.supervisor_conf, uwsgi.program(site, name))
+    drains.told(site, names, os.path.basename(path))
     # Also those that were still at it when a deploy before has ended.
     left = {**places, **{name: os.path.join(site.paths.releases, name) for name in _told(site)}}
     deadline = time.monotonic() + (seconds if seconds is not None else site.settings.web.drain_timeout + KILL_SECONDS)
@@ -106,9 +108,13 @@ def wait(site: Site, path: str) -> None:
     path
         The directory of the release.
     """
+    conf, program = site.settings.web.supervisor_conf, uwsgi.program(site, os.path.basename(path))
     # A supervisor that was ended has taken its programs with it; of one that was killed they are left.
     with contextlib.suppress(supervisor.NoSupervisor):
-        supervisor.remove(site.settings.web.supervisor_conf, uwsgi.program(site, os.path.basename(path)))
+        when = supervisor.ends(conf, program)
+        supervisor.remove(conf, program)
+        if when is not None:
+            drains.ended(site, path, when or time.time())
     _end_left(site, path)
 
 
@@ -153,6 +159,36 @@ def _told(site: Site) -> dict[str, bool]:
         for group, name in sorted(names.items())
         if ID_PATTERN.fullmatch(name) and name not in kept
     }
+
+
+def _let_in(site: Site, paths: Collection[str]) -> None:
+    """
+    Wait until the servers of releases that visitors are not sent to any more have taken all who stand in line at their
+    sockets: a server that is told to end leaves the others standing. For ``web:drain_timeout`` seconds at most.
+    """
+    if not paths:
+        return
+    time.sleep(LINGER_SECONDS)
+    deadline = time.monotonic() + site.settings.web.drain_timeout
+    for path in paths:
+        while (left := deadline - time.monotonic()) > 0 and not _came_last(site, path, left):
+            time.sleep(POLL_SECONDS)
+
+
+def _came_last(site: Site, path: str, seconds: float) -> bool:
+    """Whether we were let in, and so all who came before us: a line has an order. False where it is full."""
+    connection = UnixConnection(answers.socket_of(path), seconds)
+    try:
+        connection.request("GET", site.settings.web.health_path, headers=answers.headers(site))
+        # The first byte tells; what else comes is nobody's business.
+        connection.sock.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # nobody is there, or nobody is let in
+    finally:
+        connection.close()
+    return True
 
 
 def _end_left(site: Site, path: str) -> None:

@@ -25,7 +25,8 @@ API_ANSWER = {
 
 
 def on(
-    site: Site, reason: str = "", by: str = "", stop_workers: bool = False, message: Any = "", until: str = ""
+    site: Site, reason: str = "", by: str = "", stop_workers: bool = False, message: Any = "", until: str = "",
+    test: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Answer visitors with 503, ``Retry-After`` and a page, and requests of the API with JSON.
@@ -40,6 +41,8 @@ def on(
         What visitors read: a line in the language of the portal, or ``{language: line}``.
     until
         When it is expected to end: date, time and zone.
+    test
+        Only look whether that can be done.
 
     Where maintenance mode is on already, a message or an end changes the page, and nothing else.
 
@@ -51,6 +54,9 @@ def on(
         raise FormulaError("ckan:web:server is none: maintenance is the business of your own server.")
     reason, by = arguments.line("reason", reason), arguments.text("by", by)
     notice, known = maintenance_page.Notice.of(site, message, until), status(site)
+    if arguments.flag("test", test):
+        maintenance_page.make(site, notice)
+        return {**known, "changed": False}
     if known["on"] and not notice.to_json():
         return {**known, "changed": False}
     _put_pages(site, notice)

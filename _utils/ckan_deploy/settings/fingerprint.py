@@ -15,6 +15,9 @@ NOT_OF_A_RELEASE = (
     "aliases", "domain", "tls", "stable_seconds", "config_known", "storage",
 )  # fmt: skip
 
+# What services and app servers are started with, besides what is in the release.
+OF_SERVICES = ("services", "workers", "environment", "secrets:environment", "web", "user", "group")
+
 # What a release made by an older version has no note of; where there is none, nothing has changed.
 CAME_LATER = ("services", "environment")
 
@@ -36,3 +39,13 @@ def hashes(settings: Settings) -> dict[str, str]:
         for name, value in found.items()
         if name not in NOT_OF_A_RELEASE and (value or name not in CAME_LATER)
     }
+
+
+def of_services(settings: Settings) -> dict[str, str]:
+    """
+    Return the hashes of what services and app servers are started with, as ``hashes`` makes them.
+
+    settings
+        The settings.
+    """
+    return {name: hashed for name, hashed in hashes(settings).items() if name in OF_SERVICES}

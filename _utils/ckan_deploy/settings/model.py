@@ -79,6 +79,13 @@ class Installer:
     )
     find_links: str = setting("", "Directory or page with wheels.")
     offline: bool = setting(False, "Install without any network.")
+    reuse_hours: int = setting(
+        24,
+        "Hours for which a plan takes the versions of the one before, where nothing has changed of what they follow "
+        "from: commits, requirements, base, installer, indexes. `fresh: true` of a deploy asks the index anew. 0: each "
+        "plan does.",
+        least=0,
+    )
 
 
 @frozen
@@ -166,9 +173,13 @@ class Web:
     processes: int = setting(2, "Processes that run CKAN.", least=1)
     threads: int = setting(4, "Threads of each process.", least=1)
     boot_timeout: int = setting(90, "Seconds an app server has to answer after its start.", least=1)
-    drain_timeout: int = setting(20, "Seconds an old app server has to finish its requests.")
+    drain_timeout: int = setting(
+        20, "Seconds an old app server has to take the requests in line, and again to finish those that it is at."
+    )
     wait_for_drain: bool = setting(
-        False, "A deploy or a rollback ends when the old app server has. Else it waits for 3 s at most."
+        False,
+        "A deploy or a rollback ends when the old app server has. Else it waits for 3 s at most, once the requests in "
+        "line have been taken.",
     )
     warm: tuple[str, ...] = setting(
         ("/",), "Pages asked of a new app server before visitors are sent to it.", pattern=PAGE

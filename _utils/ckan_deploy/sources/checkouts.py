@@ -43,7 +43,10 @@ def clone(origin: Origin, commit: str, mirror: str, target: str) -> None:
 
     Raises ``FormulaError``.
     """
-    git.local(["clone", "-q", "--no-hardlinks", "--no-checkout", "--", mirror, target], f"{target} cannot be made")
+    git.local(
+        ["clone", "-q", "--template=", "--no-hardlinks", "--no-checkout", "--", mirror, target],
+        f"{target} cannot be made",
+    )
     what = f"commit {commit} of {origin.url} cannot be checked out"
     git.local(["-C", target, "update-ref", "--no-deref", "HEAD", commit], what)
     # Not by "checkout", which says that all is well with files that it could not read or write.

@@ -317,7 +317,7 @@ def _mirror(origin: Origin, mirrors: str) -> Iterator[str]:
 
 def _init(mirror: str) -> None:
     shutil.rmtree(mirror, ignore_errors=True)
-    _local(["init", "-q", "--bare", "--", mirror], f"{mirror} cannot be made")
+    _local(["init", "-q", "--template=", "--bare", "--", mirror], f"{mirror} cannot be made")
 
 
 def _sweep(mirror: str) -> None:

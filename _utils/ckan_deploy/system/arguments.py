@@ -158,3 +158,43 @@ def fit(
         if parameter.name in given:
             raise InvalidArgument(f"{name} was given {parameter.name} twice; {takes}")
     return given
+
+
+def typed(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """
+    Return arguments as the annotations of a function want them: a number that is to be text becomes text, and of
+    ``key: `` without a value the default holds.
+
+    function
+        The function.
+    args, kwargs
+        Arguments that ``fit`` has looked at.
+
+    Raises ``InvalidArgument`` for one of another type.
+    """
+    parameters = inspect.signature(function).parameters
+    by_place = [_as_wanted(parameter, value) for parameter, value in zip(parameters.values(), args, strict=False)]
+    by_name = {
+        name: _as_wanted(parameters[name], value) if name in parameters else value for name, value in kwargs.items()
+    }
+    return by_place, by_name
+
+
+def _as_wanted(parameter: inspect.Parameter, value: Any) -> Any:
+    wanted = str(parameter.annotation)
+    if value is None and parameter.default is not parameter.empty:
+        return parameter.default
+    if wanted == "bool":
+        return flag(parameter.name, value)
+    if wanted in ("int", "int | None"):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidArgument(f"{parameter.name} must be a whole number, not {value!r}.")
+    elif wanted.startswith("dict["):
+        return mapping(parameter.name, value)
+    elif wanted == "str":
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            raise InvalidArgument(f"{parameter.name} must be a line of text, not {value!r}.")
+        return str(value)
+    return value

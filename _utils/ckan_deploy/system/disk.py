@@ -19,7 +19,7 @@ def free_mb(path: str) -> int:
     return shutil.disk_usage(existing(path)).free // 2**20
 
 
-def used_mb(path: str) -> int:
+def used_mb(path: str) -> float:
     """
     Return the disk that a tree has for itself, in MB: what it shares with others by hard links is not counted.
 
@@ -31,7 +31,7 @@ def used_mb(path: str) -> int:
         blocks += os.lstat(folder).st_blocks
         statuses = (os.lstat(os.path.join(folder, name)) for name in files)
         blocks += sum(status.st_blocks for status in statuses if status.st_nlink == 1)
-    return round(blocks * 512 / 2**20)
+    return blocks * 512 / 2**20
 
 
 def place(path: str) -> str:

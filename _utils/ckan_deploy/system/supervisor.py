@@ -81,6 +81,22 @@ def processes(conf: str) -> dict[str, list[Process]]:
     return found
 
 
+def ends(conf: str, group: str) -> float | None:
+    """
+    Return when the last process of a group has ended, in seconds of the epoch; 0 where one runs, None for a group that
+    is not known.
+
+    conf, group
+        As for ``update``.
+
+    Raises ``FormulaError`` when supervisor does not answer.
+    """
+    mine = [told for told in _call(conf, "getAllProcessInfo") if told["group"] == group]
+    if not mine:
+        return None
+    return 0.0 if any(told["pid"] for told in mine) else float(max(told["stop"] for told in mine))
+
+
 def update(conf: str, group: str) -> None:
     """
     Let supervisor read the file of a group: one that is new is started, one that differs is stopped and started anew,
