@@ -144,6 +144,8 @@ def test_without_the_program_it_is_said_what_to_install(tmp_path):
 def test_the_verifier_is_a_shell_script_that_asserts(kitchen):
     script = REPO / "test/kitchen/verify.sh"
     assert kitchen["verifier"] == {"name": "shell", "remote_exec": True}
+    # kitchen-salt gives the id to its own command alone.
+    assert f"--id={kitchen['provisioner']['salt_minion_id']}" in script.read_text()
     for shell in ("sh", "dash"):
         assert subprocess.run([shell, "-n", script], capture_output=True, text=True).stderr == ""
     assert len(re.findall(r"^\s*ok \"", script.read_text(), re.M)) > 20
