@@ -460,7 +460,7 @@ def test_a_new_host_says_why_it_builds_by_itself(builder):
     assert live.result, live.comment
     assert live.comment == (
         f"release {builder.current()} is live; it was built here, since archives are handed over by orch.deploy alone "
-        "(ckan:build:ship); warning: the database is empty, so package_search was not asked before the migration"
+        "(ckan:build:ship)"
     )
 
 

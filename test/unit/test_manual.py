@@ -31,7 +31,9 @@ def test_the_navigation_has_each_page_once():
         return [page for value in values for page in ([value] if isinstance(value, str) else pages(value))]
 
     named = pages(yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
-    assert sorted(named) == sorted([*(page.name for page in PAGES), "readme.md", "security.md", "changelog.md"])
+    assert sorted(named) == sorted(
+        [*(page.name for page in PAGES), "readme.md", "security.md", "changelog.md", "contributing.md"]
+    )
 
 
 def test_the_reference_has_each_function_that_people_can_call_once():
