@@ -16,23 +16,25 @@ FOUND = {
 }
 ANSWERS = {
     "/solr/ckan/select": FOUND,
-    "/solr/ckan/schema": {"responseHeader": {"status": 0}, "schema": {"name": "ckan-2.12", "version": 1.6}},
     "/solr/ckan/update": {"responseHeader": {"status": 0}},
     "/solr/ckan/admin/ping": {"responseHeader": {"status": 0}, "status": "OK"},
     "/solr/admin/info/system": {"responseHeader": {"status": 0}, "lucene": {"solr-spec-version": "0 (a stand-in)"}},
 }
+# CKAN looks at its name when it boots.
+SCHEMA = b'<?xml version="1.0" encoding="UTF-8"?><schema name="ckan-2.12" version="1.6"/>'
 
 
 class Core(http.server.BaseHTTPRequestHandler):
-    """Answers as Solr does, in JSON."""
+    """Answers as Solr does, in JSON, but for the schema."""
 
     def do_GET(self) -> None:
         """Answer any question; what is no address of Solr's is a 404."""
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        answer = ANSWERS.get(self.path.partition("?")[0].rstrip("/"))
-        text = json.dumps(answer or {"error": {"code": 404}}).encode()
-        self.send_response(200 if answer else 404)
-        self.send_header("Content-Type", "application/json")
+        path = self.path.partition("?")[0].rstrip("/")
+        schema, answer = path == "/solr/ckan/schema", ANSWERS.get(path)
+        text = SCHEMA if schema else json.dumps(answer or {"error": {"code": 404}}).encode()
+        self.send_response(200 if schema or answer else 404)
+        self.send_header("Content-Type", "application/xml" if schema else "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
