@@ -23,9 +23,10 @@ ckan-packages:
       - postgresql-client
       {%- endif %}
       {%- if settings.base.version and not takes %}
-      # What uWSGI is built with.
+      # What uWSGI and CKAN's driver for PostgreSQL are built with.
       - build-essential
       - python3-dev
+      - libpq-dev
       {%- endif %}
       {%- if serves and (settings.web.app == 'uwsgi' or settings.workers or settings.services) %}
       - supervisor

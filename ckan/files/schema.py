@@ -8,6 +8,7 @@ and of each plugin that has some: https://docs.ckan.org/en/latest/extensions/bes
 
 import configparser
 import contextlib
+import glob
 import importlib.metadata
 import importlib.util
 import inspect
@@ -329,18 +330,37 @@ def script_places(plugins: list):
     """Where the migrations of CKAN and of plugins are, as ``ckan db`` finds them; None where there is no Alembic."""
     if not importlib.util.find_spec("alembic") or not importlib.util.find_spec("sqlalchemy"):
         return None
-    places = {"core": os.path.join(folder_of("ckan"), "migration")}
+    own = {name: place for name, place in plugin_places(plugins).items() if has_ini(place)}
+    return {"core": os.path.join(folder_of("ckan"), "migration"), **own}
+
+
+def plugin_places(plugins: list) -> dict:
+    """Where CKAN looks for the migrations of plugins, whether there are any or not."""
     points = importlib.metadata.entry_points()
     # Before Python 3.10 a dictionary.
     points = points.get("ckan.plugins", []) if isinstance(points, dict) else points.select(group="ckan.plugins")
     modules = {point.name: point.value.partition(":")[0] for point in points}
+    places = {}
     for plugin in plugins:
         parts = modules.get(plugin, "").split(".")
         package = ".".join(parts[:2]) if parts[0] == "ckanext" else parts[0]
-        place = os.path.join(folder_of(package), "migration", plugin) if package else ""
-        if os.path.isfile(os.path.join(place, "alembic.ini")):
-            places[plugin] = place
+        if package:
+            places[plugin] = os.path.join(folder_of(package), "migration", plugin)
     return places
+
+
+def has_ini(place: str) -> bool:
+    return os.path.isfile(os.path.join(place, "alembic.ini"))
+
+
+def lost_migrations(plugins: list) -> list:
+    """A sentence for each plugin whose migrations CKAN does not find, since its package left their ini out."""
+    return [
+        f"plugin {name} brings migrations that CKAN does not run, since there is no {place}/alembic.ini; add that file "
+        "to the package data of its extension"
+        for name, place in plugin_places(plugins).items()
+        if glob.glob(os.path.join(glob.escape(place), "versions", "*.py")) and not has_ini(place)
+    ]
 
 
 def folder_of(package: str) -> str:

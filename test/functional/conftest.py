@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,11 +198,12 @@ def host(stub_base: Path, session_loaders: HostLoaders):
 
 
 @pytest.fixture
-def origins(tmp_path: Path) -> Path:
-    """Where a test makes its git repositories."""
-    path = tmp_path / "origins"
-    path.mkdir()
-    return path
+def origins(session_dir: Path) -> Iterator[Path]:
+    """Where a test makes its git repositories: all may read there."""
+    path = Path(tempfile.mkdtemp(prefix="origins-", dir=session_dir))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -28,10 +28,14 @@ def test_all_of_them_are_asked_side_by_side_and_say_their_versions(behind: Behin
     }  # fmt: skip
     assert time.monotonic() - begun < 10
     site = fake_site(behind.place / "host", **{**behind.settings, "web__server": "none", "web__app": "none"})
-    begun = time.monotonic()
-    planned = plan.make(site, "20261129120000Z", resolve=False)
-    took = time.monotonic() - begun
-    print(f"preflight: {took:.2f} s")
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        planned = plan.make(site, "20261129120000Z", resolve=False)
+        seconds.append(time.monotonic() - begun)
+    print("preflight:", ", ".join(f"{each:.2f} s" for each in seconds))
+    # The best of three: others may be busy on this machine.
+    assert min(seconds) <= 1.5
     assert planned.to_json()["host"]["backends"] == told.versions
 
 

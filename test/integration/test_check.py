@@ -15,7 +15,7 @@ import pytest
 from integration.conftest import PASSWORD, WRONG, Behind
 
 from ckan_deploy.build import ini
-from ckan_deploy.database import probe
+from ckan_deploy.database import migration, probe
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import smoke, visit
@@ -168,6 +168,31 @@ def test_a_plugin_that_trips_over_a_wrong_option_is_told_with_that_option(check)
 def test_h19_a_database_that_refuses_is_never_blamed_on_a_plugin(check, behind: Behind) -> None:
     said = refusal(check, "activity", database={**behind.settings["database"], "password": WRONG})
     assert not any("activity" in one for one in said), said
+
+
+def test_h13_an_administrator_who_may_not_give_the_datastore_its_permissions_is_a_warning_with_what_to_type(
+    check, behind: Behind
+) -> None:
+    behind.postgres.create_database("h13", "ckan_default", PASSWORD)
+    behind.postgres.sql("postgres", f"create role weak login createdb password '{PASSWORD}'")
+    weak = {
+        "database": {**behind.settings["database"], "admin_user": "weak", "admin_password": PASSWORD},
+        "datastore": {**behind.settings["datastore"], "name": "h13"},
+    }
+    checked = {"datastore": check("datastore", **weak)["datastore"]}
+    assert checked["datastore"].startswith("the view _table_metadata, ")
+    site = fake_site(behind.place / "h13", **{**behind.settings, "plugins": ["datastore"], **weak})
+    release = Path(site.releases.directory("20261129120000Z"))
+    release.parent.mkdir(parents=True)
+    release.symlink_to(behind.place / "checked")
+    (said,) = migration.run(site, release.name, checked, closed=False)["warnings"]
+    assert said.startswith(f"the datastore lacks {checked['datastore']}, which weak could not give it (")
+    assert 'could not give it (must be member of role "ckan_default"); ' in said
+    assert said.endswith(
+        f"; have a superuser of PostgreSQL run the output of: {release}/bin/ckan -c {release}/production.ini datastore "
+        "set-permissions; or name one in ckan:database:admin_user"
+    )
+    assert PASSWORD not in said
 
 
 def test_the_pages_that_plugins_add_without_arguments_are_known_from_the_check(check) -> None:

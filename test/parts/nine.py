@@ -6,7 +6,7 @@ import difflib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,36 +87,42 @@ SOLR_FIELDS = "".join(
 )
 
 
-def sdists(say: Callable[[str], None] | None = None) -> list[Path]:
-    """Return the sdists of the eight, downloaded from the package index once."""
+def sdists(versions: Mapping[str, str], say: Callable[[str], None] | None = None) -> list[Path]:
+    """Return the sdists of extensions, downloaded from the package index once."""
     place = base.CACHE / "sdists"
     with base.alone(place):
-        found = {name: list(place.glob(f"ckanext?{name}-{version}.tar.gz")) for name, version in VERSIONS.items()}
-        lost = [name for name in VERSIONS if not found[name]]
+        found = {name: _sdist(place, name, version) for name, version in versions.items()}
+        lost = [name for name in versions if not found[name]]
         if lost:
             command: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", place]
             for name in lost:
-                command += ["--no-binary", f"ckanext-{name}", f"ckanext-{name}=={VERSIONS[name]}"]
+                command += ["--no-binary", f"ckanext-{name}", f"ckanext-{name}=={versions[name]}"]
             run(command, "Downloading extensions", place.with_name("sdists.log"), say=say)
-            found = {name: list(place.glob(f"ckanext?{name}-{version}.tar.gz")) for name, version in VERSIONS.items()}
+            found = {name: _sdist(place, name, version) for name, version in versions.items()}
     return [paths[0] for paths in found.values()]
 
 
-def make_repos(directory: Path, say: Callable[[str], None] | None = None) -> dict[str, Path]:
+def _sdist(place: Path, name: str, version: str) -> list[Path]:
+    return list(place.glob(f"ckanext?{name.replace('-', '?')}-{version}.tar.gz"))
+
+
+def make_repos(
+    directory: Path, say: Callable[[str], None] | None = None, versions: Mapping[str, str] = VERSIONS
+) -> dict[str, Path]:
     """Make a git repository of each sdist, with a tag of its version; returns where each is."""
     made = {}
-    for name, sdist in zip(VERSIONS, sdists(say), strict=True):
+    for name, sdist in zip(versions, sdists(versions, say), strict=True):
         repo = directory / f"ckanext-{name}"
         repo.mkdir()
         unpack = ["tar", "-xzf", sdist, "-C", repo, "--strip-components=1", "--no-same-owner"]
         subprocess.run(unpack, check=True)
         # What is made by the build of an sdist, and in no repository.
         (repo / "PKG-INFO").unlink()
-        shutil.rmtree(repo / f"ckanext_{name}.egg-info")
+        shutil.rmtree(repo / f"ckanext_{name.replace('-', '_')}.egg-info")
         repos.git(repo, "init", "--quiet", "--initial-branch", "main")
         repos.git(repo, "add", "--all")
-        repos.git(repo, "commit", "--quiet", "--message", f"Version {VERSIONS[name]}")
-        repos.tag(repo, f"v{VERSIONS[name]}")
+        repos.git(repo, "commit", "--quiet", "--message", f"Version {versions[name]}")
+        repos.tag(repo, f"v{versions[name]}")
         made[name] = repo
     return made
 
@@ -137,10 +143,12 @@ class NinePortal(RealPortal):
     """
 
     solr_fields = SOLR_FIELDS
+    versions: Mapping[str, str] = VERSIONS
+    plugins: Sequence[str] = PLUGINS
 
     def __init__(self, sandbox: Path, say: Callable[[str], None] = lambda _: None) -> None:
         super().__init__(sandbox, ["web1"], say=say)
-        self.repos = make_repos(self.sandbox / "git", say)
+        self.repos = make_repos(self.sandbox / "git", say, self.versions)
         (self.mycity / "ckanext/mycity/dataset.yaml").write_text(SCHEMA, encoding="utf-8")
         commit_to(self.mycity, "A schema of our own")
         self.nine: dict[str, Any] = {}
@@ -154,14 +162,14 @@ class NinePortal(RealPortal):
         for name, changed in PATCHES.items():
             text = "".join(_diff(self.repos[name], file, changes) for file, changes in changed.items())
             (self.fleet.file_roots / f"{name}.patch").write_text(text, encoding="utf-8")
-        self.nine = self.pillar_of(VERSIONS)
+        self.nine = self.pillar_of(self.versions)
         return self
 
     def pillar_of(self, names: Iterable[str]) -> dict[str, Any]:
-        """Return the pillar as an operator writes it, at the tags of some of the eight and with mycity."""
+        """Return the pillar as an operator writes it, at the tags of some of them and with mycity."""
         extensions: dict[str, Any] = {
             # The harness leaves the harvest of pillar.example out.
-            f"ckanext-{name}": {"remove": False, "url": str(self.repos[name]), "ref": f"v{VERSIONS[name]}"}
+            f"ckanext-{name}": {"remove": False, "url": str(self.repos[name]), "ref": f"v{self.versions[name]}"}
             for name in names
         }
         extensions["ckanext-xloader"]["override"] = XLOADER_NEEDS
@@ -172,7 +180,7 @@ class NinePortal(RealPortal):
             "extensions": {**self.settings["extensions"], **extensions},
             "database": {**self.settings["database"], "admin_user": "boss", "admin_password": "of-the-boss"},
             "datastore": {"name": "datastore_default", "read_password": "read-only-word"},
-            "plugins": PLUGINS,
+            "plugins": list(self.plugins),
             "config": {
                 **self.settings["config"],
                 "scheming.dataset_schemas": "ckanext.mycity:dataset.yaml",

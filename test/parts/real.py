@@ -81,11 +81,15 @@ class RealPortal(Portal):
         super().start(say)
         return self
 
-    def add_sample_data(self) -> list[str]:
-        """Make an organisation and three datasets over the API; returns the titles of the datasets."""
+    def add_administrator(self) -> str:
+        """Make the administrator, on the first host; returns an API token of theirs."""
         host = self.hosts[0]
         release = self.root(host) / "usr/lib/ckan/current"
-        self.token = make_admins(release / f"{self.env}.ini", "demo-password")
+        return make_admins(release / f"{self.env}.ini", "demo-password")
+
+    def add_sample_data(self) -> list[str]:
+        """Make an organisation and three datasets over the API; returns the titles of the datasets."""
+        self.token = self.add_administrator()
         self.api("organization_create", {"name": "city-hall", "title": "City Hall"})
         titles = ["Bus stops", "Street trees", "Air quality"]
         for title in titles:

@@ -195,6 +195,23 @@ def test_a_dump_takes_the_place_of_no_other_and_that_of_a_release_is_the_first(s
     assert Path(first["file"]).read_text() == "before the first try"
 
 
+def test_of_two_dumps_of_one_name_at_once_the_second_is_refused(site: Site, programs: Programs, monkeypatch):
+    ready = backup.ready
+
+    def late(site: Site) -> None:
+        """Another process makes a dump of the name between the first look and the work."""
+        monkeypatch.setattr(backup, "ready", ready)
+        backup.dump(site, "mine")
+        Path(site.paths.backups, "mine.dump").write_text("the other's")
+        ready(site)
+
+    monkeypatch.setattr(backup, "ready", late)
+    with pytest.raises(FormulaError, match="there is a dump mine already"):
+        backup.dump(site, "mine")
+    assert Path(site.paths.backups, "mine.dump").read_text() == "the other's"
+    assert sorted(os.listdir(site.paths.backups)) == ["mine.dump", "mine.properties.json"]
+
+
 def test_what_a_killed_dump_has_left_is_swept(root: Path, site: Site, programs: Programs):
     folder = root / "var/backups/ckan/default"
     folder.mkdir(parents=True)

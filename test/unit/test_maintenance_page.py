@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +177,32 @@ def test_all_languages_are_those_of_ckan_and_have_all_texts() -> None:
     assert {*languages.TEXTS, *languages.SAME, *languages.RIGHT_TO_LEFT} <= {*languages.KNOWN}
     assert all(len(texts) == 3 and all(texts) for texts in languages.TEXTS.values())
     assert {*languages.SAME.values()} <= {*languages.TEXTS}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be made to show what others may not read")
+@pytest.mark.parametrize("setting", ["maintenance_page", "maintenance_logo"])
+@pytest.mark.parametrize("kind", ["link", "second name", "link above"])
+def test_no_file_of_roots_is_shown_to_visitors_by_a_link_of_ckans_user(place: Path, setting: str, kind: str) -> None:
+    """A page beside the uploads, in a directory that CKAN's user may write to."""
+    theirs, secret = place / "theirs", place / "secret/file"
+    secret.parent.mkdir()
+    secret.write_bytes(b"GIF89a a secret")
+    secret.chmod(0o600)
+    theirs.mkdir()
+    shutil.chown(theirs, "www-data")
+    named = theirs / "file"
+    if kind == "link above":
+        (theirs / "pages").symlink_to(secret.parent)
+        named = theirs / "pages/file"
+    elif kind == "link":
+        named.symlink_to(secret)
+    else:
+        named.hardlink_to(secret)
+    site = fake_site(place, **{f"web__{setting}": str(named)})
+    with pytest.raises(FormulaError, match=f"{theirs}.*, and others than root may have put it there"):
+        page_of(site)
+    assert maintenance_page.problems(site)
+    # Root's own link is meant.
+    mine = place / "mine"
+    mine.symlink_to(secret)
+    assert page_of(fake_site(place, **{f"web__{setting}": str(mine)}))

@@ -130,7 +130,7 @@ def test_nothing_is_put_back_where_what_current_named_is_gone(root):
 
 
 def test_a_virtual_host_that_was_a_link_is_one_again_where_the_server_does_not_take_ours(root, monkeypatch):
-    site = fake_site(root, web__server="apache")
+    site = fake_site(root, web__server="apache", web__listen="127.0.0.1:1")
     file = Path(site.paths.apache_site)
     (file.parent.parent / "sites-available").mkdir(parents=True)
     file.parent.mkdir()

@@ -34,3 +34,26 @@ def test_of_the_cache_of_web_assets_a_release_keeps_the_notes(script, tmp_path, 
 def test_where_webassets_has_no_cache_there_is_nothing_to_remove(script, tmp_path):
     script.drop_results(str(tmp_path / "release/run/webassets/.webassets-cache"))
     assert not (tmp_path / "release").exists()
+
+
+def test_migrations_that_ckan_does_not_find_are_told_with_the_file_that_is_missing(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("schema_script", REPO / "ckan/files/schema.py")
+    schema = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(schema)
+    about = tmp_path / "trees-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: trees\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[ckan.plugins]\n" + "".join(f"{name} = city_trees.plugin:{name}\n" for name in ("oaks", "limes", "birches"))
+    )
+    for name, files in {"oaks": ["versions/1_oaks.py", "alembic.ini"], "limes": ["versions/1_limes.py"]}.items():
+        for file in files:
+            path = tmp_path / "city_trees/migration" / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (tmp_path / "city_trees/__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert schema.lost_migrations(["oaks", "limes", "birches", "not_there"]) == [
+        "plugin limes brings migrations that CKAN does not run, since there is no "
+        f"{tmp_path}/city_trees/migration/limes/alembic.ini; add that file to the package data of its extension"
+    ]

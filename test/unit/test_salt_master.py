@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import salt.utils.optsdict
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet import hosts
-from ckan_deploy.fleet.master import SaltMaster, _answer
+from ckan_deploy.fleet.master import SaltMaster, _answer, _Client
 from ckan_deploy.system import version
 from parts.keyring import KeyRing, write_secrets
 from parts.process import sandbox
@@ -173,3 +175,80 @@ def test_what_cannot_be_decrypted_is_named_and_not_written_out(
         shutil.rmtree(place, ignore_errors=True)
     assert heard and "BEGIN PGP" not in "".join(heard) + "".join(capfd.readouterr())
     assert [rule for handler in logging.root.handlers for rule in handler.filters] == before
+
+
+class Bus:
+    """An event bus that is told what a master fires, as long as it is not broken."""
+
+    def __init__(self) -> None:
+        self.fired: list[str] = []
+        self.broken = self.destroyed = False
+
+    def fire_event(self, data: dict[str, Any], tag: str) -> bool:
+        if self.broken:
+            raise OSError("stream is closed")
+        self.fired.append(tag)
+        return True
+
+    def destroy(self) -> None:
+        self.destroyed = True
+
+
+def test_one_connection_serves_all_events_of_a_call_and_another_one_takes_its_place(
+    opts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buses: list[Bus] = []
+
+    def connect(*_: Any, **__: Any) -> Bus:
+        buses.append(Bus())
+        return buses[-1]
+
+    monkeypatch.setattr("salt.utils.event.get_master_event", connect)
+    master = SaltMaster(opts)
+    for tag in ("1", "2", "3"):
+        master.fire({}, tag)
+    assert [bus.fired for bus in buses] == [["1", "2", "3"]]
+    # The master was started anew.
+    buses[0].broken = True
+    master.fire({}, "4")
+    master.fire({}, "5")
+    assert [bus.fired for bus in buses] == [["1", "2", "3"], ["4", "5"]] and buses[0].destroyed
+    other = threading.Thread(target=master.fire, args=({}, "6"))
+    other.start()
+    other.join()
+    assert buses[2].fired == ["6"]
+    del master
+    gc.collect()
+    assert all(bus.destroyed for bus in buses)
+
+
+def test_a_bus_that_takes_nothing_is_an_error(opts: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = Bus()
+    monkeypatch.setattr("salt.utils.event.get_master_event", lambda *_, **__: bus)
+    monkeypatch.setattr(bus, "fire_event", lambda data, tag: False)
+    with pytest.raises(OSError, match="does not answer"):
+        SaltMaster(opts).fire({}, "1")
+
+
+def test_answers_are_slept_for_and_not_looked_for_and_the_last_one_costs_no_wait() -> None:
+    class Events:
+        """Events that come later: None is a look at which there is none yet."""
+
+        def __init__(self, *coming: Any) -> None:
+            self.coming, self.slept = list(coming), 0
+
+        def get_event(self, wait: float, no_block: bool = False, **about: Any) -> Any:
+            assert about == {"tag": "salt/job/1", "match_type": None, "full": True, "auto_reconnect": True}
+            self.slept += not no_block
+            return self.coming.pop(0) if self.coming else None
+
+        def destroy(self) -> None: ...
+
+    client = _Client.__new__(_Client)
+    client.auto_reconnect = True
+    client.event = Events("web1", None, None, "web2")
+    looks = client.get_returns_no_block("salt/job/1")
+    assert [next(looks) for _ in range(2)] == ["web1", None] and client.event.slept == 0
+    # Whoever still waits sleeps, until there is one or it is time to look after the limits.
+    assert next(looks) == "web2" or client.event.slept
+    assert client.event.slept == 1

@@ -562,6 +562,18 @@ def test_a_directory_of_the_system_is_no_path_of_the_portal(name, path):
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["/etc/sudoers.d", "/etc/systemd/system", "/etc/passwd", "/root/.ssh", "/usr/bin/ckan", "/var/lib/dpkg/x",
+     "/var/spool/cron/crontabs"],
+)  # fmt: skip
+def test_what_the_system_keeps_elsewhere_is_no_path_of_the_portal_either(path):
+    taken = [name for name in rules(Paths) if "belongs to the system" not in refused(pillar(paths={name: path}))]
+    assert taken == []
+    # It is only read.
+    resolve(pillar(tls={"certificate": "/etc/ssh/portal.crt", "key": "/etc/ssh/portal.key"}))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"paths": {"log": "/var/lib/ckan/default/log"}}, "paths:log (/var/lib/ckan/default/log) is in ckan:paths"),

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.serve import answers, maintenance, smoke, visit
+from ckan_deploy.serve import answers, maintenance, smoke, uwsgi, visit
 from ckan_deploy.settings import mask
 from ckan_deploy.settings.parts import Page
 from ckan_deploy.settings.resolve import resolve
@@ -154,6 +154,30 @@ def test_h14_a_page_that_fails_in_the_new_release_only_stops(make, serve):
     said = refusal(site)
     assert said.startswith(f"pages of {NEW} fail: /harvest answers 500 (the live release answers 200); see "), said
     assert said.endswith("mend the page, or leave it out by ckan:web:smoke_skip"), said
+
+
+TEMPLATE = """\
+2026-11-29 14:14:41,620 ERROR [ckan.config.middleware.flask_app] better_stats/svg/info.svg
+Traceback (most recent call last):
+  File "site-packages/jinja2/environment.py", line 942, in handle_exception
+    raise rewrite_traceback_stack(source=source)
+  File "ckanext/stats/templates/card.html", line 21, in top-level template code
+    {% include "stats/info.svg" %}
+jinja2.exceptions.TemplateNotFound: stats/info.svg
+2026-11-29 14:14:41,628 INFO  [ckan.config.middleware.flask_app]  500 /stats render time 1.003 seconds
+"""
+
+
+def test_h14_the_log_tells_the_cause_also_where_the_exception_has_no_name_of_an_error(make, serve):
+    site = make(("/stats",))
+    serve(site, OLD)
+    serve(site, NEW, {"/stats": 500})
+    log = Path(uwsgi.log(site, NEW))
+    log.parent.mkdir(parents=True)
+    log.write_text(TEMPLATE)
+    assert "; its log says: jinja2.exceptions.TemplateNotFound: stats/info.svg; see " in refusal(site)
+    log.write_text(TEMPLATE + "ValueError: no such page\nended\n")
+    assert "; its log says: ValueError: no such page; see " in refusal(site)
 
 
 def test_h14_a_page_that_is_new_and_broken_stops(make, serve):

@@ -363,6 +363,18 @@ def test_directories_of_roots_that_others_may_write_to_are_named_before_a_deploy
     assert shared_files.exposed(site) == []
 
 
+@pytest.mark.parametrize("name", ["current", "cron", "nginx_site"])
+def test_what_root_writes_elsewhere_stands_in_no_directory_of_ckans_user(old_portal, name):
+    """The link to the release that is served, lines of cron, the virtual host: in a directory of their own."""
+    folder = old_portal.root / "elsewhere"
+    folder.mkdir()
+    site = fake_site(old_portal.root, paths={name: str(folder / "it")})
+    assert shared_files.exposed(site) == []
+    shutil.chown(folder, "www-data")
+    (sentence,) = shared_files.exposed(site)
+    assert sentence.startswith(f"www-data may write to {folder}, where root works;")
+
+
 def test_a_storage_that_an_option_puts_at_the_data_itself_stays_ckans(old_portal):
     """CKAN's own manual has it there."""
     portal = old_portal

@@ -219,13 +219,29 @@ def _refuse_others_file(url: str) -> None:
 
 def _refuse_others(path: str, folder: bool) -> None:
     """Root reads for an extension what all may read anyway, and what nobody else can change under its hands."""
+    if not os.path.isabs(path):
+        raise FormulaError(f"{path} is no whole path; write file:///...")
     try:
-        status = os.stat(path)
+        for place in (*ownership.above(path), *ownership.above(os.path.realpath(path))):
+            if not os.stat(place).st_mode & 0o001 or not ownership.is_fixed(place):
+                raise FormulaError(
+                    f"not all may go into {place}, or others than root may change what is in it; name another place"
+                )
+        _refuse_one(path, folder)
+        # git takes these for the repository as well: https://git-scm.com/docs/git-upload-pack
+        for repository in (f"{path}/.git", f"{path}.git", f"{path}.git/.git") if folder else ():
+            if os.path.lexists(repository):
+                _refuse_one(repository, folder)
     except OSError as exc:
         raise FormulaError(f"{path} cannot be had on this host ({exc.strerror}); correct it") from exc
+
+
+def _refuse_one(path: str, folder: bool) -> None:
+    status = os.stat(path)
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(status.st_mode):
         raise FormulaError(f"{path} is no {'directory' if folder else 'file'}; correct it")
-    if not ownership.is_roots(status) or not status.st_mode & 0o004:
+    readable = 0o005 if folder else 0o004
+    if not ownership.is_roots(status) or status.st_mode & readable != readable:
         raise FormulaError(f"{path} is not root's own, or not to be read by all; correct that, or name another place")
 
 

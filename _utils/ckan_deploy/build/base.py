@@ -20,7 +20,7 @@ from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.manifest import Base
 from ckan_deploy.releases.site import Site
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import files, processes, safely
 
 # Written last, so that a base without it was never finished.
 DONE = ".ckan-base.json"
@@ -124,7 +124,12 @@ def _requirements(site: Site) -> list[str]:
 def _python_version(site: Site) -> str:
     python = site.settings.base.python
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    if shutil.which(python):
+    if found := shutil.which(python):
+        if place := safely.replaceable(found):
+            raise FormulaError(
+                f"root runs {found}, and nobody but root may be able to write to {place}; type: chown root: {place} && "
+                f"chmod 755 {place}, or name another Python in ckan:base:python."
+            )
         done = processes.run([python, "-I", "-c", code])
         if done.retcode == 0:
             return done.stdout.strip()

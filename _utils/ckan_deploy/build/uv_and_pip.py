@@ -18,8 +18,11 @@ from packaging.utils import canonicalize_name
 from ckan_deploy.build import relocate, virtualenv
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.settings.model import Settings
-from ckan_deploy.system import files, places, processes
+from ckan_deploy.system import files, places, processes, safely
 from ckan_deploy.system.processes import Done
+
+# What has one of these ends cannot be imported.
+METADATA = (".dist-info", ".egg-info", ".egg-link", ".egg")
 
 
 class NoWheel(FormulaError):
@@ -194,13 +197,25 @@ def pip(path: str, options: Sequence[str], file: str, installer: Installer) -> N
     command += ["--only-binary", ":all:", *sources(installer), *(["--no-index"] if installer.offline else [])]
     env = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_CONFIG_FILE": os.environ.get("PIP_CONFIG_FILE", "")}
     env = {name: value for name, value in env.items() if value}
-    # What the virtualenv has is seen, and nothing of it is run: what a .pth file says holds for site directories only.
-    env["PYTHONPATH"] = ":".join(virtualenv.site_packages(path))
     env["GIT_ALLOW_PROTOCOL"] = "none"
     env["PIP_CACHE_DIR"] = f"{installer.cache}/pip"
     if installer.index_url:
         env["PIP_INDEX_URL"] = installer.index_url
-    done(run([*command, *options, "-r", file], installer, env), installer, path)
+    with workplace(installer, {}) as seen:
+        _link_metadata(path, seen)
+        env["PYTHONPATH"] = seen
+        done(run([*command, *options, "-r", file], installer, env), installer, path)
+
+
+def _link_metadata(path: str, target: str) -> None:
+    """
+    Show pip what a virtualenv has. Modules beside the metadata would be taken for those of Python and of pip itself,
+    and root runs none of a release.
+    """
+    for folder in virtualenv.site_packages(path):
+        for entry in os.scandir(folder):
+            if entry.name.endswith(METADATA):
+                os.symlink(entry.path, os.path.join(target, entry.name))
 
 
 def bare(path: str, installer: Installer) -> str:
@@ -237,7 +252,14 @@ def run(command: Sequence[str], installer: Installer, env: Mapping[str, str]) ->
         The installer.
     env
         Its variables.
+
+    Raises ``FormulaError`` where others than root may put another program in its place.
     """
+    if place := safely.replaceable(command[0], alone=True):
+        raise FormulaError(
+            f"root runs {command[0]}, and nobody but root may be able to write to {place}; type: chown root: {place} "
+            f"&& chmod 755 {place}, or name another program in ckan:installer:uv."
+        )
     os.makedirs(installer.cache, mode=0o755, exist_ok=True)
     return processes.run(command, env={"HOME": installer.cache, **env}, cwd=installer.cache, timeout=1800)
 

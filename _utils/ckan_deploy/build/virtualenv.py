@@ -24,7 +24,7 @@ from ckan_deploy.build import relocate
 from ckan_deploy.build.prefixes import inside
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError, InvalidArgument
-from ckan_deploy.system import ownership, processes
+from ckan_deploy.system import processes, safely
 
 
 def clone(
@@ -218,12 +218,15 @@ def home_python(path: str) -> str:
 
 
 def _refuse_theirs(path: str, python: str) -> None:
-    """Root runs the interpreter that a virtualenv names, so nobody else may write to it."""
-    real = os.path.realpath(python)
-    if os.geteuid() == 0 and not ownership.is_roots(os.stat(real)):
+    """Root runs the interpreter that a virtualenv names: nobody else may write to it, or put another in its place."""
+    try:
+        place = safely.replaceable(python)
+    except OSError as exc:
+        raise FormulaError(f"{python}, which {path} is made with, cannot be looked at ({exc.strerror}).") from exc
+    if place:
         raise FormulaError(
-            f"{path} is made with {real}, which others than root may write to; make it with the system's Python, or "
-            f"type: chown root: {real} && chmod 755 {real}"
+            f"{path} is made with {python}, and others than root may write to {place}; make it with the system's "
+            f"Python, or type: chown root: {place} && chmod 755 {place}"
         )
 
 

@@ -224,10 +224,10 @@ def ready(site: Site) -> None:
 
 def _dump(site: Site, name: str) -> dict[str, Any]:
     file, begun = _path(site, name), time.monotonic()
-    if os.path.exists(file):
-        raise FormulaError(f"there is a dump {name} already ({file}); give another name, or move that one away.")
+    _refuse_taken(name, file)
     ready(site)
     with _alone(site) as folder:
+        _refuse_taken(name, file)  # by another process, meanwhile
         _sweep(folder)
         part = f"{file}.part"
         try:
@@ -241,6 +241,11 @@ def _dump(site: Site, name: str) -> dict[str, Any]:
             _sweep(folder)
         files.sync_directory(folder)
     return {"file": file, "size_mb": _size(file), "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _refuse_taken(name: str, file: str) -> None:
+    if os.path.lexists(file):
+        raise FormulaError(f"there is a dump {name} already ({file}); give another name, or move that one away.")
 
 
 def _pg_dump(site: Site, part: str, *options: str) -> None:

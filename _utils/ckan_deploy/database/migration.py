@@ -7,6 +7,7 @@ plugins, the permissions of the datastore, and the commands that set extensions 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -146,11 +147,23 @@ def _datastore(site: Site, path: str, lacks: str) -> list[str]:
     """The datastore gets its permissions, where somebody is named who may give them; else what to type is a warning."""
     if not lacks:
         return []
-    if not site.settings.database.admin_user:
-        return [
-            f"the datastore lacks {lacks}; have an administrator of PostgreSQL run the output of: "
-            f"{path}/bin/ckan -c {ini.path(site, path)} datastore set-permissions; or name one in "
-            "ckan:database:admin_user"
-        ]
-    postgres.admin(site, probe.datastore_sql(site, path), site.settings.datastore)
+    user = site.settings.database.admin_user
+    if not user:
+        return [_by_hand(site, path, f"the datastore lacks {lacks}")]
+    try:
+        postgres.admin(site, probe.datastore_sql(site, path), site.settings.datastore)
+    except FormulaError as exc:
+        # As where nobody is named: the portal works but for the datastore.
+        return [_by_hand(site, path, f"the datastore lacks {lacks}, which {user} could not give it ({_cause(exc)})")]
     return []
+
+
+def _by_hand(site: Site, path: str, what: str) -> str:
+    command = f"{path}/bin/ckan -c {ini.path(site, path)} datastore set-permissions"
+    way = f"have a superuser of PostgreSQL run the output of: {command}; or name one in ckan:database:admin_user"
+    return f"{what}; {way}"
+
+
+def _cause(exc: FormulaError) -> str:
+    """What PostgreSQL said, without the line of a file that nobody has."""
+    return re.sub(r"^psql:[^ ]*: *(?:(?:ERROR|error): *)?", "", " ".join(str(exc).split())).rstrip(".")

@@ -5,10 +5,13 @@ The seam between the fleet and Salt's master: what the package needs of it, and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
 import shutil
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +30,8 @@ from ckan_deploy.system import version
 # Waits for an event of the master's bus, so many seconds at most: its tag and what it holds, or None.
 NextEvent = Callable[[int], "tuple[str, dict[str, Any]] | None"]
 
+# Salt's own client looks a hundred times a second whether an answer has come.
+ANSWER_WAIT = 0.25
 NO_RETURN = "Minion did not return"
 PGP_BLOCK = re.compile(r"-----BEGIN PGP.*?-----END PGP [A-Z ]+-----", re.S)
 
@@ -93,6 +98,9 @@ class SaltMaster:
     def __init__(self, opts: Any) -> None:
         # What the loader hands out is bound to the calling thread; this is not.
         self._opts: dict[str, Any] = opts.value() if callable(getattr(opts, "value", None)) else opts
+        # A connection to the bus takes as much time as ten events: one for each thread that tells something.
+        self._buses: dict[int, Any] = {}
+        weakref.finalize(self, _let_go, self._buses)
 
     @property
     def cachedir(self) -> str:
@@ -133,7 +141,7 @@ class SaltMaster:
 
     def ask(self, hosts: Sequence[str], function: str, kwargs: Mapping[str, Any], timeout: int) -> Iterator[Answer]:
         try:
-            with salt.client.get_local_client(mopts=self._opts) as client:
+            with _Client(mopts=self._opts) as client:
                 told = client.cmd_iter(list(hosts), function, kwarg=dict(kwargs), tgt_type="list", timeout=timeout)
                 for answers in told:
                     for host, answer in (answers or {}).items():
@@ -144,8 +152,18 @@ class SaltMaster:
             ) from exc
 
     def fire(self, data: Mapping[str, Any], tag: str) -> None:
-        with salt.utils.event.get_master_event(self._opts, self._opts["sock_dir"], listen=False) as bus:
-            bus.fire_event(dict(data), tag)
+        me = threading.get_ident()
+        if me in self._buses:
+            with contextlib.suppress(Exception):  # of a master that was started anew meanwhile
+                return self._fire(self._buses[me], data, tag)
+            self._buses.pop(me).destroy()
+        self._buses[me] = salt.utils.event.get_master_event(self._opts, self._opts["sock_dir"], listen=False)
+        self._fire(self._buses[me], data, tag)
+
+    @staticmethod
+    def _fire(bus: Any, data: Mapping[str, Any], tag: str) -> None:
+        if bus.fire_event(dict(data), tag) is False:
+            raise OSError("the master's event bus does not answer")
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[NextEvent]:
@@ -180,6 +198,29 @@ class SaltMaster:
                     with open(path, "rb") as handle:
                         found[name] = handle.read()
         return found
+
+
+class _Client(salt.client.LocalClient):  # type: ignore[misc]
+    """Salt's client, which sleeps until an event comes where it would look for one again and again."""
+
+    def get_returns_no_block(self, tag: str, match_type: str | None = None) -> Iterator[dict[str, Any] | None]:
+        """Yield events of a job, and None where there is none at once: the caller looks after its time limits then."""
+        look = functools.partial(
+            self.event.get_event, tag=tag, match_type=match_type, full=True, auto_reconnect=self.auto_reconnect
+        )
+        while True:
+            found = look(wait=0.01, no_block=True)
+            yield found
+            # Who comes back after that still waits for somebody.
+            if found is None and (found := look(wait=ANSWER_WAIT)) is not None:
+                yield found
+
+
+def _let_go(buses: dict[int, Any]) -> None:
+    for bus in buses.values():
+        with contextlib.suppress(Exception):
+            bus.destroy()
+    buses.clear()
 
 
 def _answer(host: str, answer: Any) -> Answer:

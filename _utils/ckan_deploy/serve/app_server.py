@@ -329,16 +329,23 @@ def _program(site: Site, path: str) -> str:
 def _said(site: Site, release: str) -> str:
     """The line of a release's log that says most: the last one that names an error, else the last one."""
     lines = _lines(uwsgi.log(site, release))
-    return mask.text((_errors(lines) or lines or ["an empty log"])[-1], site.settings)
+    return mask.text((_errors(lines) or lines or ["an empty log"])[-1].strip(), site.settings)
 
 
 def _lines(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8", errors="replace") as handle:
-            return [line.strip() for line in handle.readlines()[-200:] if line.strip()]
+            return [line.rstrip() for line in handle.readlines()[-200:] if line.strip()]
     except OSError:
         return []
 
 
 def _errors(lines: list[str]) -> list[str]:
-    return [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Exit)\b", line)]
+    """The lines that name an exception: not all have a name that says so, but each stands below its traceback."""
+    found, inside = [], False
+    for line in lines:
+        ends = inside and not line[0].isspace()
+        if ends or re.match(r"[\w.]*(Error|Exception|Exit)\b", line.lstrip()):
+            found.append(line.strip())
+        inside = line.startswith("Traceback (most recent call last)") or (inside and not ends)
+    return found

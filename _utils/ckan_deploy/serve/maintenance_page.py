@@ -7,7 +7,6 @@ import datetime
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -16,7 +15,7 @@ from attrs import frozen
 from ckan_deploy.errors import FormulaError, InvalidArgument
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import languages
-from ckan_deploy.system import arguments, files
+from ckan_deploy.system import arguments, files, safely
 
 # The setting's default: a template of ours. Another page is taken as it is.
 OWN = "salt://ckan/files/maintenance.html.jinja"
@@ -102,14 +101,16 @@ def make(site: Site, notice: Notice) -> str:
     notice
         What the operator says.
 
-    Raises ``FormulaError`` where ``web:maintenance_page`` is not there, or ``web:maintenance_logo`` is no image.
+    Raises ``FormulaError`` where ``web:maintenance_page`` is not there, or ``web:maintenance_logo`` is no image, and
+    where others than root have put a link in place of one of them.
     """
     page = site.settings.web.maintenance_page
     source = site.host.file(page) if page.startswith("salt://") else page
     if not source or not os.path.isfile(source):
         raise FormulaError(f"there is no page {page} (ckan:web:maintenance_page); correct it.")
     if page != OWN:
-        return files.read(source, "", errors="surrogateescape")
+        about = f"the page {page} (ckan:web:maintenance_page)"
+        return _content(source, about, safely.MOST_BYTES).decode("utf-8", "surrogateescape")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -141,7 +142,7 @@ def logo(site: Site) -> str:
     size = os.path.getsize(source)
     if size > LOGO_KB * 1024:
         raise FormulaError(f"{about} has {size // 1024} KB; take one of at most {LOGO_KB} KB, each visitor gets it.")
-    data = Path(source).read_bytes()
+    data = _content(source, about, LOGO_KB * 1024)
     kind = _image(data)
     if not kind:
         raise FormulaError(f"{about} is no image; take a PNG, JPEG, GIF, WebP or SVG.")
@@ -164,6 +165,15 @@ def problems(site: Site) -> list[str]:
     except FormulaError as exc:
         return [str(exc).rstrip(".")]
     return []
+
+
+def _content(source: str, about: str, most: int) -> bytes:
+    """What is shown to everybody: no link is followed to it that others than root have put there."""
+    try:
+        with safely.file(source) as handle:
+            return handle.read(most)
+    except OSError as exc:
+        raise FormulaError(f"{about} cannot be read ({exc.strerror}); correct it.") from exc
 
 
 def _part(language: str, message: str) -> dict[str, str]:

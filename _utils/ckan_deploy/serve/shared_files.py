@@ -234,8 +234,9 @@ def exposed(site: Site) -> list[str]:
         return []
     paths, found = site.paths, {}
     roots = (paths.releases, paths.shared, paths.config, paths.log, paths.backups, paths.supervisor_programs)
+    files = {"nginx": (paths.nginx_site,), "apache": (paths.apache_site,)}.get(site.settings.web.server, ())
     # `paths:data` itself may be CKAN's still; it becomes root's when the files are looked after.
-    for place in (*(f"{path}/." for path in roots), paths.data):
+    for place in (*(f"{path}/." for path in roots), paths.data, paths.current, paths.cron, *files):
         for user in dict.fromkeys((site.settings.user, site.settings.build_user)):
             above = "" if user == "root" else ownership.exposed(place, user)
             if above:

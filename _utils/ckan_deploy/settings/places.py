@@ -17,6 +17,20 @@ _SYSTEM = frozenset(
     "/usr/local/bin /usr/local/lib /usr/sbin /usr/share /var /var/backups /var/cache /var/lib /var/log /var/mail "
     "/var/run /var/spool /var/tmp /var/www".split()
 )
+# Whose whole trees are the system's, as far as paths are concerned that we make and fill; and files of its own.
+_TREES = tuple(
+    f"{path}/" for path in (
+        "/bin /etc/apt /etc/cron.daily /etc/cron.hourly /etc/cron.monthly /etc/cron.weekly /etc/dpkg /etc/init.d "
+        "/etc/ld.so.conf.d /etc/pam.d /etc/profile.d /etc/salt /etc/security /etc/ssh /etc/sudoers.d /etc/systemd "
+        "/etc/udev /lib /lib32 /lib64 /root/.ssh /sbin /usr/bin /usr/include /usr/lib/python3 /usr/lib/systemd "
+        "/usr/local/bin /usr/local/sbin /usr/sbin /var/lib/apt /var/lib/dpkg /var/lib/systemd /var/spool/cron"
+    ).split()
+)  # fmt: skip
+_FILES = frozenset(
+    "/etc/crontab /etc/environment /etc/fstab /etc/group /etc/gshadow /etc/hosts /etc/ld.so.conf /etc/ld.so.preload "
+    "/etc/nsswitch.conf /etc/passwd /etc/profile /etc/resolv.conf /etc/shadow /etc/subgid /etc/subuid "
+    "/etc/sudoers".split()
+)
 _KERNEL = ("/boot/", "/dev/", "/proc/", "/sys/")
 # What nothing else may stand in, and why.
 _ALONE = {
@@ -84,7 +98,9 @@ def path_problem(name: str, value: str) -> str:
     if odd := _ODD.search(value):
         shown = "a blank" if odd[0].isspace() else odd[0]
         return f"{name} ({value}) has {shown} in it, which the files of servers read otherwise; choose another"
-    if value in _SYSTEM or f"{value}/".startswith(_KERNEL):
+    of_the_system = value in _SYSTEM or f"{value}/".startswith(_KERNEL)
+    # A certificate, or the configuration of a server, may well stand in one of these: it is read.
+    if of_the_system or name.startswith("ckan:paths:") and (value in _FILES or f"{value}/".startswith(_TREES)):
         return f"{name} ({value}) belongs to the system; name a directory or file of the portal's own below it"
     return ""
 

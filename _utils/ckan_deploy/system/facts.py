@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 
-from ckan_deploy.system import files, processes
+from ckan_deploy.system import files, processes, safely
 
 RELEASE_FILE = "/etc/os-release"
 # The oldest version of each system that the formula runs on. What is made from one, such as Mint, counts its own way.
@@ -76,8 +76,8 @@ def _about(release_file: str) -> dict[str, str]:
 
 
 def _version(python: str) -> str:
-    """The version of an interpreter, '' where it does not run."""
-    if not os.access(python, os.X_OK):
+    """The version of an interpreter, '' where it does not run, or others may put another in its place."""
+    if not os.access(python, os.X_OK) or safely.replaceable(python):
         return ""
     done = processes.run([python, "-I", "-S", "-c", _PYTHON])
     return done.stdout.strip() if done.retcode == 0 else ""

@@ -228,6 +228,39 @@ def file(path: str) -> Iterator[BinaryIO]:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
+def replaceable(program: str, alone: bool = False) -> str:
+    """
+    Return what others than root may write to of a program: its file, the directory that it or a link on the way to it
+    stands in, or one above that; '' where there is nothing, and where it is not root who asks.
+
+    program
+        Its absolute path. One that is not there is run by nobody.
+    alone
+        It takes nothing from beside itself. Python takes its library from there.
+
+    Raises ``FormulaError`` as ``directory``, ``OSError``.
+    """
+    if os.geteuid() != 0 or not os.path.exists(program):
+        return ""
+    for _ in range(MOST_LINKS):
+        folder = os.path.dirname(program)
+        for place in ownership.above(program):
+            if not ownership.is_fixed(place):
+                return place
+        with directory(folder) as above:
+            # A directory such as /tmp will not do for these.
+            for place in () if alone else (folder, os.path.join(folder, "..")):
+                if not ownership.is_roots(os.stat(place)):
+                    return os.path.realpath(place)
+            status = os.stat(os.path.basename(program), dir_fd=above, follow_symlinks=False)
+            if not stat.S_ISLNK(status.st_mode):
+                return "" if ownership.is_roots(status) else program
+            if status.st_uid != 0:
+                return program
+            program = os.path.join(folder, os.readlink(os.path.basename(program), dir_fd=above))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), program)
+
+
 def copy(source: BinaryIO, folder: int, name: str) -> None:
     """
     Copy a file into a directory, mode 0644, in place of what has that name.
