@@ -41,6 +41,7 @@ FOREIGN = {
 # Where names are by chance or by content: of these it is only told what looks like a draft.
 OPAQUE = {
     re.compile(r"usr/lib/ckan/shared/packages/(.*)"): re.compile(r"(^|/)\.tmp"),
+    re.compile(r"usr/lib/ckan/shared/resolutions/(.*)"): re.compile(r"\.tmp$"),
     re.compile(r"usr/lib/ckan/shared/mirrors/[^/]+\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$|(^|/)incoming-"),
     re.compile(r"usr/lib/ckan/.*/\.git/(.*)"): re.compile(r"(^|/)tmp|\.lock$"),
 }

@@ -181,8 +181,10 @@ def test_what_is_kept_is_roots_alone_has_no_secret_and_goes_when_it_is_too_old(t
     # Another login is no other index.
     assert resolved.key(str(base), {}, secret.installer) == resolved.key(str(base), {}, maker.installer)
     os.utime(file, (1, 1))
+    draft = file.with_name("of-a-killed-plan.json.tmp")
+    draft.touch()
     lock(str(base), Wish([Wanted("asks", "asks==1.0")]), {}, maker)
-    assert kept(maker) != file
+    assert kept(maker) != file and not draft.exists()
 
 
 def test_each_input_makes_another_resolution(tmp_path, base, maker, monkeypatch):

@@ -96,7 +96,8 @@ def keep(name: str, found: Changes, installer: Installer) -> None:
             os.path.join(folder, f"{name}.json"), json.dumps({**told, "lock": pylock.dumps(found.files)}), 0o600
         )
         for path in files.matching(folder, re.compile(r".+\.json(\.tmp)?")):
-            if time.time() - os.lstat(path).st_mtime > installer.reuse_hours * 3600:
+            # A draft is a killed run's. One that is being written at this moment is only not kept.
+            if path.endswith(".tmp") or time.time() - os.lstat(path).st_mtime > installer.reuse_hours * 3600:
                 os.unlink(path)
 
 
