@@ -55,8 +55,12 @@ class Behind:
 def lone(
     request: pytest.FixtureRequest, behind: Behind, session_loaders: HostLoaders  # noqa: F811
 ) -> Iterator[LonePortal]:  # fmt: skip
-    """A host with a database of its own and nothing in it; `be_at` makes its first release."""
-    place, name = sandbox("ckan-o-"), request.module.__name__.rpartition(".")[2].removeprefix("test_")
+    """
+    A host with a database of its own and nothing in it; `be_at` makes its first release. The fixture's parameter, where
+    it has one, is the web server.
+    """
+    place, server = sandbox("ckan-o-"), getattr(request, "param", "nginx")
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_") + f"_{server}"
     (place / "host").mkdir()
     behind.postgres.create_database(name, name, PASSWORD)
     settings = {
@@ -65,7 +69,7 @@ def lone(
         "database": {**behind.settings["database"], "name": name, "user": name},
         "datastore": {},
     }
-    portal = LonePortal(place, Host(place / "host", behind.base, session_loaders), settings)
+    portal = LonePortal(place, Host(place / "host", behind.base, session_loaders), settings, server)
     try:
         yield portal.start()
     finally:

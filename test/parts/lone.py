@@ -1,4 +1,4 @@
-"""A web host with the real CKAN, uWSGI, supervisor and nginx by https, deployed without Salt's daemons."""
+"""A web host with the real CKAN, its app server and its web server by https, deployed without Salt's daemons."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from parts.apache import Apache
 from parts.nginx import host_nginx
 from parts.ports import free_port
 from parts.process import kill_all
@@ -26,13 +27,15 @@ class LonePortal:
         The host as the formula sees it, a `Host` of the functional tests: Salt's loaders and a pillar.
     settings
         What its pillar says beside: the services that it needs, and what else is so.
+    server
+        Its web server, `nginx` or `apache`.
 
     `mycity` is the repository of its extension.
     """
 
-    def __init__(self, place: Path, host: Any, settings: Mapping[str, Any]) -> None:
-        self.place, self.host, self.port, self.url = place, host, free_port(), ""
-        self.nginx = host_nginx(place, place / "sites")
+    def __init__(self, place: Path, host: Any, settings: Mapping[str, Any], server: str = "nginx") -> None:
+        self.place, self.host, self.port, self.url, self.server = place, host, free_port(), "", server
+        self.web = host_nginx(place, place / "sites") if server == "nginx" else Apache(place, place / "sites")
         self.supervisor = Supervisor(place, host.root / "etc/supervisor/conf.d")
         self.mycity = repos.make_repo(place / "git", "mycity", "Welcome to My City", backend="uv_build")
         pillar = host.pillar
@@ -42,9 +45,9 @@ class LonePortal:
             tls={**_certificate(place), "listen": str(self.port)},
         )
         pillar.update({name: value for name, value in settings.items() if name not in ("paths", "web", "config")})
-        pillar["paths"] |= {"nginx_site": str(place / "sites/ckan.conf"), **settings.get("paths", {})}
+        pillar["paths"] |= {f"{server}_site": str(place / "sites/ckan.conf"), **settings.get("paths", {})}
         pillar["web"] = {
-            "listen": str(free_port()), "nginx_conf": str(self.nginx.conf),
+            "server": server, "listen": str(free_port()), f"{server}_conf": str(self.web.conf),
             "supervisor_conf": str(self.supervisor.conf), **settings.get("web", {}),
         }  # fmt: skip
         pillar["config"] |= {
@@ -54,12 +57,13 @@ class LonePortal:
 
     def start(self) -> LonePortal:
         """Start its web server and its supervisor, and make what a highstate makes before the first release."""
-        self.nginx.start()
+        self.web.start()
         self.supervisor.start()
         for folder in ("releases", "shared"):
             (self.host.home / folder).mkdir(parents=True, exist_ok=True)
         self.state("ckan_data.present", "data")
-        self.state("ckan_front.pointed", str(self.host.root / "etc/ckan/default/wsgi.py"))
+        for name in ("wsgi.py", "apache.wsgi"):
+            self.state("ckan_front.pointed", str(self.host.root / "etc/ckan/default" / name))
         return self
 
     def stop(self) -> None:
@@ -78,7 +82,7 @@ class LonePortal:
         if self.host.current() and self.host.pillar["site_url"] == self.url:
             return
         self.host.pillar["site_url"] = self.url
-        self.state("ckan_front.installed", "nginx")
+        self.state("ckan_front.installed", self.server)
         self.host.deploy()
 
     @property

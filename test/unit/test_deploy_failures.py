@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 import quick
 from quick import Quick
@@ -97,6 +98,33 @@ def test_a_hook_that_fails_is_a_failure_of_its_stage(host, stage, when, cause):
     host.hook(stage, when, raising(cause), on_failure="stop")
     said = fails(host)
     assert f"failed at {stage}: hook {when} {stage}" in said and f"-- this host serves {first} as before" in said
+    is_as_before(host, first)
+
+
+def test_apache_is_asked_until_it_has_nothing_of_a_candidate_before_that_is_removed(host, monkeypatch):
+    """A process that still loads CKAN from a release that is removed answers 500."""
+    first = host.deploy()
+    monkeypatch.setattr(health, "POLL_SECONDS", 0)
+    seen, leave = [], health.leave
+
+    def of_apache(site: Any) -> Any:
+        return attrs.evolve(
+            site, settings=attrs.evolve(site.settings, web=attrs.evolve(site.settings.web, server="apache"))
+        )
+
+    def processes(site: Any) -> list[dict[str, Any]]:
+        candidate = max(host.releases())
+        assert candidate > first and site.releases.current() == first
+        # It has loaded nothing yet, then the candidate, and then there is one of the release before.
+        return [{"pid": 1, "release": ["", candidate, first][len(seen)]}]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "verify", raising(FormulaError("the cause")))
+        patched.setattr(app_server, "processes", processes)
+        patched.setattr(health, "_problem", lambda site, release: seen.append(release))
+        patched.setattr(health, "leave", lambda site, release: leave(of_apache(site), release))
+        fails(host)
+    assert len(seen) == 2
     is_as_before(host, first)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,35 @@ def test_a_pointer_takes_the_place_of_the_old_one_with_its_time_and_not_of_what_
     assert theirs.read_text() == "application = None\n" and not path.is_symlink()
     with pytest.raises(FormulaError, match="is no pointer of the site; name one of"):
         pointers.install(site, str(root / "other.py"))
+
+
+def test_a_process_of_mod_wsgi_that_missed_a_switch_ends_when_it_is_asked(root):
+    """mod_wsgi notes the time of the file when CKAN is loaded, so a switch meanwhile is none to it."""
+    site = fake_site(root)
+    pointer, current, names = Path(site.paths.config, "apache.wsgi"), Path(site.paths.current), ("1", "2")
+    pointer.parent.mkdir(parents=True)
+    pointers.install(site, str(pointer))
+    for name in names:
+        package = Path(site.paths.releases, name, "lib/python3.11/site-packages/ckan")
+        (package / "config").mkdir(parents=True)
+        (package / "cli.py").write_text("class CKANConfigLoader:\n    __init__ = get_config = lambda *_: None\n")
+        app = "def make_app(config):\n    return lambda environ, start: start('', [])\n"
+        (package / "config/middleware.py").write_text(app)
+    current.symlink_to("releases/1")
+    script = f"""
+import os, runpy, signal
+signal.signal(signal.SIGINT, lambda *_: print("told to end"))
+ask = runpy.run_path({str(pointer)!r})["application"]
+say = lambda status, headers, _: print(headers[0][1])
+ask({{"mod_wsgi.process_group": "ckan"}}, say)
+os.unlink({str(current)!r})
+os.symlink("releases/2", {str(current)!r})
+# Apache's own process, and another server, are not ended.
+for environ in ({{"mod_wsgi.process_group": ""}}, {{}}, {{"mod_wsgi.process_group": "ckan"}}):
+    ask(environ, say)
+"""
+    said = subprocess.run(["/usr/bin/python3", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.split("\n") == ["1", "1", "1", "told to end", "1", ""]
 
 
 def test_what_goes_out_of_service_is_what_the_front_door_replaces(package):

@@ -320,6 +320,8 @@ def abort(site: Site, release: str, reason: str = "", by: str = "", job: str = "
             warned += _leave(site, candidate.manifest)
         candidates.note_failed(site, release, by, reason)
         draining.stop(site, candidate.directory, drain=visited)
+        if visited:
+            health.leave(site, release)
         warned += _removed(site, candidate)
         warned += switch.serving(site, back_to, by, reason)
     told = {"current": site.releases.current(), "removed": not site.releases.find(release)}

@@ -86,6 +86,26 @@ def health(site: Site, release: str, wait: bool = True) -> dict[str, Any]:
     raise failed.with_details(uwsgi.said(site, release))
 
 
+def leave(site: Site, release: str) -> None:
+    """
+    Ask Apache until none of its processes has a release, or still loads one, that visitors are not sent to any more.
+    One that still loads CKAN would find its files gone, and answer 500; one that has loaded it ends when it is asked.
+    Nobody new is asked after ``web:boot_timeout`` seconds. The app servers behind nginx are stopped instead.
+
+    site
+        The site.
+    release
+        The id of the release.
+    """
+    if site.settings.web.server != "apache":
+        return
+    deadline = time.monotonic() + site.settings.web.boot_timeout
+    # One that loads CKAN has nothing of it at first.
+    while {release, ""} & {row["release"] for row in app_server.processes(site)} and time.monotonic() < deadline:
+        _problem(site, release)
+        time.sleep(POLL_SECONDS)
+
+
 def front_problem(site: Site) -> str:
     """
     Say that no web server listens, or ``''``.
