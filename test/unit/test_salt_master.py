@@ -93,7 +93,9 @@ def test_what_a_master_needs_to_hand_files_over_is_said_in_lines_to_write(opts: 
     assert (mine.exists(), other.exists()) == (False, True)
 
 
-def test_h24_the_pillar_of_a_minion_has_nothing_of_the_masters_own_in_an_orchestration(opts: dict, tmp_path: Path) -> None:
+def test_h24_the_pillar_of_a_minion_has_nothing_of_the_masters_own_in_an_orchestration(
+    opts: dict, tmp_path: Path
+) -> None:
     """One that belongs to no environment was taken for a host of the one that the master's own id matches."""
     (tmp_path / "pki/minions/old1").write_text("")
     own = {"env": "production", "ckan": {"env": "production"}}
