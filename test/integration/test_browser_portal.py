@@ -15,7 +15,8 @@ from parts.browser import Browser
 from parts.lone import DOMAIN, LonePortal
 from stub import repos
 
-pytestmark = pytest.mark.integration
+# A browser has to be installed for it.
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 PASSWORD = "a-password-of-eight"
 FILE = "Linden, Żabia 7\nOak, Große Straße 12\n".encode() * 500
@@ -96,9 +97,7 @@ def icon_is_there(person: Person) -> None:
     assert person.window.content(icon)[:4] == b"\0\0\1\0"
 
 
-@pytest.mark.parametrize(
-    ("path", "address"), [("/data", "127.0.0.1"), pytest.param("", "[::1]", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("path", "address"), [("/data", "127.0.0.1"), ("", "[::1]")])
 def test_a_person_uploads_a_file_and_sees_it_before_and_after_a_deploy(
     portal: LonePortal, tmp_path: Path, path: str, address: str
 ) -> None:
