@@ -47,6 +47,9 @@ def clone(origin: Origin, commit: str, mirror: str, target: str) -> None:
         ["clone", "-q", "--template=", "--no-hardlinks", "--no-checkout", "--", mirror, target],
         f"{target} cannot be made",
     )
+    for name in ("hooks", "info"):
+        # Builds find these in any clone. Without git's examples: each release would have them.
+        os.makedirs(os.path.join(target, ".git", name), exist_ok=True)
     what = f"commit {commit} of {origin.url} cannot be checked out"
     git.local(["-C", target, "update-ref", "--no-deref", "HEAD", commit], what)
     # Not by "checkout", which says that all is well with files that it could not read or write.
