@@ -31,6 +31,7 @@ def test_a_server_is_installed_gets_its_file_and_then_runs(host, server, package
         assert order.index("ckan-apache.wsgi") < order.index("ckan-front") < order.index("ckan-services")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
 def test_f01_the_highstate_takes_the_data_over_and_follows_no_link(host):
     data, victim = host.root / "var/lib/ckan/default", host.root / "victim"

@@ -370,6 +370,7 @@ def test_archives_come_from_an_address_that_all_hosts_reach(builder, other, web,
     assert "cannot be had" in refused(other, release, packed, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_is_told_at_plan(builder, other, store):
     for host in (builder, other):
         host.pillar["build"] = {"ship": True, "store": f"{store}/nowhere"}

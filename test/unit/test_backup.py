@@ -157,6 +157,7 @@ def test_a_dump_is_made_for_root_alone_named_listed_and_read(root: Path, site: S
         backup.heads(site, "other")
 
 
+@pytest.mark.slow
 def test_old_dumps_go_and_an_empty_database_is_not_dumped(site: Site, programs: Programs):
     at: dict[str, dict[str, Any]] = {"core": {"at": ["c1"]}}
     assert backup.before(site, RELEASE, {"core": {"at": []}}, True) == backup.before(site, RELEASE, at, False) == {}
@@ -231,6 +232,7 @@ def test_a_file_beside_a_dump_that_cannot_be_read_is_said(root: Path, site: Site
             backup.properties_of(site, "d")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
@@ -272,6 +274,7 @@ def test_nothing_is_left_of_a_dump_that_failed(root: Path, site: Site, programs:
     assert not list((root / "var/backups/ckan/default").iterdir())
 
 
+@pytest.mark.slow
 def test_a_restore_asks_for_the_name_again_and_changes_names(site: Site, programs: Programs):
     backup.dump(site, "before")
     with pytest.raises(FormulaError, match="type the name again: confirm=before"):
@@ -287,6 +290,7 @@ def test_a_restore_asks_for_the_name_again_and_changes_names(site: Site, program
     assert programs.sql()[-1].startswith('drop database if exists "ckan_default_dump_')
 
 
+@pytest.mark.slow
 def test_a_newer_pg_restore_restores_into_an_older_server(site: Site, programs: Programs):
     backup.dump(site, "before")
     unknown = 'ERROR:  unrecognized configuration parameter "transaction_timeout"'

@@ -167,6 +167,7 @@ def tree(top: Path) -> dict[bytes, tuple]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["no settings of git", "settings of git"])
 @pytest.mark.parametrize("kind", AWKWARD)
 def test_a_checkout_is_file_by_file_what_git_clone_gives(awkward, tmp_path, kind, home, request: pytest.FixtureRequest):

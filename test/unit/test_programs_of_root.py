@@ -96,6 +96,7 @@ def test_root_runs_no_python_from_where_others_may_put_one(place, where):
         virtualenv.compile_(str(path), ["src"])
 
 
+@pytest.mark.slow
 def test_pip_sees_what_a_virtualenv_has_and_runs_none_of_it(place):
     marker, path = place / "ran", place / "venv"
     virtualenv.create(str(path))

@@ -216,6 +216,7 @@ def test_one_thing_that_cannot_be_removed_does_not_keep_the_rest(host, monkeypat
     assert host.releases() == (releases[2:] if what != "server" else [releases[0], *releases[2:]])
 
 
+@pytest.mark.slow
 def test_end_standby_waits_for_its_turn(host):
     host.hook("verify", "before", lambda: told.append(elsewhere(host, prune.end_standby)))
     told: list[str] = []

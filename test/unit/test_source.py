@@ -123,6 +123,7 @@ def test_a_mirror_that_was_harmed_heals(repo, mirrors, tmp_path, harm):
     assert repos.git(tmp_path / "two", "rev-parse", "HEAD") == second
 
 
+@pytest.mark.slow
 def test_deploys_at_the_same_time_share_a_mirror(repo, mirrors, tmp_path):
     commits = [repos.commit_change(repo, f"turn {turn}") for turn in range(6)]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
@@ -213,6 +214,7 @@ def test_h23_a_mirror_that_lost_something_is_made_anew_when_the_origin_gives_it(
     assert sorted(path.name for path in Path(mirrors).iterdir()) == [mirror.name, f"{mirror.name}.lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 def test_h23_a_fetch_that_the_disk_had_no_room_for_is_done_again(repo, tmp_path):
     first, commits = repos.git(repo, "rev-parse", "HEAD"), []

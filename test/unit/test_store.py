@@ -122,6 +122,7 @@ def test_a_link_left_by_a_killed_switch_does_not_stop_the_next(releases):
     assert releases.current() == R[1]
 
 
+@pytest.mark.slow
 def test_a13_a_reader_never_finds_current_missing(releases):
     for release in (R[1], R[2]):
         made(releases, release)
