@@ -125,11 +125,7 @@ def _python_version(site: Site) -> str:
     python = site.settings.base.python
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     if found := shutil.which(python):
-        if place := safely.replaceable(found):
-            raise FormulaError(
-                f"root runs {found}, and nobody but root may be able to write to {place}; type: chown root: {place} && "
-                f"chmod 755 {place}, or name another Python in ckan:base:python."
-            )
+        safely.refuse_replaceable(found, "ckan:base:python", "Python")
         done = processes.run([python, "-I", "-c", code])
         if done.retcode == 0:
             return done.stdout.strip()

@@ -255,11 +255,7 @@ def run(command: Sequence[str], installer: Installer, env: Mapping[str, str]) ->
 
     Raises ``FormulaError`` where others than root may put another program in its place.
     """
-    if place := safely.replaceable(command[0], alone=True):
-        raise FormulaError(
-            f"root runs {command[0]}, and nobody but root may be able to write to {place}; type: chown root: {place} "
-            f"&& chmod 755 {place}, or name another program in ckan:installer:uv."
-        )
+    safely.refuse_replaceable(command[0], "ckan:installer:uv", "program", alone=True)
     os.makedirs(installer.cache, mode=0o755, exist_ok=True)
     return processes.run(command, env={"HOME": installer.cache, **env}, cwd=installer.cache, timeout=1800)
 

@@ -261,6 +261,24 @@ def replaceable(program: str, alone: bool = False) -> str:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), program)
 
 
+def refuse_replaceable(program: str, setting: str, other: str, alone: bool = False) -> None:
+    """
+    Refuse a program that root would run, and in whose place others may put another one.
+
+    program, alone
+        As for ``replaceable``.
+    setting, other
+        The setting that names it, and what else may be named there.
+
+    Raises ``FormulaError`` with what to type, and what ``replaceable`` raises.
+    """
+    if place := replaceable(program, alone):
+        raise FormulaError(
+            f"root runs {program}, and nobody but root may be able to write to {place}; type: chown root: {place} && "
+            f"chmod 755 {place}, or name another {other} in {setting}."
+        )
+
+
 def copy(source: BinaryIO, folder: int, name: str) -> None:
     """
     Copy a file into a directory, mode 0644, in place of what has that name.
