@@ -111,6 +111,10 @@ def bulky(host, mycity):
     vendor = mycity / VENDOR.removeprefix("src/ckanext-mycity/")
     vendor.parent.mkdir(parents=True)
     vendor.write_text("const lib = 1;\n")
+    for name in ("README.md", "LICENSE", "ckanext/mycity/tests/test_plugin.py", "ckanext/mycity/templates/mail.txt"):
+        file = mycity / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{name}\n")
     repos.git(mycity, "add", "-A")
     repos.commit_change(mycity, "Hello vendor")
     names = [deployed(host)]
@@ -130,7 +134,10 @@ def test_what_nobody_edits_in_a_checkout_is_shared_and_what_people_edit_is_not(h
     both = shared(first, live)
     assert VENDOR in both and any("/.git/objects/" in path for path in both)
     assert any(path.endswith(".pyc") for path in both)
-    assert not [path for path in both if path.endswith((".py", ".html", ".toml", ".git/index", ".git/config"))]
+    for name in ("README.md", "LICENSE", "ckanext/mycity/tests/test_plugin.py"):
+        assert f"src/ckanext-mycity/{name}" in both
+    edited = (".py", ".html", ".toml", ".txt", ".git/index", ".git/config")
+    assert not [path for path in both if path.endswith(edited) and "/tests/" not in path]
     edit(first, PLUGIN)
     assert "HOTFIX" not in (live / PLUGIN).read_text() and "changed" not in host.status()
     # A release is nothing but its own: what its checkouts were made from may go without harm to it.

@@ -36,6 +36,33 @@ def test_where_webassets_has_no_cache_there_is_nothing_to_remove(script, tmp_pat
     assert not (tmp_path / "release").exists()
 
 
+def test_web_assets_that_two_releases_have_are_one_file(script, tmp_path):
+    mine, its = tmp_path / "release/run/webassets", tmp_path / "live/run/webassets"
+    for folder, style in ((mine, "new"), (its, "old")):
+        for name, text in {"base/1_main.css": "main", "base/2_own.css": style, ".webassets-cache/n": "note"}.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    (mine / "3_new.js").write_text("alone")
+    (its / "4.css").symlink_to("/etc/hostname")
+    (mine / "4.css").write_bytes(Path("/etc/hostname").read_bytes())
+    for _ in range(2):
+        script.share(str(mine), str(its))
+        both = [path for path in mine.rglob("*") if path.is_file() and path.stat().st_nlink > 1]
+        assert {str(path.relative_to(mine)) for path in both} == {".webassets-cache/n", "base/1_main.css"}
+    assert (mine / "base/2_own.css").read_text() == "new"
+    assert sorted(path.name for path in mine.rglob("*.*")) == [
+        *(".webassets-cache", "1_main.css", "2_own.css", "3_new.js", "4.css")
+    ]
+
+
+def test_web_assets_that_an_option_puts_elsewhere_are_left_as_they_are(script, tmp_path):
+    for folder in ("data", "live"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1_main.css").write_text("main")
+    script.share(str(tmp_path / "data"), str(tmp_path / "live"))
+    assert (tmp_path / "data/1_main.css").stat().st_nlink == 1
+
+
 def test_migrations_that_ckan_does_not_find_are_told_with_the_file_that_is_missing(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("schema_script", REPO / "ckan/files/schema.py")
     schema = importlib.util.module_from_spec(spec)

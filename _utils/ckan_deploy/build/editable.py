@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,8 @@ MODULES = re.compile(r"[^/]+\.data/(?:purelib|platlib)/(.+)")
 PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 # Below a checkout's `.git`: what is known of it, which is no business of a release.
 NOTES = "ckan-notes.json"
+# Several that copy many small files at a time get in each other's way, and are slower than one after the other.
+_COPYING = threading.Lock()
 
 
 def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str, shared: str, link: str = "auto") -> None:
@@ -69,7 +72,8 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str, s
     files.once(made, make, sharing.READY)
     os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
     copier = _Copier(made, os.path.dirname(place), link)
-    shutil.copytree(os.path.join(made, "src", name), place, symlinks=True, copy_function=copier.copy)
+    with _COPYING:
+        shutil.copytree(os.path.join(made, "src", name), place, symlinks=True, copy_function=copier.copy)
 
 
 def again(made: str, place: str) -> None:

@@ -51,7 +51,7 @@ def resolve(site: Site, renew: bool = False) -> Resolution:
     settings, shared = site.settings, site.paths.shared
     found = base.ensure(site)
     core = patches.read(site.host, settings.patches)
-    _fetch_patches(site)
+    _fetch_patches(site, settings.extensions)
     pins = _at_once(
         settings.extensions, lambda name: origins.resolve(site.host, name, settings.extensions[name], shared)
     )
@@ -87,15 +87,16 @@ def prepare(site: Site, pins: Mapping[str, Pin], builder: Builder) -> dict[str, 
     Returns what each is installed from; the requirement is a wheel, but for an extension from the package index.
     Raises ``FormulaError`` with all that failed.
     """
-    _fetch_patches(site)
+    # The others were patched when they were made: to fetch takes Salt's client a while.
+    _fetch_patches(site, [name for name, pin in pins.items() if not origins.is_there(pin, site.paths.shared)])
     # Salt's own client fetches archives, one at a time, and not beside threads that make files: it sets the umask.
     alone = [name for name, pin in pins.items() if pin.archive]
     return _at_once(pins, lambda name: _prepared(site, name, pins[name], builder), alone)
 
 
-def _fetch_patches(site: Site) -> None:
-    for extension in site.settings.extensions.values():
-        for patch in extension.patches:
+def _fetch_patches(site: Site, names: Collection[str]) -> None:
+    for name, extension in site.settings.extensions.items():
+        for patch in extension.patches if name in names else ():
             # What is wrong with one is told by whoever reads it.
             with contextlib.suppress(FormulaError):
                 site.host.file(patch)

@@ -37,10 +37,11 @@ NAMED = 3
 MARKS = ".ckan-*.json"
 READY = ".ckan-ready.json"
 # What nobody edits in a checkout, and most of its size: objects of git, bytecode, schemas, archives, fonts, libraries
-# of others.
+# of others, tests, and what a project says of itself.
 BULK = re.compile(
-    r"(.*/)?\.git/(.*/)?objects/.+|.*\.(pyc|so|map|xsd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf)"
-    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css)",
+    r"(.*/)?\.git/(.*/)?objects/.+|.*\.(pyc|so|map|xml|xsd|dtd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf|md|rst)"
+    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css)|(.*/)?tests?/.+"
+    r"|(.*/)?src/[^/]+/(requirements[^/]*\.txt|[A-Z]+)",
     re.DOTALL,
 )
 

@@ -65,7 +65,8 @@ def check(site: Site, path: str) -> dict[str, Any]:
     "datasets", "warnings", "seconds", "broken_plugins": those that nobody enables and that cannot be imported,
     ``{plugin: reason}``}``. Raises ``FormulaError`` with one line that names the plugin and its exception.
     """
-    return _probe(site, "check", path, BOOT_TIMEOUT, {"commands": commands(site)})
+    told = {"commands": commands(site), "assets": _assets_to_share(site, path)}
+    return _probe(site, "check", path, BOOT_TIMEOUT, told)
 
 
 def heads(site: Site, path: str) -> dict[str, list[str]]:
@@ -235,6 +236,13 @@ def commands(site: Site) -> dict[str, list[str]]:
     for name, extension in settings.extensions.items():
         found.update({f"ckan:extensions:{name}:init:{index}": line for index, line in enumerate(extension.init)})
     return {name: shlex.split(line) for name, line in found.items() if line}
+
+
+def _assets_to_share(site: Site, path: str) -> list[str]:
+    """The directories of web assets that a release may share files with: that of the current release."""
+    current = site.releases.current()
+    live = site.releases.directory(current) if current else ""
+    return [os.path.join(live, "run", "webassets")] if live not in ("", path) and site.settings.link != "copy" else []
 
 
 def _index_log(site: Site) -> str:

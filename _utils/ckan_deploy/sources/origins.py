@@ -150,6 +150,20 @@ def place(pin: Pin, shared: str) -> str:
     return os.path.join(shared, "sources", origin, pin.commit + suffix)
 
 
+def is_there(pin: Pin, shared: str) -> bool:
+    """
+    Say whether the checkout that a pin of git names is there, whole.
+
+    pin, shared
+        As for ``place``.
+    """
+    if pin.kind != "git":
+        return False
+    target = place(pin, shared)
+    # One of another user is of an earlier version of the formula, which let build code write here. Its notes are last.
+    return os.path.isfile(os.path.join(target, NOTES)) and os.lstat(target).st_uid == os.geteuid()
+
+
 def forget(pins: Iterable[Pin], shared: str) -> list[str]:
     """
     Remove the checkouts that no release names any more.
@@ -206,10 +220,8 @@ def _checked_out(host: Host | None, origin: Origin, pin: Pin, shared: str) -> st
     target = place(pin, shared)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with files.locked(os.path.join(os.path.dirname(target), ".lock")):
-        # One of another user is of an earlier version of the formula, which let build code write here.
-        theirs = os.path.isdir(target) and os.lstat(target).st_uid != os.geteuid()
-        if theirs or not os.path.isfile(os.path.join(target, NOTES)):
-            shutil.rmtree(target, ignore_errors=True)  # the notes are written last
+        if not is_there(pin, shared):
+            shutil.rmtree(target, ignore_errors=True)
             _make(host, target, origin, pin, shared)
     return target
 
