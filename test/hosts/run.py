@@ -281,7 +281,9 @@ class Walk:
         title(f"orch.deploy of {text!r}")
         repos.commit_change(self.repo, text)
         before = self.one_release()
-        print(self.type("deploy").stderr)
+        done = self.type("deploy")
+        print(done.stderr, done.stdout)
+        expect("Salt lists the steps on a line each", 0 < len(done.stdout.splitlines()) <= 20, done.stdout)
         expect("all serve the new release", self.one_release() > before and self.serves(text))
 
     def deploy_two(self) -> None:
