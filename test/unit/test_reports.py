@@ -213,13 +213,34 @@ def test_what_the_app_server_logged_is_noted_without_secrets(place: Path, monkey
     log = Path(uwsgi.log(site, FIRST))
     log.parent.mkdir(parents=True)
     log.write_text("booting\nTraceback (most recent call last):\nOSError: no login with hunter-of-secrets\n")
-    monkeypatch.setattr(answers, "socket_problem", lambda *_: "does not answer")
+    monkeypatch.setattr(answers, "at_socket", lambda *_: answers.Answer("does not answer", ""))
     monkeypatch.setattr(app_server, "_state", lambda *_: "FATAL")
     with pytest.raises(FormulaError, match="ended while starting") as failure:
         app_server._wait(site, site.releases.directory(FIRST), "x", time.monotonic() - 2)
     assert failure.value.details.splitlines()[-2:] == [
         "Traceback (most recent call last):", f"OSError: no login with {mask.MASK}"
     ]  # fmt: skip
+
+
+def test_an_app_server_that_answers_with_errors_is_not_waited_for_as_long_as_one_that_boots(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = fake_site(place, web__boot_timeout=60)
+    path, begun = site.releases.directory(FIRST), time.monotonic()
+    wrong, silent, right = (
+        answers.Answer(problem, FIRST, status)
+        for problem, status in (("answers 500 instead of 200", 500), ("does not answer (reset)", 0), ("", 200))
+    )
+    monkeypatch.setattr(app_server, "WRONG_SECONDS", 0.3)
+    monkeypatch.setattr(answers, "at_socket", lambda *_: wrong)
+    with pytest.raises(FormulaError, match=r"answers 500 instead of 200 for 0\.3 seconds"):
+        app_server._wait(site, path, "x", begun)
+    assert time.monotonic() - begun < 10
+    # The database of CKAN may come up a moment later; and a process that ended in between boots once more.
+    said = iter([wrong] * 4 + [silent] + [wrong] * 4 + [right])
+    monkeypatch.setattr(answers, "at_socket", lambda *_: next(said))
+    app_server._wait(site, path, "x", time.monotonic())
+    assert next(said, None) is None
 
 
 def test_the_page_of_all_runs_has_a_chart_and_links_to_the_reports_that_there_are(master: FakeMaster) -> None:

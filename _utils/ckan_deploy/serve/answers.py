@@ -22,10 +22,14 @@ MOST_BYTES = 16 * 2**20
 
 
 class Answer(NamedTuple):
-    """What is wrong with an answer, and the release that gave it; each '' when there is none."""
+    """
+    What is wrong with an answer, and the release that gave it, each '' when there is none; and its status, 0 where
+    nobody speaks HTTP.
+    """
 
     problem: str
     release: str
+    status: int = 0
 
 
 def headers(site: Site) -> dict[str, str]:
@@ -62,10 +66,10 @@ def judge(site: Site, connection: http.client.HTTPConnection, below: str = "") -
         connection.close()
     answered = response.getheader(HEADER, "")
     if response.status != web.health_status:
-        return Answer(f"answers {response.status} instead of {web.health_status}", answered)
+        return Answer(f"answers {response.status} instead of {web.health_status}", answered, response.status)
     if web.health_text and web.health_text not in body.decode("utf-8", "replace"):
-        return Answer("answers without the expected text (web:health_text)", answered)
-    return Answer("", answered)
+        return Answer("answers without the expected text (web:health_text)", answered, response.status)
+    return Answer("", answered, response.status)
 
 
 def socket_of(path: str) -> str:
@@ -95,9 +99,9 @@ def pid(path: str) -> int:
     return int(_PEER.unpack(told)[0])
 
 
-def socket_problem(site: Site, path: str) -> str:
+def at_socket(site: Site, path: str) -> Answer:
     """
-    Say what is wrong with the answer of a release's own socket; '' when all is well.
+    Ask a release on its own socket, and judge the answer: that of another release is wrong, too.
 
     site
         The site.
@@ -106,11 +110,21 @@ def socket_problem(site: Site, path: str) -> str:
     """
     place, release = socket_of(path), os.path.basename(path)
     if not os.path.exists(place):
-        return "is not listening"
+        return Answer("is not listening", "")
     try:
         answer = judge(site, UnixConnection(place, site.settings.web.boot_timeout))
     except OSError as exc:
-        return f"does not answer ({exc})"
-    if answer.problem:
-        return answer.problem
-    return "" if answer.release == release else f"is answered by release {answer.release or 'unknown'}"
+        return Answer(f"does not answer ({exc})", "")
+    if answer.problem or answer.release == release:
+        return answer
+    return answer._replace(problem=f"is answered by release {answer.release or 'unknown'}")
+
+
+def socket_problem(site: Site, path: str) -> str:
+    """
+    Say what is wrong with the answer of a release's own socket; '' when all is well.
+
+    site, path
+        As for ``at_socket``.
+    """
+    return at_socket(site, path).problem

@@ -30,6 +30,8 @@ from ckan_deploy.system import supervisor
 from ckan_deploy.system.unix_http import UnixConnection
 
 POLL_SECONDS = 0.05
+# An answer comes from a CKAN that has booted: one that is wrong for so long will not be right a minute later.
+WRONG_SECONDS = 10
 # What supervisor says of a program that is not there any more.
 ENDED = ("FATAL", "BACKOFF", "EXITED", "STOPPED", "unknown")
 
@@ -236,12 +238,16 @@ def last_error(site: Site, release: str) -> str:
 
 def _wait(site: Site, path: str, program: str, begun: float) -> None:
     limit = site.settings.web.boot_timeout
-    next_look = begun + 1.0
+    next_look, answered = begun + 1.0, 0.0
     while True:
-        problem = answers.socket_problem(site, path)
+        problem, _, status = answers.at_socket(site, path)
         if not problem:
             return
         now = time.monotonic()
+        answered = (answered or now) if status else 0.0
+        if status and now - answered > WRONG_SECONDS:
+            problem += f" for {WRONG_SECONDS} seconds"
+            break
         if now > next_look:
             state = _state(site, program)
             if state in ENDED:

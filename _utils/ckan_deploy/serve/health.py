@@ -165,7 +165,7 @@ def _problem(site: Site, release: str) -> tuple[addresses.Address, str]:
     first: tuple[addresses.Address, str] | None = None
     for address in addresses.asked(site):
         try:
-            problem, answered = judge(site, _connection(site, [address], timeout), addresses.path(site))
+            problem, answered, _ = judge(site, _connection(site, [address], timeout), addresses.path(site))
         except OSError as exc:
             first = first or (address, f"does not answer ({exc})")
             if exc.errno not in NOBODY:
