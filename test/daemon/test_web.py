@@ -161,6 +161,8 @@ def test_a_release_that_hangs_at_boot_is_taken_back_within_its_time(lone):
     assert "after 3 seconds" in " ".join(done["text"].split())
     assert time.monotonic() - begun < 60
     assert (lone.current("web1"), list(processes(lone))) == (before, [before])
+    # uWSGI that is told to finish its requests while it still loads CKAN never ends.
+    assert "SIGKILL" not in (lone.supervisor().directory / "supervisord.log").read_text()
 
 
 def test_a_supervisor_that_is_down_is_said_at_plan(lone):

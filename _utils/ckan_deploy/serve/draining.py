@@ -41,7 +41,8 @@ def stop(site: Site, path: str, drain: bool = True) -> bool:
     path
         The directory of the release.
     drain
-        Wait first until those who stand in line have been let in; not needed for a server that never had visitors.
+        Wait first until those who stand in line have been let in. A server that never had visitors need not, and is
+        ended at once.
 
     Returns True when one was running.
     """
@@ -50,6 +51,9 @@ def stop(site: Site, path: str, drain: bool = True) -> bool:
     if drain:
         _let_in(site, [path])
     os.unlink(uwsgi.program_file(site, path))
+    if not drain:
+        with contextlib.suppress(supervisor.NoSupervisor):
+            supervisor.signal(site.settings.web.supervisor_conf, _program(site, path), uwsgi.END_NOW)
     wait(site, path)
     return True
 
@@ -108,7 +112,7 @@ def wait(site: Site, path: str) -> None:
     path
         The directory of the release.
     """
-    conf, program = site.settings.web.supervisor_conf, uwsgi.program(site, os.path.basename(path))
+    conf, program = site.settings.web.supervisor_conf, _program(site, path)
     # A supervisor that was ended has taken its programs with it; of one that was killed they are left.
     with contextlib.suppress(supervisor.NoSupervisor):
         when = supervisor.ends(conf, program)
@@ -144,6 +148,10 @@ def forget_standby(site: Site) -> None:
     """
     if site.settings.web.standby and site.host.stays:
         site.host.unschedule(_standby_job(site))
+
+
+def _program(site: Site, path: str) -> str:
+    return uwsgi.program(site, os.path.basename(path))
 
 
 def _told(site: Site) -> dict[str, bool]:

@@ -19,6 +19,8 @@ from ckan_deploy.system import disk, files, safely
 NO_LIMIT = 24 * 86400
 # The web server waits a little longer than the app server works.
 LATER_SECONDS = 5
+# Ends uWSGI with what it is at. Told to finish that first while it still loads CKAN, it never ends.
+END_NOW = "INT"
 # Not an error: supervisor is not to try again.
 NOT_CURRENT = 77
 

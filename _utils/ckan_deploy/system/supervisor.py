@@ -172,6 +172,20 @@ def begin_stop(conf: str, group: str) -> None:
     _call(conf, "stopProcessGroup", group, False, ignore=[BAD_NAME])
 
 
+def signal(conf: str, group: str, name: str) -> None:
+    """
+    Send the processes of a group a signal. A group that is not known, or does not run, is left at that.
+
+    conf, group
+        As for ``update``.
+    name
+        The name of the signal, such as ``INT``.
+
+    Raises ``FormulaError`` when supervisor does not answer.
+    """
+    _call(conf, "signalProcessGroup", group, name, ignore=[BAD_NAME])
+
+
 def _call(conf: str, method: str, *arguments: Any, waits: bool = False, ignore: Iterable[int] = ()) -> Any:
     """What supervisor answers, ``waits`` for what takes as long as a program; None for a fault that is ignored."""
     timeout = None if waits else ANSWER_SECONDS
