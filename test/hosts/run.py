@@ -196,11 +196,9 @@ class Walk:
             "link": "copy",  # the base is on another file system
             "installer": {"uv": uv_path(), "offline": True},
             "manage": {"packages": False},  # there is no network to install from
-            "extensions": {"ckanext-mycity": {"url": str(self.repo)}, "ckanext-harvest": {"remove": True}},
+            "extensions": {"ckanext-mycity": {"url": str(self.repo)}},
             "plugins": ["mycity"],
             "workers": {"default": {"remove": True}},
-            "services": {"gather": {"remove": True}, "fetch": {"remove": True}},
-            "cron": {"harvest": {"remove": True}},
             "web": {"processes": 1, "drain_timeout": 5},
             "config": {"stub.database": str(database / "stub.json")},
         }

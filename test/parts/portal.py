@@ -94,9 +94,6 @@ class Portal:
                 "manage": {"packages": False, "services": False, "user": False},
                 # Each has a root of its own, and nobody uploads.
                 "storage": {"kind": "elsewhere"},
-                "extensions": {"ckanext-harvest": {"remove": True}},
-                "services": {"gather": {"remove": True}, "fetch": {"remove": True}},
-                "cron": {"harvest": {"remove": True}},
                 "web": {
                     "listen": f"127.0.0.1:{self.ports[host]}",
                     "processes": 1,

@@ -70,7 +70,7 @@ def test_no_secret_is_shared_by_the_environments(both):
 
 def test_the_environments_share_extensions_plugins_and_options(both):
     production, staging = both
-    assert list(production.extensions) == list(staging.extensions) == ["ckanext-mycity", "ckanext-harvest"]
+    assert list(production.extensions) == list(staging.extensions) == ["ckanext-mycity"]
     assert production.plugins == staging.plugins
     assert production.config == staging.config
     assert production.config["ckan.site_title"] == "My City's Data"
@@ -110,8 +110,32 @@ def test_it_renders_as_copied_and_the_formula_names_the_secret_that_is_missing(t
         resolve(pillar["ckan"])
 
 
+def with_harvest(tree):
+    """As an operator would who takes the comment's mark from its lines."""
+    common = tree / "ckan/common.sls"
+    marks = r"^( +)# ((?:ckanext-harvest:|  url: https://github|  ref: 'v1).*)$"
+    text, found = re.subn(marks, r"\1\2", common.read_text(), flags=re.M)
+    assert found == 3
+    common.write_text(text)
+
+
+def test_what_the_example_has_of_harvest_in_comments_is_a_pillar(tmp_path):
+    tree = filled(tmp_path / "tree")
+    common = tree / "ckan/common.sls"
+    marks = r"^( +)# (.*harvest.*|(?:services|cron):|  (?:url: https://github|ref: 'v1|gather:|fetch:).*)$"
+    common.write_text(re.sub(marks, r"\1\2", common.read_text(), flags=re.M))
+    pillar = compiled("web1", tmp_path, tree)
+    pillar["ckan"].update(ckan_secrets.ext_pillar("web1", pillar, str(tmp_path / "made"))["ckan"])
+    settings = resolve(pillar["ckan"])
+    assert list(settings.extensions) == ["ckanext-mycity", "ckanext-harvest"]
+    assert list(settings.plugins) == ["mycity", "harvest", "ckan_harvester", "activity"]
+    assert (list(settings.services), list(settings.cron)) == (["gather", "fetch"], ["harvest"])
+    assert settings.config["ckan.harvest.mq.type"] == "redis"
+
+
 def test_an_environment_can_leave_out_an_extension(tmp_path):
     tree = filled(tmp_path / "tree")
+    with_harvest(tree)
     staging = tree / "ckan/staging.sls"
     staging.write_text(f"{staging.read_text()}    ckanext-harvest: {{remove: true}}\n  plugins: [mycity]\n")
     pillar = compiled("staging-web1", tmp_path, tree)
@@ -121,6 +145,7 @@ def test_an_environment_can_leave_out_an_extension(tmp_path):
 
 def test_an_environment_switches_on_again_what_the_common_part_leaves_out(tmp_path):
     tree = filled(tmp_path / "tree")
+    with_harvest(tree)
     common, staging = tree / "ckan/common.sls", tree / "ckan/staging.sls"
     text = common.read_text()
     assert "    ckanext-harvest:\n" in text
@@ -134,6 +159,7 @@ def test_an_environment_switches_on_again_what_the_common_part_leaves_out(tmp_pa
 
 def test_an_extension_that_is_named_twice_does_not_render(tmp_path):
     tree = filled(tmp_path / "tree")
+    with_harvest(tree)
     common = tree / "ckan/common.sls"
     again = "    ckanext-harvest: {version: '1.6'}\n  # Further"
     common.write_text(common.read_text().replace("  # Further", again))

@@ -9,14 +9,7 @@ ckan:
   extensions:
     ckanext-mycity:
       remove: true
-    ckanext-harvest:
-      remove: true
   plugins: []
-  services:
-    gather: {remove: true}
-    fetch: {remove: true}
-  cron:
-    harvest: {remove: true}
   web:
     server: apache
     processes: 2

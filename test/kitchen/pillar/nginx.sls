@@ -9,13 +9,6 @@ ckan:
   extensions:
     ckanext-mycity:
       remove: true
-    ckanext-harvest:
-      remove: true
   plugins: []
-  services:
-    gather: {remove: true}
-    fetch: {remove: true}
-  cron:
-    harvest: {remove: true}
   web:
     processes: 2
