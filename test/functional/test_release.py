@@ -222,6 +222,20 @@ def test_a_migration_that_fails_switches_nothing(host, mycity):
     assert (host.current(), host.releases()) == (first, [first])
 
 
+def test_a_plan_says_that_what_it_would_deploy_was_marked_bad(host, mycity):
+    deployed(host)
+    host.pillar["config"]["ckan.site_title"] = "Broken"
+    second = deployed(host)
+    assert host.plan()["remarks"] == []
+    host.rollback(reason="search is broken")
+    (said,) = host.plan()["remarks"]
+    assert said.startswith(f"{second}, which was marked bad (search is broken), held the same; correct the cause")
+    repos.commit_change(mycity, "Mended")
+    assert host.plan()["remarks"] == []
+    again = deployed(host)
+    assert host.current() == again
+
+
 def test_rollback_goes_back_marks_what_it_left_and_can_be_repeated(host, mycity):
     releases = [deployed(host) for _ in range(3)]
     assert host.rollback(reason="search is broken", by="eve") == {"current": releases[1], "left": releases[2]}

@@ -527,7 +527,7 @@ def test_what_came_of_a_drain_that_outlasts_the_run_is_in_status_history_and_man
     assert told["drained"][RELEASE].startswith("still finishes requests, for ")
     eventually(lambda: draining.under_way(site) == [])
     told = status.status(site, processes=True)
-    assert re.fullmatch("ended by itself after [2-5] s", told["drained"][RELEASE]), told
+    assert re.fullmatch("finished its requests and ended, [2-5] s after it was told to", told["drained"][RELEASE]), told
     newest = status.history(site, 5)[0]
     assert (newest["stage"], newest["drained"]) == ("finish", told["drained"])
     assert "seconds" not in site.releases.read(RELEASE).drain
@@ -535,7 +535,7 @@ def test_what_came_of_a_drain_that_outlasts_the_run_is_in_status_history_and_man
     draining.stop_others(site, site.releases.directory(left), seconds=0)
     assert site.releases.read(RELEASE).drain["seconds"] in (2, 3, 4, 5)
     assert status.status(site, processes=True)["drained"] == told["drained"]
-    assert f"the app server of {RELEASE} ended by itself after " in texts.history(status.history(site, 5))
+    assert f"the app server of {RELEASE} finished its requests and ended, " in texts.history(status.history(site, 5))
 
 
 def test_a_drain_that_reaches_its_limit_and_one_whose_supervisor_is_new_are_told(serving, place, left):

@@ -56,7 +56,7 @@ def test_a_deploy_is_planned_once_for_all_hosts_and_has_the_lock(master: FakeMas
         f"release {release} with ckanext-mycity main abc for web1, web2, web3; ckanext-mycity changed"
     )
     assert (told["ok"], told["changes"], told["groups"]) == (True, ["ckanext-mycity changed"], [list(HOSTS)])
-    assert (told["down"], told["last"]) == ([], "not known")
+    assert (told["down"], told["last"]) == ([], "no orchestration has deployed yet")
     assert told["hosts"]["web2"] == {
         "current": FIRST, "free_mb": 100, "needed_mb": 4, "prunes": [], "backends": {},
     }  # fmt: skip

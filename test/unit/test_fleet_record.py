@@ -199,7 +199,7 @@ def test_what_all_hosts_are_on_is_noted_as_wanted(master: FakeMaster, record: Re
     on = dict.fromkeys(("web1", "web2"), FIRST)
     assert wanted.remember(record, {"web1": FIRST, "web2": SECOND}, []) == ""
     assert wanted.remember(record, on, ["web3"]) == ""
-    assert wanted.last(record) == "not known"
+    assert wanted.last(record) == "no orchestration has deployed yet"
     assert wanted.remember(record, on, []) == FIRST
     assert record.wanted()["contents"] == {"extensions": {"ckanext-mycity": FIRST}}
     assert (record.wanted()["kind"], record.wanted()["by"]) == ("found", "found on all hosts")

@@ -70,13 +70,14 @@ def test_an_app_server_that_still_finishes_requests_is_shown_and_is_not_wrong(ma
 
 
 def test_what_came_of_a_drain_is_told_by_status_and_history_and_is_not_wrong(master: FakeMaster) -> None:
-    fine, drained = master._ckan_release_status, {FIRST: "ended by itself after 12 s"}
+    ended = "finished its requests and ended, 12 s after it was told to"
+    fine, drained = master._ckan_release_status, {FIRST: ended}
     master.answers["ckan_release.status"] = lambda host, processes: {**fine(host, processes), "drained": drained}
     found = status.look(master, "production")
-    assert found.wrong == [] and f"the app server of {FIRST} on web1 ended by itself after 12 s" in found.text()
+    assert found.wrong == [] and f"the app server of {FIRST} on web1 {ended}" in found.text()
     rows = history.merge({"web1": [{**entry("finish", SECOND, "2"), "drained": drained}]})
-    assert rows[0]["drained"] == [f"the app server of {FIRST} on web1 ended by itself after 12 s"]
-    assert "on web1 ended by itself" in history.text(rows)
+    assert rows[0]["drained"] == [f"the app server of {FIRST} on web1 {ended}"]
+    assert "on web1 finished its requests" in history.text(rows)
 
 
 def test_hosts_that_disagree_do_not_answer_or_serve_something_else_are_wrong(master: FakeMaster) -> None:

@@ -309,7 +309,8 @@ def test_a_plan_is_a_table_of_120_columns_for_people(master: FakeMaster, ask: Ca
     heading = next(line for line in lines if line.startswith("host "))
     assert heading.split("  ")[0] == "host" and heading.endswith("behind CKAN")
     assert [line.split()[0] for line in lines[lines.index(heading) + 1 :] if line.startswith("web")] == ["web1", "web2"]
-    assert "None" not in told["production"] and lines[-2:] == ["groups: web1, then web2", "last: not known"]
+    assert "None" not in told["production"]
+    assert lines[-2:] == ["groups: web1, then web2", "last: no orchestration has deployed yet"]
     assert any(line.startswith("warning: a warning of many words") for line in lines)
 
 

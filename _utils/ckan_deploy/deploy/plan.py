@@ -134,7 +134,21 @@ def make(
     if site.settings.build.ship:
         about["layer"] = layers.name(site, new)
     details = {**planned.details, **diff.brief_details(compared)}
-    return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=diff.remarks(new), details=details)
+    remarks = [*diff.remarks(new), *_known_bad(site, new, mirrors)]
+    return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=remarks, details=details)
+
+
+def _known_bad(site: Site, new: Resolution, mirrors: str) -> list[str]:
+    """Say that a release which was marked bad held the same, with the same settings: its cause is still there."""
+    settings = hashes(site.settings)
+    for manifest in reversed(site.releases.manifests()):
+        held = manifest.resolution
+        if manifest.state != "bad" or not held or manifest.settings != settings or diff.changed(held, new):
+            continue
+        if not diff.sentences(diff.compare(held, new, mirrors), new):
+            why = f" ({manifest.bad_reason})" if manifest.bad_reason else ""
+            return [f"{manifest.id}, which was marked bad{why}, held the same; correct the cause, or it is live again"]
+    return []
 
 
 def _behind(site: Site) -> backends.Backends:

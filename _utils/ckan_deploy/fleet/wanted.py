@@ -47,6 +47,6 @@ def last(record: Record) -> str:
     found = record.wanted()
     seconds = found.get("seconds") or {}
     if not seconds:
-        return "not known"
+        return "no orchestration has deployed yet"
     each = ", ".join(f"{name} {s} s" for name, s in seconds.items())
     return f"{found['kind']} of {found['release']} by {found['by']} took {round(sum(seconds.values()), 1)} s ({each})"

@@ -95,5 +95,9 @@ def _settings(host: Host, overrides: dict[str, Any] | None) -> Settings:
     errors = host.pillar.get("_errors")
     if errors:
         each = "; ".join(dict.fromkeys(map(str, errors)))
-        raise FormulaError(f"the pillar failed to render: {each}")
+        # Salt tells a minion no more: what is in the pillar of others is none of its business.
+        raise FormulaError(
+            f"the pillar failed to render: {each.rstrip('.')}; file and line are told by: salt-run ckan.pending ENV, "
+            "with the name of the environment"
+        )
     return resolve(host.pillar.get("ckan"), overrides)

@@ -86,7 +86,7 @@ def _outcome(site: Site, manifest: Manifest) -> str:
 
 def _sentence(seconds: int, limit: int) -> str:
     if seconds < limit:
-        return f"ended by itself after {seconds} s"
+        return f"finished its requests and ended, {seconds} s after it was told to"
     return f"was ended at its limit of {limit} s (web:drain_timeout): requests may have been cut off"
 
 
