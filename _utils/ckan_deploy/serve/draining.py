@@ -52,8 +52,11 @@ def stop(site: Site, path: str, drain: bool = True) -> bool:
         _let_in(site, [path])
     os.unlink(uwsgi.program_file(site, path))
     if not drain:
+        # Told to finish its requests while it still loads CKAN, uWSGI never ends; and after that it minds no signal.
+        conf, program = site.settings.web.supervisor_conf, _program(site, path)
         with contextlib.suppress(supervisor.NoSupervisor):
-            supervisor.signal(site.settings.web.supervisor_conf, _program(site, path), uwsgi.END_NOW)
+            supervisor.begin_stop(conf, program)
+            supervisor.signal(conf, program, "KILL")
     wait(site, path)
     return True
 

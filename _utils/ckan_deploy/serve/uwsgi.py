@@ -19,8 +19,6 @@ from ckan_deploy.system import disk, files, safely
 NO_LIMIT = 24 * 86400
 # The web server waits a little longer than the app server works.
 LATER_SECONDS = 5
-# Ends uWSGI with what it is at. Told to finish that first while it still loads CKAN, it never ends.
-END_NOW = "INT"
 # Not an error: supervisor is not to try again.
 NOT_CURRENT = 77
 
@@ -136,6 +134,8 @@ chdir = {path}
 wsgi-file = {site.paths.config}/wsgi.py
 need-app = true
 master = true
+; One that still loads CKAN does not see that its master is gone.
+no-orphans = true
 ; CKAN must be loaded in each worker: one that is forked after it shares the database's connection.
 lazy-apps = true
 enable-threads = true

@@ -179,7 +179,7 @@ def signal(conf: str, group: str, name: str) -> None:
     conf, group
         As for ``update``.
     name
-        The name of the signal, such as ``INT``.
+        The name of the signal, such as ``KILL``.
 
     Raises ``FormulaError`` when supervisor does not answer.
     """
