@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
@@ -79,7 +80,7 @@ class Walk:
         commit = repos.commit_change(self.portal.mycity, "My City, now with more trees")
         with self.watching(visited=True):
             done = self.portal.deploy()
-        self.summary(done["text"])
+        self.summary(done)
         self.expect("the deploy succeeds", done["code"] == 0)
         self.show("My City, now with more trees")
         self.second = self.portal.current("web1")
@@ -94,7 +95,7 @@ class Walk:
         repos.commit_broken(self.portal.mycity, "no such table: trees")
         with self.watching(visited=True):
             done = self.portal.deploy()
-        self.summary(done["text"])
+        self.summary(done)
         self.expect("the exit code is not 0", done["code"] != 0)
         sentence = "web1, web2 failed at check: plugin mycity does not start: RuntimeError: no such table: trees"
         self.expect("it names host, stage, plugin and cause", sentence in done["text"])
@@ -109,7 +110,7 @@ class Walk:
         title("rollback: salt-run state.orch orch.rollback pillar='{env: production}'")
         with self.watching(visited=True):
             done = self.portal.deploy("rollback", reason="the trees are not ours")
-        self.summary(done["text"])
+        self.summary(done)
         self.expect("the rollback succeeds", done["code"] == 0)
         self.show("Welcome to My City")
         for host in self.portal.hosts:
@@ -140,11 +141,12 @@ class Walk:
                   f"releases {' '.join(self.portal.releases(host))}")  # fmt: skip
         self.expect(f"the page says {text!r}", status == 200 and bool(found) and found.group(1) == text)
 
-    def summary(self, text: str) -> None:
-        """Print the sentences of an orchestration: one a stage."""
-        for name, comment in re.findall(r"ID: (.+)\n.*\n.*\n\s+Comment: (.*)", text):
-            if "left out, since" not in comment and "was not run" not in comment:
-                print(f"            {name}: {comment}")
+    def summary(self, done: dict[str, Any]) -> None:
+        """Print what the operator sees of an orchestration, but for Salt's list of its steps."""
+        # What Salt itself logs begins with a bracket.
+        progress = [line for line in done["progress"].splitlines() if not line.startswith("[")]
+        for line in [*progress, "", *done["summary"].splitlines()]:
+            print(f"            {line}".rstrip(), flush=True)
 
     @contextmanager
     def watching(self, visited: bool = False):
