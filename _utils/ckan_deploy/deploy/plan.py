@@ -120,8 +120,13 @@ def make(
     planned = Plan(
         release, site.settings.env, current, own, about, own_remarks=remarks, details={"configuration": options}
     )
-    if not new:
-        return planned
+    return _with_contents(site, planned, before, new, given) if new else planned
+
+
+def _with_contents(
+    site: Site, planned: Plan, before: Manifest | None, new: Resolution, given: Resolution | None
+) -> Plan:  # fmt: skip
+    """A plan with what the release will hold, compared with the release before."""
     old = before.resolution if before else _of_environment(site)
     new = evolve(new, extensions=_follow_tags(new.extensions, old, site.settings.extensions))
     mirrors = os.path.join(site.paths.shared, "mirrors")
@@ -129,13 +134,16 @@ def make(
     if migrations and compatibility.closes(site, old.base.ckan if old else "", new.base.ckan, ["core"]):
         migrations.append("visitors get the maintenance page while the database is migrated")
     compared = diff.compare(old, new, mirrors)
-    changes = [*diff.sentences(compared, new), *migrations]
-    differs = promotion.other_origins(site, given) if given else []
-    if site.settings.build.ship:
-        about["layer"] = layers.name(site, new)
-    details = {**planned.details, **diff.brief_details(compared)}
-    remarks = [*diff.remarks(new), *_known_bad(site, new, mirrors)]
-    return evolve(planned, resolution=new, changes=changes, differs=differs, remarks=remarks, details=details)
+    ships = site.settings.build.ship
+    return evolve(
+        planned,
+        resolution=new,
+        host={**planned.host, **({"layer": layers.name(site, new)} if ships else {})},
+        changes=[*diff.sentences(compared, new), *migrations],
+        differs=promotion.other_origins(site, given) if given else [],
+        remarks=[*diff.remarks(new), *_known_bad(site, new, mirrors)],
+        details={**planned.details, **diff.brief_details(compared)},
+    )
 
 
 def _known_bad(site: Site, new: Resolution, mirrors: str) -> list[str]:
