@@ -39,8 +39,6 @@ NOTE_SIZE = 512
 
 # Commands of services, cron jobs and extensions that CKAN must have, as words, by their settings.
 COMMANDS = {}
-# Directories of web assets of other releases.
-ASSETS = []
 
 
 def main(mode: str, ini: str, told: dict) -> dict:
@@ -49,8 +47,7 @@ def main(mode: str, ini: str, told: dict) -> dict:
     try:
         if mode == "check":
             COMMANDS.update(told.get("commands", {}))
-            ASSETS.extend(told.get("assets", []))
-            check(ini, result)
+            check(ini, result, told.get("assets", ""))
         elif mode in ("read", "between"):
             result["schema"] = read(ini) if mode == "read" else between(ini, told)
         elif mode == "index":
@@ -66,14 +63,15 @@ def main(mode: str, ini: str, told: dict) -> dict:
     return result
 
 
-def check(ini: str, result: dict) -> None:
+def check(ini: str, result: dict, assets: str) -> None:
     """
-    Boot CKAN. Where plugins keep it from starting, look at all of them, and boot it again without those that fail, each
-    time in a process that has booted nothing yet, until all that fail are known.
+    Boot CKAN; ``assets`` is the directory of the web assets of the live release, '' for none. Where plugins keep it from
+    starting, look at all of them, and boot it again without those that fail, each time in a process that has booted
+    nothing yet, until all that fail are known.
     """
     # A boot leaves hardly any garbage, and to look for it takes a fifth of the time.
     gc.disable()
-    told = in_a_process_of_its_own(lambda: boot(ini, ()))
+    told = in_a_process_of_its_own(lambda: boot(ini, (), assets))
     errors, left_out = told.pop("errors"), told.pop("blamed")
     result["warnings"] += told.pop("warnings")
     result.update(told)
@@ -112,13 +110,13 @@ def in_a_process_of_its_own(work) -> dict:
     return json.loads(text)
 
 
-def boot(ini: str, left_out: tuple) -> dict:
+def boot(ini: str, left_out: tuple, assets: str = "") -> dict:
     """Boot CKAN without some plugins, and ask it everything; ``blamed`` is who keeps it from starting."""
     result = {"errors": [], "warnings": [], "blamed": []}
     try:
         app, result["plugins"] = started(ini, left_out, result)
         if app and not left_out:
-            ask_everything(ini, app, result)
+            ask_everything(ini, app, result, assets)
             # Last: it may leave nothing of this process as it was.
             result["broken_plugins"] = broken_plugins(result["plugins"])
     except Exception as exc:
@@ -162,10 +160,10 @@ def started(ini: str, left_out: tuple, result: dict):
         return None, listed
 
 
-def ask_everything(ini: str, app, result: dict) -> None:
+def ask_everything(ini: str, app, result: dict, assets: str) -> None:
     check_configuration(ini, result)
     check_commands(result)
-    build_assets(result)
+    build_assets(result, assets)
     check_migrations(ini, result)
     check_solr_schema(result)
     result["index"] = index_made_of()
@@ -322,7 +320,7 @@ def check_names(ini: str, declaration, result: dict) -> None:
     result["undeclared"] = {name: (*some, "")[0] for name, some in near.items()}
 
 
-def build_assets(result: dict) -> None:
+def build_assets(result: dict, live: str) -> None:
     """
     Build CKAN's bundles of styles and scripts now: built by several processes at once, at the first request of each,
     they take one another's notes away, and visitors get errors.
@@ -342,8 +340,8 @@ def build_assets(result: dict) -> None:
             result["warnings"].append(f"a bundle of web assets cannot be built: {one_line(exc)}")
     result["assets"] = built
     drop_results(os.path.join(env.directory, ".webassets-cache"))
-    for other in ASSETS:
-        share(env.directory, other)
+    if live:
+        share(env.directory, live)
 
 
 def share(folder: str, other: str) -> None:

@@ -82,6 +82,16 @@ def path(site: Site, directory: str) -> str:
     return os.path.join(directory, f"{site.settings.env}.ini")
 
 
+def assets(directory: str) -> str:
+    """
+    Return where the web assets of a release stand, unless an option of CKAN says otherwise.
+
+    directory
+        The directory of the release.
+    """
+    return WEBASSETS.replace("%(here)s", directory)
+
+
 def write(site: Site, directory: str) -> dict[str, Any]:
     """
     Write the ini of a release: UTF-8, mode 0640, owner root, group that of CKAN.

@@ -238,11 +238,12 @@ def commands(site: Site) -> dict[str, list[str]]:
     return {name: shlex.split(line) for name, line in found.items() if line}
 
 
-def _assets_to_share(site: Site, path: str) -> list[str]:
-    """The directories of web assets that a release may share files with: that of the current release."""
+def _assets_to_share(site: Site, path: str) -> str:
+    """The web assets that those of a release may be one file with: those of the current release; '' for none."""
     current = site.releases.current()
-    live = site.releases.directory(current) if current else ""
-    return [os.path.join(live, "run", "webassets")] if live not in ("", path) and site.settings.link != "copy" else []
+    if not current or site.releases.directory(current) == path or site.settings.link == "copy":
+        return ""
+    return ini.assets(site.releases.directory(current))
 
 
 def _index_log(site: Site) -> str:

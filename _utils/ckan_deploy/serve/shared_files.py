@@ -351,7 +351,7 @@ def _assets(site: Site) -> Iterator[tuple[str, int, str]]:
     and its name there. Where CKAN's user has put a link, CKAN itself serves what is not published.
     """
     for release in _releases(site):
-        place = os.path.join(site.paths.releases, release, "run", "webassets")
+        place = ini.assets(os.path.join(site.paths.releases, release))
         with contextlib.suppress(FormulaError, OSError), safely.directory(place) as top:
             for folder, descriptor, entries in safely.walk(top):
                 entries[:] = [entry for entry in entries if not entry.name.startswith(".")]
