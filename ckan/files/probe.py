@@ -65,9 +65,9 @@ def main(mode: str, ini: str, told: dict) -> dict:
 
 def check(ini: str, result: dict, assets: str) -> None:
     """
-    Boot CKAN; ``assets`` is the directory of the web assets of the live release, '' for none. Where plugins keep it from
-    starting, look at all of them, and boot it again without those that fail, each time in a process that has booted
-    nothing yet, until all that fail are known.
+    Boot CKAN; ``assets`` is the directory of the web assets of the live release, '' for none. Where plugins keep it
+    from starting, look at all of them, and boot it again without those that fail, each time in a process that has
+    booted nothing yet, until all that fail are known.
     """
     # A boot leaves hardly any garbage, and to look for it takes a fifth of the time.
     gc.disable()
