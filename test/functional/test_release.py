@@ -49,6 +49,19 @@ def test_the_ini_is_for_this_environment_and_readable_by_the_site_alone(host, my
     assert "ckan.plugins = mycity" in text
 
 
+def test_a_host_whose_first_deploy_failed_says_at_what(host, mycity):
+    assert "link" not in host.status()
+    repos.commit_broken(mycity, "boom")
+    with pytest.raises(CommandExecutionError, match="boom"):
+        deployed(host)
+    told = host.status()["link"]
+    assert told.startswith("the deploy of 20") and " failed at check: plugin mycity does not start: " in told
+    assert "boom" in told and told.endswith("; correct that, and deploy again")
+    repos.commit_change(mycity, "Hello again")
+    deployed(host)
+    assert "link" not in host.status()
+
+
 def test_no_secret_is_in_the_manifest_or_the_log(host, mycity):
     release = deployed(host)
     manifest = (host.home / "releases" / release / "release.json").read_text()

@@ -245,7 +245,7 @@ def test_from_the_beginning_a_plan_says_what_goes_on(master: FakeMaster, capsys:
     first = said[0].splitlines()
     assert [line.split()[:2] for line in first] == [["plan", "-"]] * 2
     assert first[0].endswith("s  deploy to production: looks for its hosts")
-    assert first[1].endswith("s  asks web1, web2 whether they are ready")
+    assert first[1].endswith("s  checks that web1, web2 can take a deploy")
     rest = capsys.readouterr().err.splitlines()
     assert rest[0].endswith("s  resolves refs and packages, and compares with what is live")
     assert rest[1].split()[4:] == ["release", Record(master, "production").run()["release"]]

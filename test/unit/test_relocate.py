@@ -104,6 +104,15 @@ def test_a_clone_runs_and_shares_files(source, tmp_path):
     assert (source / "bin/tool").read_text().startswith(f"#!{source}/bin/python\n")
 
 
+def test_a_clone_takes_no_bytecode_of_tests(source, tmp_path):
+    for name in ("pkg", "pkg/tests", "pkg/tests/deep", "pkg/testing"):
+        (site(source) / name / "__pycache__").mkdir(parents=True)
+        (site(source) / name / "__pycache__/a.cpython-311.pyc").write_bytes(b"")
+    clone(str(source), str(tmp_path / "target"))
+    found = {path.parent.relative_to(site(tmp_path / "target")) for path in (tmp_path / "target").rglob("a.*.pyc")}
+    assert found == {Path("pkg/__pycache__"), Path("pkg/testing/__pycache__")}
+
+
 def test_link_copy_shares_nothing(source, tmp_path):
     (site(source) / "mod.py").write_text("x = 1\n")
     result = clone(str(source), str(tmp_path / "target"), link="copy")

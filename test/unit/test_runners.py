@@ -307,7 +307,7 @@ def test_a_plan_is_a_table_of_120_columns_for_people(master: FakeMaster, ask: Ca
     assert lines[1:4] == ["extension       ref and commit, or version", "ckanext-mycity  main abc", "changes"]
     assert lines[4] == f"  {master.changes[0]}" and lines[5].startswith("  word word")
     heading = next(line for line in lines if line.startswith("host "))
-    assert heading.split("  ")[0] == "host" and heading.endswith("behind CKAN")
+    assert heading.split("  ")[0] == "host" and heading.endswith("backends")
     assert [line.split()[0] for line in lines[lines.index(heading) + 1 :] if line.startswith("web")] == ["web1", "web2"]
     assert "None" not in told["production"]
     assert lines[-2:] == ["groups: web1, then web2", "last: no orchestration has deployed yet"]

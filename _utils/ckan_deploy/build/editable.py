@@ -21,18 +21,31 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from ckan_deploy.build import sharing, virtualenv, wheels
+from ckan_deploy.build import relocate, sharing, virtualenv, wheels
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.system import files, reflink
 
 # What of a wheel is installed: its description, and what goes elsewhere than onto the module path.
 INSTALLED = re.compile(r"[^/]+\.dist-info/.+|[^/]+\.data/(scripts|data)/.+")
+# What of that the checkout has anyway.
+LICENCES = re.compile(r"[^/]+\.dist-info/licenses/")
 # The parts of a wheel that stand for the module path by another name.
 MODULES = re.compile(r"[^/]+\.data/(?:purelib|platlib)/(.+)")
+# What nobody edits in a checkout, and most of its files: bytecode, schemas, archives, fonts, libraries of
+# others, tests, what a project says of itself and of its packaging. Of `.git` what git itself replaces by a new file.
+BULK = re.compile(
+    r".*\.(pyc|so|map|xml|xsd|dtd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf|md|rst|pot)"
+    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css|less|scss)|(.*/)?tests?/.+"
+    r"|(.*/)?src/[^/]+/([A-Z][\w.-]*|\.(?!git/).+|setup\.(py|cfg)|pyproject\.toml|[\w-]*requirements[^/]*\.txt|.*-nspkg\.pth)"
+    r"|(.*/)?\.git/(.*/)?(objects/.+|HEAD|ORIG_HEAD|index|packed-refs|info/refs)",
+    re.DOTALL,
+)
 # What a wheel says of itself that is the same everywhere.
 PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-# Below a checkout's `.git`: what is known of it, which is no business of a release.
-NOTES = "ckan-notes.json"
+# What no portal imports, so it gets no bytecode.
+UNUSED = rf"{relocate.UNUSED}|src/[^/]+/setup\.py$"
+# Below a checkout's `.git`: what is known of it, what git did there, and what a build may have git run.
+NOTES = ("ckan-notes.json", "logs", "hooks")
 # Several that copy many small files at a time get in each other's way, and are slower than one after the other.
 _COPYING = threading.Lock()
 
@@ -76,6 +89,16 @@ def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str, s
         shutil.copytree(os.path.join(made, "src", name), place, symlinks=True, copy_function=copier.copy)
 
 
+def is_bulk(path: str) -> bool:
+    """
+    Say whether a file of a checkout is one that releases share.
+
+    path
+        Its path, as ``src/NAME/...``.
+    """
+    return bool(BULK.fullmatch(path))
+
+
 def again(made: str, place: str) -> None:
     """
     Make anew what ``put`` has made once, in another place.
@@ -107,7 +130,7 @@ class _Copier:
         if os.path.islink(old):
             shutil.copy2(old, new, follow_symlinks=False)
             return
-        if self.link and sharing.is_bulk(os.path.relpath(old, self.source)):
+        if self.link and is_bulk(os.path.relpath(old, self.source)):
             # Of one that has too many links the next release gets a copy.
             with contextlib.suppress(OSError):
                 os.link(old, new)
@@ -128,7 +151,7 @@ def _make(made: str, about: Mapping[str, str]) -> None:
         roots = _roots(top, modules)
         for module, name in sorted(modules.items()):
             _write(place, top, roots, module, archive.read(name))
-    virtualenv.compile_with(about["python"], made, ["src"])
+    virtualenv.compile_with(about["python"], made, ["src"], skip=UNUSED)
 
 
 def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
@@ -151,7 +174,8 @@ def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
         return path
     with zipfile.ZipFile(wheel) as archive:
         roots = _roots(os.path.join(checkout, subdirectory) if subdirectory else checkout, _modules(archive))
-        content = {member: archive.read(member) for member in _members(archive) if INSTALLED.fullmatch(member)}
+        members = [name for name in _members(archive) if INSTALLED.fullmatch(name) and not LICENCES.match(name)]
+        content = {member: archive.read(member) for member in members}
     # Relative to site-packages.
     lines = [os.path.normpath(os.path.join("../../../src", name, subdirectory, root)) for root in roots]
     content[f"__editable__.{plain}.pth"] = "".join(f"{line}\n" for line in lines).encode("utf-8")
@@ -179,9 +203,16 @@ def tell(site_packages: str, wheel: str, place: str) -> None:
 
 
 def _notes(checkout: str) -> Callable[[str, list[str]], list[str]]:
-    """For a copy of a checkout: leave out what is known of it, and no file of its own of that name."""
+    """For a copy of a checkout: leave out what is no business of a release, and no file of its own of that name."""
     own = os.path.join(checkout, ".git")
-    return lambda folder, names: [NOTES] if folder == own and NOTES in names else []
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        if folder != own:
+            return []
+        empty = [name for name in names if name == "info" and not os.listdir(os.path.join(own, name))]
+        return [*empty, *(name for name in names if name in NOTES)]
+
+    return left_out
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from attrs import frozen
 
 from ckan_deploy.build import prefixes
-from ckan_deploy.system import reflink
+from ckan_deploy.system import files, reflink
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock|pylock\.toml)$")
 # Modes that a release may have: nobody but its owner writes, and no file changes who one is.
 FAIR = 0o755
+# Where tests are in a virtualenv: no portal imports them, so they need no bytecode.
+UNUSED = r"(?:lib|src)/.+/tests?/"
 # What a file system gives at a time, mostly.
 BLOCK = 4096
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
@@ -68,7 +70,7 @@ def copy(source: str, target: str, link: str = "auto", leave_out: Collection[str
     Raises ``OSError`` when a file cannot be read or written.
     """
     copier = _Cloner(source, target, link, leave_out)
-    with _opened(source, None, os.O_DIRECTORY) as folder:
+    with files.usual_modes(), _opened(source, None, os.O_DIRECTORY) as folder:
         copier.directory(folder, source, target, "top")
     copier.drop_stale_bytecode()
     return Copied(**copier.counts, own_bytes=copier.own_bytes, prefixes=tuple(copier.prefixes))
@@ -99,7 +101,8 @@ def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
     """
     found: list[str] = []
     own = prefixes.pattern([path])
-    foreign = prefixes.pattern([item for item in forbidden if item.rstrip("/") != path])
+    others = [item for item in forbidden if item.rstrip("/") != path]
+    foreign, forms = prefixes.pattern(others), prefixes.forms(others)
     for name in _telling_files(path):
         shown = os.path.relpath(name, path)
         try:
@@ -113,7 +116,8 @@ def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
             if head and prefixes.is_python(head.interpreter) and not prefixes.inside(head.interpreter, path):
                 found.append(f"{shown} starts {head.interpreter}, which is outside {path}")
         # The own path goes first: it may lie below a forbidden one.
-        named = None if prefixes.is_binary(data) else foreign.search(own.sub(b"", data))
+        told = prefixes.mentions(data, forms) and not prefixes.is_binary(data)
+        named = foreign.search(own.sub(b"", data)) if told else None
         if named:
             found.append(f"{shown} names {os.fsdecode(named['prefix'])}")
         found += [f"{shown} names {editable}, which does not exist" for editable in _lost_paths(name, data)]
@@ -159,15 +163,18 @@ class _Cloner:
         self.reflink = link == "auto" and reflink.possible(source, target)
         self.link = link != "copy" and not self.reflink
         self.prefixes = prefixes.own(source)
-        self.pattern = prefixes.pattern(self.prefixes)
+        self.pattern, self.forms = prefixes.pattern(self.prefixes), prefixes.forms(self.prefixes)
         self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
         self.rewritten: list[str] = []
+        self.user = os.geteuid()
 
     def directory(self, folder: int, source: str, target: str, kind: str) -> None:
         """
         Fill the directory ``target``, which exists, from ``source``, whose descriptor is ``folder``; ``kind`` says what
         its files may be. By descriptors, since the source may be somebody's who puts a link in the place of a name.
         """
+        # Nobody else changes what is in a directory that is ours alone.
+        ours = is_fair(os.fstat(folder), self.user)
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
@@ -177,27 +184,27 @@ class _Cloner:
                 if entry.is_symlink():
                     self.symlink(os.readlink(name, dir_fd=folder), old, new)
                 elif entry.is_dir(follow_symlinks=False):
-                    os.mkdir(new)
+                    if name == "__pycache__" and re.match(UNUSED, os.path.relpath(old, self.source)):
+                        continue
+                    os.mkdir(new, 0o755)
                     with _opened(name, folder, os.O_DIRECTORY) as below:
                         self.directory(below, old, new, kind_of(kind, name))
                 elif entry.is_file(follow_symlinks=False):
-                    self.file(entry, folder, new, kind)
+                    self.file(entry, folder, new, kind, ours)
         self.own_bytes += BLOCK
-        # Last, since the mode may forbid writing.
-        os.chmod(target, os.fstat(folder).st_mode & FAIR)
+        mode = os.fstat(folder).st_mode & FAIR
+        if mode != 0o755 or kind == "top":
+            # Last, since the mode may forbid writing.
+            os.chmod(target, mode)
 
-    def file(self, entry: os.DirEntry[str], folder: int, new: str, kind: str) -> None:
-        """Rewrite, link or copy one file."""
+    def file(self, entry: os.DirEntry[str], folder: int, new: str, kind: str, ours: bool) -> None:
+        """Rewrite, link or copy one file of a directory that is ``ours`` alone or not."""
         if may_name_prefix(kind, entry.name) and self.rewrite(entry.name, folder, new, kind):
             return
         about = entry.stat(follow_symlinks=False)
         # What others may write to, or what would give others more rights than they have, is not taken as it is.
-        if (
-            self.link
-            and is_fair(about, os.geteuid())
-            and kind != "src"
-            and self.linked(entry.name, folder, new, about.st_ino)
-        ):
+        fair = self.link and kind != "src" and is_fair(about, self.user)
+        if fair and self.linked(entry.name, folder, new, 0 if ours else about.st_ino):
             return
         with _opened(entry.name, folder) as fd, open(new, "xb") as copy:
             about = os.fstat(fd)
@@ -213,7 +220,7 @@ class _Cloner:
         self.counts["copied"] += 1
 
     def linked(self, name: str, folder: int, new: str, inode: int) -> bool:
-        """Share a file, if that can be done and it is the one that was looked at."""
+        """Share a file, if that can be done and it is the one that was looked at; 0 where it can be no other."""
         try:
             os.link(name, new, src_dir_fd=folder, follow_symlinks=False)
         except OSError as exc:
@@ -222,7 +229,7 @@ class _Cloner:
             # Another file system stays another one; the other two may concern this file alone.
             self.link = exc.errno != errno.EXDEV
             return False
-        if os.lstat(new).st_ino != inode:
+        if inode and os.lstat(new).st_ino != inode:
             os.unlink(new)
             return False
         self.counts["linked"] += 1
@@ -232,7 +239,7 @@ class _Cloner:
         """Write a file anew that names a place of the source; False for one that names none."""
         with _opened(name, folder) as fd, open(fd, "rb", closefd=False) as handle:
             data, mode = handle.read(), os.fstat(fd).st_mode
-        if prefixes.is_binary(data):
+        if not prefixes.mentions(data, self.forms) or prefixes.is_binary(data):
             return False
         changed = prefixes.replaced(data, self.pattern, self.target, kind == "bin")
         if changed == data:

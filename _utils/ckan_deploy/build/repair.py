@@ -66,7 +66,7 @@ def repair(site: Site) -> dict[str, Any]:
                 compiled.setdefault(place, set()).add(_module_folder(file.path))
     for place, folders in compiled.items():
         python = sharing.ready(place).get("python") or virtualenv.home_python(place)
-        virtualenv.compile_with(python, place, sorted(folders))
+        virtualenv.compile_with(python, place, sorted(folders), skip="")
     left = {item.path for item in sharing.changed(site)}
     done = sorted({file.path for file in found} - left)
     if problems:

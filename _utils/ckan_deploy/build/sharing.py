@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -36,14 +35,6 @@ NAMED = 3
 # The marks of bases, layers and checkouts that are finished.
 MARKS = ".ckan-*.json"
 READY = ".ckan-ready.json"
-# What nobody edits in a checkout, and most of its size: objects of git, bytecode, schemas, archives, fonts, libraries
-# of others, tests, and what a project says of itself.
-BULK = re.compile(
-    r"(.*/)?\.git/(.*/)?objects/.+|.*\.(pyc|so|map|xml|xsd|dtd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf|md|rst)"
-    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css)|(.*/)?tests?/.+"
-    r"|(.*/)?src/[^/]+/(requirements[^/]*\.txt|[A-Z]+)",
-    re.DOTALL,
-)
 
 
 @frozen
@@ -112,16 +103,6 @@ class Packages:
         """
         package = self.installed(path)
         return package is not None and package.digest == digest(os.path.join(self.tree, path))
-
-
-def is_bulk(path: str) -> bool:
-    """
-    Say whether a file of a checkout is one that releases share.
-
-    path
-        Its path.
-    """
-    return bool(BULK.fullmatch(path))
 
 
 def ready(tree: str) -> dict[str, str]:
@@ -295,6 +276,8 @@ def _as_it_was(packages: Packages, path: str, was: Seen, now: Seen, steady: bool
     """Whether a file that looks otherwise than before is as it was installed; nothing replaces a ``steady`` one."""
     if steady and not now[0]:
         return False
+    if steady and "/.git/objects/" in path and was[1] == now[1]:
+        return True  # its name is its content; git sets the time of one that it finds again
     if not was[0] or not now[0]:
         return True  # nobody shares it
     same = was[1:3] == now[1:3]

@@ -133,8 +133,8 @@ def create(path: str, python: str = "/usr/bin/python3", pip: bool = False) -> di
 
 def compile_(path: str, where: Iterable[str] = ("lib", "src"), timeout: int = 600) -> dict[str, Any]:
     """
-    Write the bytecode that is missing or stale, so that no process has to compile at its start. The Python that it is
-    made with does that, without anything of the virtualenv: nothing in it is run.
+    Write the bytecode that is missing or stale, so that no process has to compile at its start; not that of tests. The
+    Python that it is made with does that, without anything of the virtualenv: nothing in it is run.
 
     path
         Absolute path of the virtualenv.
@@ -149,7 +149,9 @@ def compile_(path: str, where: Iterable[str] = ("lib", "src"), timeout: int = 60
     return compile_with(home_python(path), path, where, timeout)
 
 
-def compile_with(python: str, path: str, where: Iterable[str], timeout: int = 600) -> dict[str, Any]:
+def compile_with(
+    python: str, path: str, where: Iterable[str], timeout: int = 600, skip: str = relocate.UNUSED
+) -> dict[str, Any]:  # fmt: skip
     """
     Do what ``compile_`` does, by an interpreter that is named.
 
@@ -157,6 +159,8 @@ def compile_with(python: str, path: str, where: Iterable[str], timeout: int = 60
         The interpreter.
     path, where, timeout
         As for ``compile_``.
+    skip
+        A regular expression; files whose path below ``path`` begins with it get no bytecode.
     """
     started = time.monotonic()
     path = _absolute("path", path)
@@ -166,6 +170,7 @@ def compile_with(python: str, path: str, where: Iterable[str], timeout: int = 60
     # Stripping the prefix keeps this virtualenv's place out of bytecode that clones will share. compileall writes
     # beside and renames, so a linked file is replaced, not changed.
     command = [python, "-I", "-S", "-m", "compileall", "-s", path]
+    command += ["-x", f"^{re.escape(path)}/({skip})"] if skip else []
     done = processes.run(command + [f"{path}/{name}" for name in folders], timeout=timeout)
     seen = re.findall(r"^Compiling '(.*)'\.\.\.$", done.stdout, re.MULTILINE)
     failed = re.findall(r"^Compiling '(.*)'\.\.\.\n\*\*\*", done.stdout, re.MULTILINE)

@@ -151,7 +151,8 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         Ask the processes, too: which release each has loaded. And say how the last stage of a deploy went.
 
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
-    visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is and what to type;
+    visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is or how the first
+    deploy failed, and what to type;
     ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
     not as they were installed. With ``processes`` also ``{"serving": [ids], "draining": those of them whose app server
     was told to stop and still finishes requests, where there are any, "drained": {id: what came of those that
@@ -226,7 +227,7 @@ def _link(site: Site) -> str:
     if problem := site.releases.link_problem():
         return f"{problem}, then deploy"
     if not (foreign := site.releases.foreign()):
-        return ""
+        return "" if site.releases.current() else _first_failed(site)
     if adopted := _adopted(site):
         host = f"salt {site.host.id}"
         todo = f"{host} state.apply ckan.web; {host} ckan_release.activate {adopted}"
@@ -236,6 +237,15 @@ def _link(site: Site) -> str:
     except FormulaError:
         back = ""
     return f"{foreign}; deploy{back}"
+
+
+def _first_failed(site: Site) -> str:
+    """How the first deploy to this host failed, where that was its last one; '' where there was none."""
+    failed = next((entry for entry in site.log.read(RECENT) if entry.get("result") == "failed"), None)
+    if not failed:
+        return ""
+    reason = failed.get("reason", "").rstrip(".")
+    return f"the deploy of {failed['release']} failed at {failed['stage']}: {reason}; correct that, and deploy again"
 
 
 def _adopted(site: Site) -> str:

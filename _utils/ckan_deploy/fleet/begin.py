@@ -125,7 +125,7 @@ def _words(run: Run, reason: Any, message: Any, until: Any) -> None:
 def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun: float) -> dict[str, Any]:
     """Make the plan of a run that holds its deploy lock; frees that where there is none to be made."""
     try:
-        progress.note("plan", f"asks {tables.some(found.hosts)} whether they are ready", time.time() - begun)
+        progress.note("plan", f"checks that {tables.some(found.hosts)} can take a {run.kind}", time.time() - begun)
         plans.choose_hosts(run, found)
         notices.check(run)
         if run.kind == "deploy":

@@ -50,7 +50,7 @@ def _extensions(told: Mapping[str, str]) -> str:
 
 def _hosts(told: Mapping[str, Mapping[str, Any]]) -> str:
     asked = any(about["backends"] for about in told.values())
-    rows = [["host", "current", "free MB", "needed MB", "prunes", *(["behind CKAN"] if asked else [])]]
+    rows = [["host", "current", "free MB", "needed MB", "prunes", *(["backends"] if asked else [])]]
     for host, about in told.items():
         disk = ["" if about.get(name) is None else str(about[name]) for name in ("free_mb", "needed_mb")]
         behind = ", ".join(f"{name} {version}" for name, version in sorted(about["backends"].items()))

@@ -34,7 +34,7 @@ PAGE = (
 <tr><th scope="row">duration</th><td>{{ total }} s</td></tr>
 {% if closed %}<tr><th scope="row">maintenance</th><td>visitors got the maintenance page for {{ closed }}</td></tr>
 {%- endif %}
-{% if backends %}<tr><th scope="row">behind CKAN</th><td>{{ backends }}</td></tr>{% endif %}
+{% if backends %}<tr><th scope="row">backends</th><td>{{ backends }}</td></tr>{% endif %}
 <tr><th scope="row">job</th><td>{{ run.job }}</td></tr>
 <tr><th scope="row">hosts</th><td>{% for group in run.groups %}{{ group.hosts | join(', ') }}
 {%- if group.name %} ({{ group.name }}){% endif %}{% if not loop.last %}, then {% endif %}{% endfor %}

@@ -19,7 +19,7 @@ STEADY = (
 )  # fmt: skip
 # Objects in one pack, as they come from a server. Of an origin on this host, and of a few commits, each is a file in
 # one of 256 directories, and every release would have them.
-PACK = ("-c", "pack.threads=1", "repack", "-a", "-d", "-q")
+PACK = ("-c", "pack.threads=1", "repack", "-a", "-d", "-n", "-q")
 # Files anew, by git's own defaults. Not by "checkout", which says that all is well with files that it could not write.
 AGAIN = f"git read-tree --empty && git reset -q --hard && git {' '.join(PACK)}"
 # What stands in place of a file whose content is in Git LFS, and how large that may be.
