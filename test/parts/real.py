@@ -55,7 +55,7 @@ class RealPortal(Portal):
         # What the pillar of all hosts says under `ckan`, once they are started.
         self.settings: dict[str, Any] = {}
         (self.sandbox / "git").mkdir(exist_ok=True)
-        self.mycity = repos.make_repo(self.sandbox / "git", "mycity", "Welcome to My City")
+        self.mycity = repos.make_repo(self.sandbox / "git", "mycity", "Welcome to My City", backend="uv_build")
 
     def start(self, say: Callable[[str], None] | None = None) -> RealPortal:
         """Start the data services, the web hosts and Salt, and write the pillar."""

@@ -192,7 +192,9 @@ def test_a_release_has_the_checkout_as_it_is(awkward, tmp_path, kind):
     (got / ".git/ckan-notes.json").write_text("{}")
     wheel = wheels.make_wheel(tmp_path, "none", "1.0", {"none-1.0.data/scripts/none": "#!/bin/sh\n"})
     shared = str(tmp_path / "shared")
-    editable.put(str(got), str(wheel), str(tmp_path / "release/src/it"), "", sys.executable, shared)
+    made = editable.make(str(got), str(wheel), "it", "", sys.executable, shared)
+    (tmp_path / "release/src").mkdir(parents=True)
+    editable.put(made, str(tmp_path / "release/src/it"))
     there = tree(tmp_path / "release/src/it")
     # What Python would write beside its modules is there already.
     assert {path: what for path, what in there.items() if b"__pycache__" not in path} == tree(got)

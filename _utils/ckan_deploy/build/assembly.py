@@ -33,7 +33,7 @@ from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import disk, files
 
-# How many checkouts are copied at a time.
+# How many checkouts are made ready at a time.
 AT_ONCE = 4
 
 
@@ -59,12 +59,16 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         with timed(seconds, "layer"):
             layer = stack.enter_context(layers.held(site, found, resolution, prepared, builder))
+        # Of a new commit, an interpreter writes the bytecode meanwhile.
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(AT_ONCE))
+        python = virtualenv.home_python(layer.path)
+        ready = {item: pool.submit(_ready, site, item, python) for item in prepared.values() if item.checkout}
         with timed(seconds, "clone"):
             # Its interpreter is asked below, with the plugins.
             cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
     patched, changed = _patch_core(site, path, resolution.patches)
     with timed(seconds, "packages"):
-        own = _install(site, path, prepared, builder)
+        own = _install(site, path, {item: made.result() for item, made in ready.items()}, builder)
         put_lock(path, resolution)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
     had = {**layers.without_checkouts(layer.packages, prepared), **own}
@@ -133,7 +137,9 @@ def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> Non
         raise FormulaError("the pillar of this host has other extensions than the plan; make them alike.")
 
 
-def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: Builder) -> dict[str, str]:
+def _install(
+    site: Site, path: str, ready: Mapping[Prepared, tuple[str, str]], builder: Builder
+) -> dict[str, str]:  # fmt: skip
     """
     Put the checkouts into the release, and make them importable, all together. Returns their packages,
     ``{name: version}``.
@@ -141,35 +147,33 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     manifest = os.path.join(path, "release.json")
     was = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
-    checkouts = [item for item in prepared.values() if item.checkout]
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        thin = dict(zip(checkouts, pool.map(lambda item: _put(site, path, item), checkouts), strict=True))
+    for item, (made, _) in ready.items():
+        place = os.path.join(path, "src", item.name)
+        shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
+        editable.put(made, place, site.settings.link)
     try:
         with layers.own_files_kept(path):
-            asked = [Wanted(item.name, item.requirement.replace(item.archive, thin[item])) for item in checkouts]
+            asked = [Wanted(item.name, item.requirement.replace(item.archive, ready[item][1])) for item in ready]
             packages.install_locked(path, asked, "", {}, builder)
     except FormulaError:
         # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
         files.write(manifest, was)
         raise
     found = {}
-    for item, made in thin.items():
+    for item, (_, wheel) in ready.items():
         place = os.path.join(path, "src", item.name, item.subdirectory).rstrip("/")
-        editable.tell(virtualenv.site_packages(path)[0], made, place)
-        package, version = parse_wheel_filename(os.path.basename(made))[:2]
+        editable.tell(virtualenv.site_packages(path)[0], wheel, place)
+        package, version = parse_wheel_filename(os.path.basename(wheel))[:2]
         found[str(package)] = str(version)
     return found
 
 
-def _put(site: Site, path: str, item: Prepared) -> str:
-    """Put a checkout into the release; returns the wheel that makes it importable."""
-    place = os.path.join(path, "src", item.name)
-    shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-    editable.put(
-        item.checkout, item.archive, place, item.subdirectory, virtualenv.home_python(path), site.paths.shared,
-        site.settings.link,
+def _ready(site: Site, item: Prepared, python: str) -> tuple[str, str]:
+    """Make what a release gets of a checkout: returns its directory, and the wheel that makes it importable."""
+    made = editable.make(
+        item.checkout, item.archive, item.name, item.subdirectory, python, site.paths.shared
     )  # fmt: skip
-    return editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
+    return made, editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
 def broken_plugins(

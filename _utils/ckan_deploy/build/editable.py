@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-import threading
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -46,47 +46,56 @@ PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTa
 UNUSED = rf"{relocate.UNUSED}|src/[^/]+/setup\.py$"
 # Below a checkout's `.git`: what is known of it, what git did there, and what a build may have git run.
 NOTES = ("ckan-notes.json", "logs", "hooks")
-# Several that copy many small files at a time get in each other's way, and are slower than one after the other.
-_COPYING = threading.Lock()
 
 
-def put(checkout: str, wheel: str, place: str, subdirectory: str, python: str, shared: str, link: str = "auto") -> None:
+def make(checkout: str, wheel: str, name: str, subdirectory: str, python: str, shared: str) -> str:
     """
-    Put the checkout of an extension into a release, with what its build has made, and with bytecode. The same for all
-    releases, so it is made once, beside the wheel. People edit what is in a release, so it is copied from there, but
-    for what nobody edits (``BULK``): that is shared as files of layers are.
+    Make the checkout of an extension ready for releases: with what its build has made, and with bytecode. The same for
+    all releases, so it is made once, beside the wheel.
 
     checkout
         The directory of the checkout, which is root's own.
     wheel
         The wheel that was built of it.
-    place
-        Where it goes: a directory that is not there.
+    name
+        The name of the extension: its directory under ``src``.
     subdirectory
         Where the package is in it, '' for its top.
     python
         The interpreter that its bytecode is for: one without packages.
     shared
         The directory ``paths:shared``, where it is written down what is shared.
-    link
-        As for ``virtualenv.clone``.
 
-    Raises ``FormulaError``.
+    Returns the directory that has it under ``src``. Raises ``FormulaError``.
     """
-    name = os.path.basename(place)
     made = os.path.join(os.path.dirname(wheel), "ready", name)
 
-    def make() -> dict[str, str]:
+    def filled() -> dict[str, str]:
         about = {"checkout": checkout, "wheel": wheel, "name": name, "subdirectory": subdirectory, "python": python}
         _make(made, about)
         sharing.note(shared, made)
         return about
 
-    files.once(made, make, sharing.READY)
-    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    files.once(made, filled, sharing.READY)
+    return made
+
+
+def put(made: str, place: str, link: str = "auto") -> None:
+    """
+    Put a checkout into a release. People edit what is in a release, so it is a copy, but for what nobody edits
+    (``BULK``): that is shared as files of layers are.
+
+    made
+        What ``make`` returned.
+    place
+        Where it goes: a directory that is not there, in one that is.
+    link
+        As for ``virtualenv.clone``.
+    """
+    name = os.path.basename(place)
     copier = _Copier(made, os.path.dirname(place), link)
-    with _COPYING:
-        shutil.copytree(os.path.join(made, "src", name), place, symlinks=True, copy_function=copier.copy)
+    with files.usual_modes():
+        copier.directory(os.path.join(made, "src", name), place, f"src/{name}")
 
 
 def is_bulk(path: str) -> bool:
@@ -101,7 +110,7 @@ def is_bulk(path: str) -> bool:
 
 def again(made: str, place: str) -> None:
     """
-    Make anew what ``put`` has made once, in another place.
+    Make anew what ``make`` has made once, in another place.
 
     made
         Its directory.
@@ -121,24 +130,37 @@ class _Copier:
 
     def __init__(self, source: str, target: str, link: str) -> None:
         """``source`` and ``target`` are directories that exist; ``link`` is as for ``virtualenv.clone``."""
-        self.source = source
         self.reflink = link == "auto" and reflink.possible(source, target)
         self.link = link != "copy" and not self.reflink and os.stat(source).st_dev == os.stat(target).st_dev
 
-    def copy(self, old: str, new: str) -> None:
-        """Copy or share a file; a link is copied as it is."""
-        if os.path.islink(old):
-            shutil.copy2(old, new, follow_symlinks=False)
-            return
-        if self.link and is_bulk(os.path.relpath(old, self.source)):
+    def directory(self, source: str, target: str, inner: str) -> None:
+        """Copy a directory of root's own; ``inner`` is its path in the release."""
+        os.mkdir(target, 0o755)
+        with os.scandir(source) as entries:
+            for entry in entries:
+                new, path = f"{target}/{entry.name}", f"{inner}/{entry.name}"
+                if entry.is_symlink():
+                    os.symlink(os.readlink(entry.path), new)
+                elif entry.is_dir(follow_symlinks=False):
+                    self.directory(entry.path, new, path)
+                elif entry.is_file(follow_symlinks=False):
+                    self.file(entry, new, path)
+        os.chmod(target, stat.S_IMODE(os.stat(source).st_mode))
+
+    def file(self, entry: os.DirEntry[str], new: str, inner: str) -> None:
+        """Copy or share a file."""
+        if self.link and is_bulk(inner):
             # Of one that has too many links the next release gets a copy.
             with contextlib.suppress(OSError):
-                os.link(old, new)
+                os.link(entry.path, new)
                 return
-        with open(old, "rb") as source, open(new, "xb") as target:
+        with open(entry.path, "rb") as source, open(new, "xb") as target:
             if not (self.reflink and reflink.copy(source.fileno(), target.fileno())):
                 shutil.copyfileobj(source, target)
-        shutil.copystat(old, new)
+        about = entry.stat(follow_symlinks=False)
+        os.chmod(new, stat.S_IMODE(about.st_mode))
+        # Python takes bytecode for stale otherwise.
+        os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def _make(made: str, about: Mapping[str, str]) -> None:
