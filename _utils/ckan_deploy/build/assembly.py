@@ -59,16 +59,12 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         with timed(seconds, "layer"):
             layer = stack.enter_context(layers.held(site, found, resolution, prepared, builder))
-        # Of a new commit, an interpreter writes the bytecode meanwhile.
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(AT_ONCE))
-        python = virtualenv.home_python(layer.path)
-        ready = {item: pool.submit(_ready, site, item, python) for item in prepared.values() if item.checkout}
         with timed(seconds, "clone"):
             # Its interpreter is asked below, with the plugins.
             cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
     patched, changed = _patch_core(site, path, resolution.patches)
     with timed(seconds, "packages"):
-        own = _install(site, path, {item: made.result() for item, made in ready.items()}, builder)
+        own = _install(site, path, prepared, builder)
         put_lock(path, resolution)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
     had = {**layers.without_checkouts(layer.packages, prepared), **own}
@@ -137,9 +133,7 @@ def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> Non
         raise FormulaError("the pillar of this host has other extensions than the plan; make them alike.")
 
 
-def _install(
-    site: Site, path: str, ready: Mapping[Prepared, tuple[str, str]], builder: Builder
-) -> dict[str, str]:  # fmt: skip
+def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: Builder) -> dict[str, str]:
     """
     Put the checkouts into the release, and make them importable, all together. Returns their packages,
     ``{name: version}``.
@@ -147,6 +141,10 @@ def _install(
     manifest = os.path.join(path, "release.json")
     was = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
+    checkouts = [item for item in prepared.values() if item.checkout]
+    python = virtualenv.home_python(path)
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        ready = dict(zip(checkouts, pool.map(lambda item: _ready(site, item, python), checkouts), strict=True))
     for item, (made, _) in ready.items():
         place = os.path.join(path, "src", item.name)
         shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own

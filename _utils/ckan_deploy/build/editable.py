@@ -31,11 +31,11 @@ INSTALLED = re.compile(r"[^/]+\.dist-info/.+|[^/]+\.data/(scripts|data)/.+")
 LICENCES = re.compile(r"[^/]+\.dist-info/licenses/")
 # The parts of a wheel that stand for the module path by another name.
 MODULES = re.compile(r"[^/]+\.data/(?:purelib|platlib)/(.+)")
-# What nobody edits in a checkout, and most of its files: bytecode, schemas, archives, fonts, libraries of
-# others, tests, what a project says of itself and of its packaging. Of `.git` what git itself replaces by a new file.
+# What nobody edits in a checkout, and most of its files: bytecode, schemas, archives, fonts, sources of styles, what is
+# others' own, tests, what a project says of itself and of its packaging. Of `.git` what git replaces by a new file.
 BULK = re.compile(
-    r".*\.(pyc|so|map|xml|xsd|dtd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf|md|rst|pot)"
-    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules)/.*\.(js|css|less|scss)|(.*/)?tests?/.+"
+    r".*\.(pyc|so|map|xml|xsd|dtd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf|md|rst|pot|htm|less|scss)"
+    r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules|tests?)/.+|(.*/)?(?i:[\w-]*(readme|version)\.txt)"
     r"|(.*/)?src/[^/]+/([A-Z][\w.-]*|\.(?!git/).+|setup\.(py|cfg)|pyproject\.toml|[\w-]*requirements[^/]*\.txt|.*-nspkg\.pth)"
     r"|(.*/)?\.git/(.*/)?(objects/.+|HEAD|ORIG_HEAD|index|packed-refs|info/refs)",
     re.DOTALL,
