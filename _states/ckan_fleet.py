@@ -127,9 +127,9 @@ def _step(name: str, function: str, arguments: dict | None = None, **kwargs: Any
     options.update(arguments or {})
     answer = _ask(function, {"job": _job(), **options})
     _known()[name] = answer["ok"]
-    # No changes: Salt would print them in some fifty lines. What they are is in the comment of the plan.
+    # Of the plan no changes: it touches nothing, and says in its comment what would be another one.
     comment = answer.get("text", answer["comment"])
-    return {"name": name, "result": answer["ok"], "changes": {}, "comment": comment}
+    return {"name": name, "result": answer["ok"], "changes": answer.get("changed", {}), "comment": comment}
 
 
 def _ask(function: str, options: dict) -> dict:

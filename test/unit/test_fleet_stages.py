@@ -99,8 +99,11 @@ def test_no_host_is_asked_to_migrate_where_the_check_found_nothing_to_do(master:
     said = {name: stages.stage(run_of(master), name) for name in DEPLOY}
     assert all(answer["ok"] for answer in said.values())
     assert bool(master.told("ckan_release.migrate")) == maintenance
+    # As Salt lists it: `Changed`, or `Clean`.
+    assert (said["build"]["changed"], said["verify"]["changed"]) == ({"build": "web1, web2"}, {})
     if not maintenance:
         assert (said["migrate"]["comment"], "migrate" in run_of(master).seconds) == ("nothing to do", False)
+        assert "changed" not in said["migrate"]
 
 
 def test_the_app_server_is_started_beside_the_check_unless_the_portal_is_closed_for_a_migration(

@@ -41,6 +41,8 @@ STAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 ON_ONE_HOST = ("migrate", "downgrade", "index")
 # Not before all groups serve the release: until then the app server of the release before makes a revert short.
 FOR_ALL_GROUPS = ("index", "finish")
+# It looks at the hosts, and changes nothing.
+ASKS_ONLY = "verify"
 # The new release serves already: what goes wrong is a warning.
 WARN_ONLY = ("index", "finish")
 
@@ -56,7 +58,8 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
     group
         The group, as ``hosts.steps`` names it; ``''`` where there is but one, or for all of them.
 
-    Returns ``{"ok", "comment", "results": {host: ...}}``. Raises ``FormulaError`` for a stage or a group that there is
+    Returns ``{"ok", "comment", "results": {host: ...}}``, and ``changed`` where it went well and there was something to
+    do: ``{stage: hosts}``, as Salt lists it. Raises ``FormulaError`` for a stage or a group that there is
     not.
     """
     if name not in STAGES[run.kind]:
@@ -89,7 +92,8 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
         return {"ok": False, "comment": said, "results": results}
     took = round(time.time() - begun, 1)
     comment = f"{name}: {', '.join(names)} in {took} s{_remarks(name, results)}"
-    return {"ok": True, "comment": comment, "results": results}
+    changed = {} if name == ASKS_ONLY else {name: ", ".join(names)}
+    return {"ok": True, "comment": comment, "results": results, "changed": changed}
 
 
 def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
