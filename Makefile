@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # No advertisement of the theme's at each build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: test test-all test-fast test-long test-crash test-hosts test-kitchen lint docs dist release demo demo-stop bench bench-scale bench-ship bench-peers setup setup-parts clean
+.PHONY: test test-all test-fast test-long test-crash test-hosts test-kitchen lint docs dist release demo demo-stop screenshots bench bench-scale bench-ship bench-peers setup setup-parts clean
 
 setup: $(VENV)/.done
 
@@ -81,6 +81,10 @@ release: setup
 # A real CKAN on two web hosts: first deploy, deploy, failed deploy, rollback. DEMO_ONCE=1 ends by itself.
 demo: setup-parts
 	@$(BIN)/python test/demo.py
+
+# Pictures of reports, maintenance page and manual, of the demo that ran last: docs/images.
+screenshots: docs
+	@$(BIN)/python test/screenshots.py
 
 demo-stop: setup
 	@$(BIN)/python test/demo.py stop

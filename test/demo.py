@@ -129,6 +129,10 @@ class Walk:
                 print(f"            {line}", flush=True)
             self.expect(f"the exit code of {command} is 0", done.returncode == 0)
         self.expect("the history has the rollback and its reason", "the trees are not ours" in done.stdout)
+        title("a page of all runs: salt-run ckan.report production")
+        done = self.portal.fleet.run("salt-run", "ckan.report", "production")
+        print(f"            {done.stdout.strip()}", flush=True)
+        self.expect("the page is there", done.returncode == 0 and "index.html" in done.stdout)
 
     def show(self, text: str) -> None:
         """Print what the front door serves and each host's release."""

@@ -168,9 +168,7 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
 
 def _ready(site: Site, item: Prepared, python: str) -> tuple[str, str]:
     """Make what a release gets of a checkout: returns its directory, and the wheel that makes it importable."""
-    made = editable.make(
-        item.checkout, item.archive, item.name, item.subdirectory, python, site.paths.shared
-    )  # fmt: skip
+    made = editable.make(item.checkout, item.archive, item.name, item.subdirectory, python, site.paths.shared)
     return made, editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 

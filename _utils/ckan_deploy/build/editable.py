@@ -36,7 +36,8 @@ MODULES = re.compile(r"[^/]+\.data/(?:purelib|platlib)/(.+)")
 BULK = re.compile(
     r".*\.(pyc|so|map|xml|xsd|dtd|sch|xsl|xslt|woff2?|ttf|eot|otf|zip|gz|pdf|md|rst|pot|htm|less|scss)"
     r"|.*[.-]min\.(js|css)|(.*/)?(vendor|node_modules|tests?)/.+|(.*/)?(?i:[\w-]*(readme|version)\.txt)"
-    r"|(.*/)?src/[^/]+/([A-Z][\w.-]*|\.(?!git/).+|setup\.(py|cfg)|pyproject\.toml|[\w-]*requirements[^/]*\.txt|.*-nspkg\.pth)"
+    r"|(.*/)?src/[^/]+/(\.(?!git/).+|(?!.*\.py$)[A-Z][\w.-]*|[\w-]*requirements[^/]*\.txt)"
+    r"|(.*/)?src/[^/]+/(setup\.(py|cfg)|pyproject\.toml|.*-nspkg\.pth)"
     r"|(.*/)?\.git/(.*/)?(objects/.+|HEAD|ORIG_HEAD|index|packed-refs|info/refs)",
     re.DOTALL,
 )
@@ -45,7 +46,7 @@ PLAIN = b"Wheel-Version: 1.0\nGenerator: ckan-formula\nRoot-Is-Purelib: true\nTa
 # What no portal imports, so it gets no bytecode.
 UNUSED = rf"{relocate.UNUSED}|src/[^/]+/setup\.py$"
 # Below a checkout's `.git`: what is known of it, what git did there, and what a build may have git run.
-NOTES = ("ckan-notes.json", "logs", "hooks")
+LEFT_OUT = ("ckan-notes.json", "logs", "hooks")
 
 
 def make(checkout: str, wheel: str, name: str, subdirectory: str, python: str, shared: str) -> str:
@@ -166,7 +167,7 @@ class _Copier:
 def _make(made: str, about: Mapping[str, str]) -> None:
     checkout, place = about["checkout"], os.path.join(made, "src", about["name"])
     os.makedirs(os.path.dirname(place))
-    shutil.copytree(checkout, place, symlinks=True, ignore=_notes(checkout))
+    shutil.copytree(checkout, place, symlinks=True, ignore=_left_out(checkout))
     top = os.path.join(place, about["subdirectory"]) if about["subdirectory"] else place
     with zipfile.ZipFile(about["wheel"]) as archive:
         modules = _modules(archive)
@@ -224,17 +225,17 @@ def tell(site_packages: str, wheel: str, place: str) -> None:
     files.write(os.path.join(site_packages, info, "direct_url.json"), text)
 
 
-def _notes(checkout: str) -> Callable[[str, list[str]], list[str]]:
+def _left_out(checkout: str) -> Callable[[str, list[str]], list[str]]:
     """For a copy of a checkout: leave out what is no business of a release, and no file of its own of that name."""
     own = os.path.join(checkout, ".git")
 
-    def left_out(folder: str, names: list[str]) -> list[str]:
+    def found(folder: str, names: list[str]) -> list[str]:
         if folder != own:
             return []
         empty = [name for name in names if name == "info" and not os.listdir(os.path.join(own, name))]
-        return [*empty, *(name for name in names if name in NOTES)]
+        return [*empty, *(name for name in names if name in LEFT_OUT)]
 
-    return left_out
+    return found
 
 
 def _members(archive: zipfile.ZipFile) -> list[str]:

@@ -240,7 +240,7 @@ def _link(site: Site) -> str:
 
 
 def _first_failed(site: Site) -> str:
-    """How the first deploy to this host failed, where that was its last one; '' where there was none."""
+    """How the last deploy to a host without a release failed; '' where none did."""
     failed = next((entry for entry in site.log.read(RECENT) if entry.get("result") == "failed"), None)
     if not failed:
         return ""
