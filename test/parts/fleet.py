@@ -205,6 +205,14 @@ class Fleet:
             raise PartError(f"{function} on {minion} failed: {told['ret'] if told else 'no answer'}")
         return told["ret"]
 
+    def call(self, minion: str, function: str, *arguments: str) -> tuple[int, Any]:
+        """Do what `salt MINION FUNCTION ARGUMENTS` does; returns the code of the minion and its answer."""
+        # A client of its own, since calls run side by side. A busy machine may be slow to say that a long job still
+        # runs: it is asked later, and less often.
+        client = salt.client.LocalClient(c_path=str(self.config / "master"))
+        told = client.cmd(minion, function, arguments, timeout=60, full_return=True).get(minion)
+        return (told["retcode"], told["ret"]) if told else (1, "no answer")
+
     def command(self, program: str, *arguments: str) -> list[str]:
         """Return the whole command line of one of Salt's programs."""
         return [salt_program(program), "-c", str(self.config), *arguments]

@@ -213,11 +213,8 @@ class Portal:
         return ""
 
     def call(self, host: str, function: str, *arguments: str) -> tuple[int, Any]:
-        """Call a function on a host; returns the exit code and the answer."""
-        # A busy machine may be slow to say that a long job still runs: ask later, and less often.
-        done = self.fleet.run("salt", host, function, *arguments, "--out=json", "--timeout=60")
-        answer = _json(done.stdout)
-        return done.returncode, answer.get(host) if isinstance(answer, dict) else done.stdout + done.stderr
+        """Call a function on a host, with arguments as they are typed; returns the exit code and the answer."""
+        return self.fleet.call(host, function, *arguments)
 
     def current(self, host: str) -> str:
         """Return the release that `current` of a host points to, '' when there is none."""

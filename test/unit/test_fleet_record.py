@@ -215,4 +215,4 @@ def test_what_all_hosts_are_on_is_noted_as_wanted(master: FakeMaster, record: Re
 
 def test_how_long_the_last_run_took_is_said(master: FakeMaster, record: Record) -> None:
     a_run(master, seconds={"build": 1.6, "check": 0.6}).want()
-    assert wanted.last(record) == f"deploy of {SECOND} by ann took 2.2 s (build 1.6 s, check 0.6 s)"
+    assert wanted.last(record) == f"deploy of {SECOND} by ann; its stages took 2.2 s (build 1.6 s, check 0.6 s)"

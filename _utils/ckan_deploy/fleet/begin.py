@@ -28,6 +28,11 @@ KNOWN = {
         "restore", "maintenance", "message", "until",
     ),
 }  # fmt: skip
+# What takes most of a plan, for whoever waits.
+WORK = {
+    "deploy": "resolves refs and packages, and compares with what is live",
+    "rollback": "compares the database with the release to go back to",
+}
 
 
 def plan(
@@ -128,8 +133,7 @@ def _planned(run: Run, found: hosts.Targets, to: str, reverted: list[str], begun
         progress.note("plan", f"checks that {tables.some(found.hosts)} can take a {run.kind}", time.time() - begun)
         plans.choose_hosts(run, found)
         notices.check(run)
-        if run.kind == "deploy":
-            progress.note("plan", "resolves refs and packages, and compares with what is live", time.time() - begun)
+        progress.note("plan", WORK[run.kind], time.time() - begun)
         outcome = plans.deploy(run) if run.kind == "deploy" else plans.rollback(run, to)
         if run.dry_run:
             return {**outcome, "text": plan_text.text(run, outcome)}

@@ -49,4 +49,5 @@ def last(record: Record) -> str:
     if not seconds:
         return "no orchestration has deployed yet"
     each = ", ".join(f"{name} {s} s" for name, s in seconds.items())
-    return f"{found['kind']} of {found['release']} by {found['by']} took {round(sum(seconds.values()), 1)} s ({each})"
+    took = round(sum(seconds.values()), 1)
+    return f"{found['kind']} of {found['release']} by {found['by']}; its stages took {took} s ({each})"
