@@ -12,17 +12,17 @@ import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO / "test"), str(REPO), str(REPO / "_utils")]
 
 from ckan_deploy.serve import maintenance_page  # noqa: E402
 from demo import SANDBOX  # noqa: E402
 from fakes import fake_site  # noqa: E402
 from parts.browser import Browser  # noqa: E402
 
-REPO = Path(__file__).resolve().parents[1]
 IMAGES = REPO / "docs/images"
-# What a phone and a desk show of a page, in pixels.
-PHONE, DESK = 390, 1280
+# In pixels.
+WIDTH = 1280
 
 
 def maintenance(place: Path) -> Path:
@@ -36,20 +36,17 @@ def maintenance(place: Path) -> Path:
     return page
 
 
-def pages(place: Path) -> dict[str, tuple[Path, int]]:
-    """The pages by the names of their pictures, each with the width of the window."""
+def pages(place: Path) -> dict[str, Path]:
+    """The pages by the names of their pictures."""
     reports = sorted(SANDBOX.glob("salt/m/var/cache/salt/master/ckan/production/reports/*.html"))
     index = [page for page in reports if page.name == "index.html"]
     runs = [page for page in reports if page.name != "index.html"]
-    failed = [page for page in runs if "failed" in page.read_text(encoding="utf-8").split("</title>")[0]]
-    good = [page for page in runs if "-deploy-" in page.name and page not in failed]
+    good = [page for page in runs if "<title>Deployed " in page.read_text(encoding="utf-8")]
     return {
-        "report": (good[-1], DESK),
-        "report-failed": (failed[-1], DESK),
-        "report-phone": (failed[-1], PHONE),
-        "runs": (index[0], DESK),
-        "maintenance": (maintenance(place), DESK),
-        "manual": (REPO / "site/index.html", DESK),
+        "report": good[-1],
+        "runs": index[0],
+        "maintenance": maintenance(place),
+        "manual": REPO / "site/index.html",
     }
 
 
@@ -63,8 +60,8 @@ def main() -> int:
             return 1
         IMAGES.mkdir(exist_ok=True)
         with Browser.open() as window:
-            for name, (page, width) in found.items():
-                window.show(page, width, "light")
+            for name, page in found.items():
+                window.show(page, WIDTH, "light")
                 window.picture(IMAGES / f"{name}.png")
                 print(f"{IMAGES / name}.png: {page}")
     return 0

@@ -18,7 +18,7 @@ small, .soft { color: var(--soft); font-size: .9em; }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3em .8em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: normal; }
-td.long, .facts td { overflow-wrap: anywhere; }
+td.long, .facts td { overflow-wrap: anywhere; } .cards tbody th { white-space: nowrap; }
 table.facts { width: auto; } .facts th { font-weight: 600; white-space: nowrap; }
 .ok { color: var(--ok); } .warning { color: var(--warning); } .failed { color: var(--failed); }
 rect.ok { fill: var(--ok); } rect.warning { fill: var(--warning); } rect.failed { fill: var(--failed); }
