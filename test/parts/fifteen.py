@@ -54,8 +54,11 @@ class FifteenPortal(NinePortal):
         return {
             **pillar,
             # As pillar.example has them.
-            "services": {"gather": {"remove": False}, "fetch": {"remove": False}},
-            "cron": {"harvest": {"remove": False}},
+            "services": {
+                "gather": {"command": "harvester gather-consumer", "once": True, "stop_when_idle": True},
+                "fetch": {"command": "harvester fetch-consumer", "stop_when_idle": True, "order": 1},
+            },
+            "cron": {"harvest": {"schedule": "*/15 * * * *", "command": "harvester run", "once": True}},
             # What their extensions do not declare.
             "config_known": ["scheming.*", "ckanext.spatial.search_backend"],
             "config": {
