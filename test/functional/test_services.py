@@ -22,7 +22,7 @@ import pytest
 from ckan_deploy.database import compatibility
 from ckan_deploy.deploy import candidates, prune, rollback, stages, status, switch, texts
 from ckan_deploy.errors import FormulaError
-from ckan_deploy.releases import stage
+from ckan_deploy.releases import ids, stage
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import answers, app_server, draining, services, steady, uwsgi
 from ckan_deploy.system import supervisor
@@ -536,6 +536,11 @@ def test_what_came_of_a_drain_that_outlasts_the_run_is_in_status_history_and_man
     assert site.releases.read(RELEASE).drain["seconds"] in (2, 3, 4, 5)
     assert status.status(site, processes=True)["drained"] == told["drained"]
     assert f"the app server of {RELEASE} finished its requests and ended, " in texts.history(status.history(site, 5))
+    # When that release is live once more it is no news.
+    site.release(left).become("retired")
+    time.sleep(1.01 - time.time() % 1)
+    site.release(left).become("live")
+    assert "drained" not in status.status(site, processes=True)
 
 
 def test_a_drain_that_reaches_its_limit_and_one_whose_supervisor_is_new_are_told(serving, place, left):
@@ -549,6 +554,6 @@ def test_a_drain_that_reaches_its_limit_and_one_whose_supervisor_is_new_are_told
     assert draining.stop_others(site, site.releases.directory(left), seconds=9).stopped == [RELEASE]
     said = status.status(site, processes=True)["drained"][RELEASE]
     assert said == "was ended at its limit of 1 s (web:drain_timeout): requests may have been cut off"
-    site.release(RELEASE).note(drain={"told": "2026-11-28T12:00:00Z", "limit": 60, "stays": left})
+    site.release(RELEASE).note(drain={"told": ids.now(), "limit": 60, "stays": left})
     said = status.status(site, processes=True)["drained"][RELEASE]
     assert said.endswith("supervisor was started anew before its end was seen")

@@ -59,11 +59,15 @@ def outcomes(site: Site, stays: str = "") -> dict[str, str]:
     site
         The site.
     stays
-        Only of those that were told for this release.
+        Only of those that were told for this release, since it went live the last time.
 
     Returns ``{release: what}``, of all releases that there are.
     """
-    noted = [manifest for manifest in site.releases.manifests() if manifest.drain]
+    manifests = site.releases.manifests()
+    lives = [event["at"] for manifest in manifests if manifest.id == stays for event in manifest.events
+             if event["state"] == "live"]  # fmt: skip
+    since = max(lives, default="")
+    noted = [manifest for manifest in manifests if manifest.drain and manifest.drain["told"] >= since]
     wanted = [manifest for manifest in noted if stays in ("", manifest.drain["stays"])]
     return {manifest.id: _outcome(site, manifest) for manifest in wanted}
 
