@@ -78,8 +78,7 @@ class Slow(HarvesterBase):
         note("import", harvest_object.guid)
         return True
 '''
-# Also against what the example has of them.
-_CONSUMER = {"remove": False, "stop_when_idle": True, "stop_seconds": 60}
+_CONSUMER = {"stop_when_idle": True, "stop_seconds": 60}
 SERVICES = {
     "gather": {**_CONSUMER, "command": "harvester gather-consumer", "once": True},
     "fetch": {**_CONSUMER, "command": "harvester fetch-consumer", "processes": 1, "order": 1},
@@ -98,7 +97,7 @@ class HarvestPortal(RealPortal):
         entry = '"ckanext.mycity.plugin:Plugin"\n'
         project.write_text(text.replace(entry, f'{entry}slow_harvester = "ckanext.mycity.harvester:Slow"\n'))
         commit_to(self.mycity, "A harvester of our own")
-        self.harvest = {"remove": False, "url": str(harvest), "ref": f"v{VERSIONS['harvest']}"}
+        self.harvest = {"url": str(harvest), "ref": f"v{VERSIONS['harvest']}"}
 
     def write_pillar(self, settings: Any) -> None:
         """Lay the pillar of a portal that harvests over that of the example."""
@@ -108,9 +107,7 @@ class HarvestPortal(RealPortal):
             "config": {**settings["config"], "ckan.harvest.mq.type": "redis"},
             "services": SERVICES,
             "environment": {"WORD": WORD},
-            "cron": {
-                "harvest": {"remove": False, "schedule": "*/15 * * * *", "command": "harvester run", "once": True}
-            },
+            "cron": {"harvest": {"schedule": "*/15 * * * *", "command": "harvester run", "once": True}},
         }
         super().write_pillar({**own, **settings, **{name: own[name] for name in ("extensions", "plugins", "config")}})
 
@@ -225,11 +222,11 @@ def test_commands_that_ckan_does_not_have_are_refused_by_the_check_all_at_once_a
     linked, before = site.current("web1"), rows(site)
     wrong = {
         "services": {
-            "gather": {"remove": False, "command": "harvester gather-consumr"},
-            "fetch": {"remove": False, "command": "harvester"},
+            "gather": {"command": "harvester gather-consumr"},
+            "fetch": {"command": "harvester"},
             "other": {"command": "harvest fetch-consumer"},
         },
-        "cron": {"harvest": {"remove": False, "schedule": "@daily", "command": "harvester runn -x"}},
+        "cron": {"harvest": {"schedule": "@daily", "command": "harvester runn -x"}},
     }  # fmt: skip
     site.write_pillar({**site.settings, **wrong})
     next_second()

@@ -168,9 +168,7 @@ class NinePortal(RealPortal):
     def pillar_of(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the pillar as an operator writes it, at the tags of some of them and with mycity."""
         extensions: dict[str, Any] = {
-            # The harness leaves the harvest of pillar.example out.
-            f"ckanext-{name}": {"remove": False, "url": str(self.repos[name]), "ref": f"v{self.versions[name]}"}
-            for name in names
+            f"ckanext-{name}": {"url": str(self.repos[name]), "ref": f"v{self.versions[name]}"} for name in names
         }
         extensions["ckanext-xloader"]["override"] = XLOADER_NEEDS
         for name in PATCHES:
