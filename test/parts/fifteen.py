@@ -53,7 +53,7 @@ class FifteenPortal(NinePortal):
         presets = pillar["config"]["scheming.presets"]
         return {
             **pillar,
-            # As pillar.example has them.
+            # As the comments of pillar.example have them.
             "services": {
                 "gather": {"command": "harvester gather-consumer", "once": True, "stop_when_idle": True},
                 "fetch": {"command": "harvester fetch-consumer", "stop_when_idle": True, "order": 1},

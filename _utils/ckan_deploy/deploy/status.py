@@ -151,14 +151,13 @@ def status(site: Site, processes: bool = False) -> dict[str, Any]:
         Ask the processes, too: which release each has loaded. And say how the last stage of a deploy went.
 
     Returns ``{"env", "current", "state", "running": [ids], "answers": id or a sentence}``; ``maintenance`` where
-    visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is or how the first
-    deploy failed, and what to type;
-    ``unfinished`` where a deploy died before its end, what is missing; ``changed`` where files that releases share are
-    not as they were installed. With ``processes`` also ``{"serving": [ids], "draining": those of them whose app server
-    was told to stop and still finishes requests, where there are any, "drained": {id: what came of those that
-    were told to stop for the current release}, where there are any, "services": [rows, as ``services.status``
-    returns them], "workers": {name: id or state} of the job workers, "last": an entry of the history or {}}``, and
-    ``warnings``: what the stages of the current release found, where there is any.
+    visitors get a page instead; ``link`` where ``current`` names none of our releases, what it is or how the last
+    deploy failed, and what to type; ``unfinished`` where a deploy died before its end, what is missing; ``changed``
+    where files that releases share are not as they were installed. With ``processes`` also ``{"serving": [ids],
+    "draining": those of them whose app server was told to stop and still finishes requests, where there are any,
+    "drained": {id: what came of those that were told to stop for the current release}, where there are any, "services":
+    [rows, as ``services.status`` returns them], "workers": {name: id or state} of the job workers, "last": an entry of
+    the history or {}}``, and ``warnings``: what the stages of the current release found, where there is any.
     """
     current, answers, closed = site.releases.current(), "", maintenance.status(site)
     if current:

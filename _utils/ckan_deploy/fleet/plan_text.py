@@ -53,6 +53,6 @@ def _hosts(told: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [["host", "current", "free MB", "needed MB", "prunes", *(["backends"] if asked else [])]]
     for host, about in told.items():
         disk = ["" if about.get(name) is None else str(about[name]) for name in ("free_mb", "needed_mb")]
-        behind = ", ".join(f"{name} {version}" for name, version in sorted(about["backends"].items()))
-        rows.append([host, about["current"], *disk, ", ".join(about["prunes"]), *([behind] if asked else [])])
+        backends = ", ".join(f"{name} {version}" for name, version in sorted(about["backends"].items()))
+        rows.append([host, about["current"], *disk, ", ".join(about["prunes"]), *([backends] if asked else [])])
     return table(rows)

@@ -59,8 +59,7 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
         The group, as ``hosts.steps`` names it; ``''`` where there is but one, or for all of them.
 
     Returns ``{"ok", "comment", "results": {host: ...}}``, and ``changed`` where it went well and there was something to
-    do: ``{stage: hosts}``, as Salt lists it. Raises ``FormulaError`` for a stage or a group that there is
-    not.
+    do: ``{stage: hosts}``, as Salt lists it. Raises ``FormulaError`` for a stage or a group that there is not.
     """
     if name not in STAGES[run.kind]:
         raise FormulaError(f"{name!r} is no stage of a {run.kind}; the stages are {', '.join(STAGES[run.kind])}")
