@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.build import resolution, uv_and_pip
+from ckan_deploy.build import assembly, editable, resolution, uv_and_pip
 from ckan_deploy.deploy import candidates, plan
+from ckan_deploy.sources import origins as sources
 from functional.steps import deployed, extension
 from stub import repos
 from stub.wheels import make_wheel
@@ -131,8 +132,6 @@ def test_no_directory_of_a_release_is_read_twice_by_its_build(host, mycity, monk
         read[str(path)] += 1
         return scandir(path)
 
-    from ckan_deploy.build import assembly, resolution
-
     site = host.site()
     planned = resolution.resolve(site)
     path = host.home / "releases/20990101000000Z"
@@ -146,6 +145,24 @@ def test_no_directory_of_a_release_is_read_twice_by_its_build(host, mycity, monk
     assert any(name.startswith(layer) for name in inner)
     assert {name: count for name, count in read.items() if name in inner and count > 1} == {}
     assert not [name for name in inner if name.startswith(str(path))]
+
+
+def test_the_plan_makes_the_checkout_of_a_new_commit_ready_and_the_build_does_no_more_than_put_it(
+    host, mycity, monkeypatch
+):
+    release(host)
+    commit = repos.commit_change(mycity, "two")
+    site = host.site()
+    (pin,) = site.settings.extensions
+    planned = resolution.resolve(site)
+    assert editable.is_made(sources.place(planned.extensions[pin], site.paths.shared), pin)
+    path = host.home / "releases/20990101000000Z"
+    path.mkdir()
+    (path / "release.json").write_text("{}")
+    monkeypatch.setattr(editable, "_make", lambda *_: pytest.fail("it is made again"))
+    built = assembly.fill(site, str(path), planned)["resolution"]
+    assert built.extensions[pin].commit == commit
+    assert list((path / "src" / pin).rglob("__pycache__/plugin.*.pyc"))
 
 
 def test_a_plan_of_the_same_commits_asks_uv_for_nothing_unless_it_is_told_to_or_the_last_one_failed(

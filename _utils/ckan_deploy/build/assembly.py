@@ -5,7 +5,6 @@ the ini. Nothing here knows of states, of the link or of web servers.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import glob
 import math
@@ -21,7 +20,7 @@ from packaging.utils import parse_wheel_filename
 from ckan_deploy.build import base, editable, environment, ini, layers, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.layers import Layer
 from ckan_deploy.build.packages import Wanted
-from ckan_deploy.build.resolution import noted, prepare
+from ckan_deploy.build.resolution import made_ready, noted, prepare
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
@@ -32,9 +31,6 @@ from ckan_deploy.sources import patches, pylock
 from ckan_deploy.sources.origins import Prepared
 from ckan_deploy.sources.pins import Patch
 from ckan_deploy.system import disk, files
-
-# How many checkouts are made ready at a time.
-AT_ONCE = 4
 
 
 def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
@@ -142,34 +138,28 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     was = files.read(manifest)
     os.makedirs(os.path.join(path, "src"), mode=0o755, exist_ok=True)
     checkouts = [item for item in prepared.values() if item.checkout]
-    python = virtualenv.home_python(path)
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        ready = dict(zip(checkouts, pool.map(lambda item: _ready(site, item, python), checkouts), strict=True))
-    for item, (made, _) in ready.items():
+    thin = {}
+    for item in checkouts:
         place = os.path.join(path, "src", item.name)
         shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-        editable.put(made, place, site.settings.link)
+        editable.put(made_ready(site, item, builder), place, site.settings.link)
+        thin[item.name] = editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
     try:
         with layers.own_files_kept(path):
-            asked = [Wanted(item.name, item.requirement.replace(item.archive, ready[item][1])) for item in ready]
+            asked = [Wanted(item.name, item.requirement.replace(item.archive, thin[item.name])) for item in checkouts]
             packages.install_locked(path, asked, "", {}, builder)
     except FormulaError:
         # A package may bring any file, beside its modules. The release must be known as ours, to be removed.
         files.write(manifest, was)
         raise
     found = {}
-    for item, (_, wheel) in ready.items():
+    for item in checkouts:
+        wheel = thin[item.name]
         place = os.path.join(path, "src", item.name, item.subdirectory).rstrip("/")
         editable.tell(virtualenv.site_packages(path)[0], wheel, place)
         package, version = parse_wheel_filename(os.path.basename(wheel))[:2]
         found[str(package)] = str(version)
     return found
-
-
-def _ready(site: Site, item: Prepared, python: str) -> tuple[str, str]:
-    """Make what a release gets of a checkout: returns its directory, and the wheel that makes it importable."""
-    made = editable.make(item.checkout, item.archive, item.name, item.subdirectory, python, site.paths.shared)
-    return made, editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
 
 
 def broken_plugins(

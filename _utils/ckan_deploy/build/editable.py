@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -79,6 +80,18 @@ def make(checkout: str, wheel: str, name: str, subdirectory: str, python: str, s
 
     files.once(made, filled, sharing.READY)
     return made
+
+
+def is_made(checkout: str, name: str) -> bool:
+    """
+    Say whether ``make`` has made a checkout ready before.
+
+    checkout, name
+        As for ``make``.
+    """
+    # One of which translations or the like are made is beside what is made of it: ``trees.built``.
+    places = (f"{glob.escape(checkout)}.wheels/{inner}*/ready/{glob.escape(name)}" for inner in ("", "tree-*.wheels/"))
+    return any(glob.glob(f"{place}/{sharing.READY}") for place in places)
 
 
 def put(made: str, place: str, link: str = "auto") -> None:
@@ -155,13 +168,14 @@ class _Copier:
             with contextlib.suppress(OSError):
                 os.link(entry.path, new)
                 return
-        with open(entry.path, "rb") as source, open(new, "xb") as target:
+        # Without buffers: they are thousands of small files.
+        with open(entry.path, "rb", buffering=0) as source, open(new, "xb", buffering=0) as target:
             if not (self.reflink and reflink.copy(source.fileno(), target.fileno())):
                 shutil.copyfileobj(source, target)
-        about = entry.stat(follow_symlinks=False)
-        os.chmod(new, stat.S_IMODE(about.st_mode))
-        # Python takes bytecode for stale otherwise.
-        os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))
+            about = os.fstat(source.fileno())
+            os.fchmod(target.fileno(), stat.S_IMODE(about.st_mode))
+            # Python takes bytecode for stale otherwise.
+            os.utime(target.fileno(), ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def _make(made: str, about: Mapping[str, str]) -> None:

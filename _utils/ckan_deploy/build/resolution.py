@@ -15,7 +15,7 @@ from typing import TypeVar
 from attrs import evolve
 from packaging.utils import canonicalize_name
 
-from ckan_deploy.build import addresses, base, locking, packages, plugins, trees, wheels
+from ckan_deploy.build import addresses, base, editable, locking, packages, plugins, trees, virtualenv, wheels
 from ckan_deploy.build.locking import Wish
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.wheels import Builder
@@ -89,8 +89,12 @@ def prepare(site: Site, pins: Mapping[str, Pin], builder: Builder) -> dict[str, 
     """
     # The others were patched when they were made: to fetch takes Salt's client a while.
     _fetch_patches(site, [name for name, pin in pins.items() if not origins.is_there(pin, site.paths.shared)])
-    # Salt's own client fetches archives, one at a time, and not beside threads that make files: it sets the umask.
-    alone = [name for name, pin in pins.items() if pin.archive]
+    # Salt's own client fetches archives, one at a time, and not beside threads that make files: it sets the umask. And
+    # where there is nothing to wait for, threads are in each other's way.
+    alone = [
+        name for name, pin in pins.items()
+        if pin.archive or pin.kind == "git" and editable.is_made(origins.place(pin, site.paths.shared), name)
+    ]  # fmt: skip
     return _at_once(pins, lambda name: _prepared(site, name, pins[name], builder), alone)
 
 
@@ -112,10 +116,30 @@ def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
             wheel = builder.of_sdist(item.archive)
         else:
             return item
-        return evolve(item, requirement=f"{wheels.read(wheel)[0]} @ file://{wheel}")
+        item = evolve(item, requirement=f"{wheels.read(wheel)[0]} @ file://{wheel}")
+        if item.checkout:
+            made_ready(site, item, builder)
+        return item
     except FormulaError as exc:
         # What a build prints is anybody's text.
         raise FormulaError(mask.text(f"{name}: {exc}", site.settings)) from exc
+
+
+def made_ready(site: Site, item: Prepared, builder: Builder) -> str:
+    """
+    Return the directory that has a checkout as releases get it, made with its wheel: ``editable.make``.
+
+    site
+        The site.
+    item
+        The extension, with its wheel.
+    builder
+        Knows the base that it is for.
+
+    Raises ``FormulaError``.
+    """
+    python = virtualenv.home_python(builder.path)
+    return editable.make(item.checkout, item.archive, item.name, item.subdirectory, python, site.paths.shared)
 
 
 def wanted(site: Site, prepared: Mapping[str, Prepared]) -> list[Wanted]:

@@ -5,6 +5,7 @@ to hold, decided at plan and the same for all hosts.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -269,6 +270,8 @@ def _version(version: Any) -> str:
     return str(version)
 
 
+# All manifests of a host are read at each step, and most have one and the same lock.
+@functools.lru_cache(maxsize=16)
 def _lock(text: Any) -> str:
     pylock.loads(_text(text))
     return str(text)

@@ -26,12 +26,19 @@ def used_mb(path: str) -> float:
     path
         The directory.
     """
-    blocks = 0
-    for folder, _, files in os.walk(path):
-        blocks += os.lstat(folder).st_blocks
-        statuses = (os.lstat(os.path.join(folder, name)) for name in files)
-        blocks += sum(status.st_blocks for status in statuses if status.st_nlink == 1)
-    return blocks * 512 / 2**20
+    return _blocks(path) * 512 / 2**20
+
+
+def _blocks(path: str) -> int:
+    found = os.lstat(path).st_blocks
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found += _blocks(entry.path)
+            else:
+                about = entry.stat(follow_symlinks=False)
+                found += about.st_blocks if about.st_nlink == 1 else 0
+    return found
 
 
 def place(path: str) -> str:
