@@ -9,6 +9,7 @@ traceback.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +31,20 @@ else:
 
 
 def _answers(function: Callable[..., dict]) -> Callable[..., dict]:
-    """Make an answer of what is raised, and of PROBLEM: the step that asks shows the sentence."""
+    """Make an answer of what is raised, of PROBLEM and of unknown arguments: the step that asks shows the sentence."""
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> dict:
         if PROBLEM:
             return _no(PROBLEM)
+        try:
+            inspect.signature(function).bind(*args, **kwargs)
+        except TypeError as exc:
+            # The orchestrations come from the file server, and are new as soon as that is.
+            return _no(
+                f"the orchestrations are of another version than the runners, which were synchronized before ({exc}); "
+                "type: salt-run saltutil.sync_all, and salt '*' saltutil.sync_all"
+            )
         try:
             return function(*args, **kwargs)
         except (errors.FormulaError, OSError) as exc:

@@ -283,6 +283,15 @@ def test_a_step_whose_runner_fails_is_a_sentence(step: Callable, monkeypatch: py
     }  # fmt: skip
 
 
+def test_orchestrations_that_are_newer_than_the_runners_are_told_what_to_type(
+    step: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = step("planned", "plan", env="production", option_of_tomorrow=True)
+    assert done["result"] is False and "option_of_tomorrow" in done["comment"]
+    assert "type: salt-run saltutil.sync_all, and salt '*' saltutil.sync_all" in done["comment"]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_a_plan_is_shown_without_what_orchestrations_need(master: FakeMaster, tmp_path: Path) -> None:
     told = loaded(options(tmp_path, output="json"))["ckan.pending"]("production")
     assert set(told) == {"release", "changes", "extensions", "hosts", "groups", "down", "last"}

@@ -111,13 +111,14 @@ def _class(run: dict[str, Any]) -> str:
 
 def _bars(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A bar for each run, oldest first, in percent. Who sees no colours sees the failed ones hang from the top."""
-    longest, width = max((run["seconds"] for run in rows), default=0) or 1, 100 / max(len(rows), 12)
-    bars = []
+    longest, width = max((run["seconds"] for run in rows), default=0) or 1, 80 / max(len(rows), 12)
+    # From edge to edge, since the dates below are those of the first and the last.
+    step, bars = (100 - width) / max(len(rows) - 1, 1), []
     for at, run in enumerate(reversed(rows)):
         height = max(2, 92 * run["seconds"] / longest)
         word = "with warnings" if run["class"] == "warning" else run["result"]
         bars.append({
-            "x": round(at * width, 2), "width": round(width * 0.8, 2), "height": round(height, 1),
+            "x": round(at * step, 2), "width": round(width, 2), "height": round(height, 1),
             "y": 0 if run["class"] == "failed" else round(100 - height, 1), "class": run["class"],
             "label": f"{run['at']} {run['kind']} of {run['release']}: {run['seconds']} s, {word}",
         })  # fmt: skip
