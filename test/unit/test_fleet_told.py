@@ -60,6 +60,19 @@ def test_a_host_that_was_adopted_and_not_activated_is_told_what_to_type_and_no_m
     assert [line for line in found.wrong if line.startswith("web1 has")] == [f"web1 has no release: {link}"]
 
 
+def test_hosts_before_their_first_highstate_are_told_what_to_type_and_nothing_of_what_it_installs(
+    master: FakeMaster,
+) -> None:
+    lost = "there is no configuration of supervisor (/etc/supervisord.conf); install it."
+    harvest = {"service": "harvest", "kind": "service", "state": "STOPPED", "release": "", "problem": lost}
+    none = {"current": "", "answers": "", "serving": [], "workers": {"all": lost}, "last": {}, "services": [harvest]}
+    fine = master._ckan_release_status
+    master.answers["ckan_release.status"] = lambda host, processes: {**fine(host, processes), **none}
+    found = status.look(master, "production")
+    todo = "has no release yet; type: salt -I 'ckan:env:production' state.highstate"
+    assert found.wrong == [f"web1 {todo}", f"web2 {todo}"]
+
+
 def test_an_app_server_that_still_finishes_requests_is_shown_and_is_not_wrong(master: FakeMaster) -> None:
     fine = master._ckan_release_status
     more = {"serving": [FIRST, SECOND], "draining": [SECOND]}

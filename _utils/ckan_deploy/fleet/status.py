@@ -101,11 +101,11 @@ def look(master: Master, env: Any) -> Status:
     lock = record.lock()
     # While a run is under way its finish is still to come.
     at_work = bool(lock and not lock.by_hand and not lock.stale)
-    rows = {host: _row(told.results[host], told.failures.get(host, ""), release, at_work) for host in found.hosts}
+    rows = {host: _row(env, told.results[host], told.failures.get(host, ""), release, at_work) for host in found.hosts}
     return Status(env, release, lock, rows)
 
 
-def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, Any]:
+def _row(env: str, answer: Any, failure: str, release: str, at_work: bool) -> dict[str, Any]:
     if failure:
         return {
             "linked": "", "serving": [], "answers": failure, "services": [], "workers": {}, "last": "",
@@ -117,6 +117,8 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
         wrong.append(f"is linked to {linked or 'no release'}, but {answer['answers'] or 'nothing'} answers")
     if "link" in answer:
         wrong.append(f"has no release: {answer['link']}")
+    elif not linked:
+        wrong.append(f"has no release yet; type: salt -I 'ckan:env:{env}' state.highstate")
     if "unfinished" in answer and not at_work:
         wrong.append(f"is not done: {answer['unfinished']}")
     if "changed" in answer:
@@ -124,12 +126,12 @@ def _row(answer: Any, failure: str, release: str, at_work: bool) -> dict[str, An
     if release and linked != release:
         wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
     for name, what in answer["workers"].items():
-        # Where there is no release yet, that is what is said.
-        if what != linked and "link" not in answer:
+        # Where there is no release, that is what is said.
+        if linked and what != linked and "link" not in answer:
             wrong.append(f"has worker {name} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
     for row in answer.get("services", []):
         what = row.get("problem") or row["release"] or row["state"]
-        if row["kind"] != "worker" and what != linked:
+        if row["kind"] != "worker" and what != linked and (linked or row["release"]):
             wrong.append(f"has service {row['service']} {'on ' if ids.ID_PATTERN.fullmatch(what) else ''}{what}")
     at_it = answer.get("draining", [])
     return {
