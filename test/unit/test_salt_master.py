@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import shutil
@@ -145,6 +146,27 @@ def test_a_master_that_is_down_takes_no_jobs_and_has_no_bus(opts: dict) -> None:
 )  # fmt: skip
 def test_an_answer_is_one_only_where_the_minion_gave_it(said: Any, value: Any, retcode: int, came: bool) -> None:
     assert _answer("web1", said) == ("web1", value, retcode, came)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["ckan:\n  a: [1,\n  b: 2\n", "ckan: {{ no_such() }}\n", "ckan: {{ planted\n"])
+def test_what_does_not_render_is_a_sentence_on_the_terminal_and_whole_in_the_log(
+    opts: dict, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "pillar/ckan.sls").write_text(text)
+    terminal, file = logging.StreamHandler(io.StringIO()), logging.FileHandler(tmp_path / "log")
+    for handler in (terminal, file):
+        handler.setLevel(logging.WARNING)
+        logging.root.addHandler(handler)
+    try:
+        with pytest.raises(FormulaError, match=r"does not render .*; correct it; ckan, line \d: "):
+            hosts.targets(SaltMaster(opts), "production")
+    finally:
+        for handler in (terminal, file):
+            logging.root.removeHandler(handler)
+            handler.close()
+    assert terminal.stream.getvalue() == "" and terminal.filters == []
+    assert "Traceback" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ NextEvent = Callable[[int], "tuple[str, dict[str, Any]] | None"]
 # Salt's own client looks a hundred times a second whether an answer has come.
 ANSWER_WAIT = 0.25
 NO_RETURN = "Minion did not return"
+# Who tells of a pillar that does not render.
+RENDERERS = ("salt.pillar", "salt.utils.templates")
 PGP_BLOCK = re.compile(r"-----BEGIN PGP.*?-----END PGP [A-Z ]+-----", re.S)
 
 
@@ -125,7 +127,7 @@ class SaltMaster:
         opts["pillar_safe_render_error"] = False
         _, grains, _ = salt.utils.minions.get_minion_data(minion, opts)
         log = contextlib.nullcontext() if must_decrypt else _nothing_logged()
-        with _blocks_shortened(), _lines_noted() as lines, log:
+        with _said_shortly(), _lines_noted() as lines, log:
             found = salt.pillar.Pillar(opts, grains or {"fqdn": minion}, minion, "base").compile_pillar()
         if "_errors" in found:
             found["_errors"] = [f"{each}{lines.get(each, '')}" for each in found["_errors"]]
@@ -260,8 +262,11 @@ def _lines_noted() -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _blocks_shortened() -> Iterator[None]:
-    """Salt writes the whole of a block that it cannot decrypt to the terminal, more than once; a word will do."""
+def _said_shortly() -> Iterator[None]:
+    """
+    Salt writes the whole of a block that it cannot decrypt, more than once; a word will do. And a hundred lines of each
+    template that does not render: on the terminal the sentence of whoever asked is enough, the log file has it all.
+    """
 
     def shorten(record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -270,11 +275,25 @@ def _blocks_shortened() -> Iterator[None]:
             record.exc_info = record.exc_text = None
         return True
 
-    handlers = list(logging.root.handlers)
-    for handler in handlers:
-        handler.addFilter(shorten)
+    def is_told_otherwise(record: logging.LogRecord) -> bool:
+        return record.name not in RENDERERS or record.levelno < logging.ERROR
+
+    rules = [(handler, shorten) for handler in logging.root.handlers]
+    rules += [(handler, is_told_otherwise) for handler in logging.root.handlers if is_terminal(handler)]
+    for handler, rule in rules:
+        handler.addFilter(rule)
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.removeFilter(shorten)
+        for handler, rule in rules:
+            handler.removeFilter(rule)
+
+
+def is_terminal(handler: logging.Handler | None) -> bool:
+    """
+    Say whether a handler of logs writes for whoever has typed the command, and not into a file.
+
+    handler
+        The handler.
+    """
+    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet import hosts
-from ckan_deploy.fleet.master import Master
+from ckan_deploy.fleet.master import Master, is_terminal
 from ckan_deploy.fleet.record import Record
 from ckan_deploy.fleet.run import Run
 from ckan_deploy.system import tables
@@ -109,8 +109,7 @@ def quiet() -> None:
     of the log: they stand in what Salt prints of the orchestration.
     """
     for handler in [*logging.root.handlers, logging.lastResort]:
-        on_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
-        for rule in (_is_said, _is_no_comment) if on_terminal else (_is_said,):
+        for rule in (_is_said, _is_no_comment) if is_terminal(handler) else (_is_said,):
             if handler and not any(getattr(known, "__name__", "") == rule.__name__ for known in handler.filters):
                 handler.addFilter(rule)
 
