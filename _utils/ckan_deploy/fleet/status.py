@@ -123,8 +123,8 @@ def _row(env: str, answer: Any, failure: str, release: str, at_work: bool) -> di
         wrong.append(f"is not done: {answer['unfinished']}")
     if "changed" in answer:
         wrong.append(f"shares changed files: {answer['changed']}")
-    if release and linked != release:
-        wrong.append(f"is on {linked or 'no release'}, the environment on {release}")
+    if release and linked and linked != release:
+        wrong.append(f"is on {linked}, the environment on {release}")
     for name, what in answer["workers"].items():
         # Where there is no release, that is what is said.
         if linked and what != linked and "link" not in answer:
