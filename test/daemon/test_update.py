@@ -17,20 +17,26 @@ pytestmark = [pytest.mark.daemon, pytest.mark.long]
 BEFORE = "2e80b5e5"
 
 
-def publish(file_roots: Path, commit: str) -> None:
-    """Put the formula into the file server as a commit has it, and nothing of another one."""
+def clear(file_roots: Path) -> None:
+    """Take the formula out of the file server: the next version may lack a file."""
     for name in FORMULA:
         shutil.rmtree(file_roots / name)
+
+
+def publish(file_roots: Path, commit: str) -> None:
+    """Put the formula into the file server as a commit has it."""
     archive = subprocess.run(["git", "-C", REPO, "archive", commit, *FORMULA], capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x", "-C", file_roots], input=archive, check=True)
 
 
 def test_hosts_with_the_version_before_take_the_update_by_a_sync_and_go_back_to_their_old_release(stub_base):
     with Site(stub_base) as site:
+        clear(site.fleet.file_roots)
         publish(site.fleet.file_roots, BEFORE)
         site.set_up()
         old = site.good_deploy("by the version before")
-        publish(site.fleet.file_roots, "HEAD")
+        clear(site.fleet.file_roots)
+        site.fleet.publish_formula()
         # Salt keeps the list of files for 20 seconds.
         assert site.fleet.run("salt-run", "fileserver.clear_file_list_cache").returncode == 0
         site.fleet.sync()

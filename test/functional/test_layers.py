@@ -41,6 +41,14 @@ def release(host, **options) -> Path:
     return host.home / "releases" / deployed(host, **options)
 
 
+def begun(host) -> Path:
+    """The directory of a release that nothing but its manifest is in yet."""
+    path = host.home / "releases/20990101000000Z"
+    path.mkdir()
+    (path / "release.json").write_text("{}")
+    return path
+
+
 def require(repo: Path, line: str) -> None:
     (repo / "requirements.txt").write_text(f"{line}\n")
     repos.commit_change(repo, "another library")
@@ -134,9 +142,7 @@ def test_no_directory_of_a_release_is_read_twice_by_its_build(host, mycity, monk
 
     site = host.site()
     planned = resolution.resolve(site)
-    path = host.home / "releases/20990101000000Z"
-    path.mkdir()
-    (path / "release.json").write_text("{}")
+    path = begun(host)
     monkeypatch.setattr(os, "scandir", counted)
     assembly.fill(site, str(path), planned)
     layer = str(host.home / "shared/layers" / layers(host)[0])
@@ -156,9 +162,7 @@ def test_the_plan_makes_the_checkout_of_a_new_commit_ready_and_the_build_does_no
     (pin,) = site.settings.extensions
     planned = resolution.resolve(site)
     assert editable.is_made(sources.place(planned.extensions[pin], site.paths.shared), pin)
-    path = host.home / "releases/20990101000000Z"
-    path.mkdir()
-    (path / "release.json").write_text("{}")
+    path = begun(host)
     monkeypatch.setattr(editable, "_make", lambda *_: pytest.fail("it is made again"))
     built = assembly.fill(site, str(path), planned)["resolution"]
     assert built.extensions[pin].commit == commit

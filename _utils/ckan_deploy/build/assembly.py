@@ -20,7 +20,7 @@ from packaging.utils import parse_wheel_filename
 from ckan_deploy.build import base, editable, environment, ini, layers, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.layers import Layer
 from ckan_deploy.build.packages import Wanted
-from ckan_deploy.build.resolution import made_ready, noted, prepare
+from ckan_deploy.build.resolution import noted, prepare
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError
@@ -142,7 +142,7 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     for item in checkouts:
         place = os.path.join(path, "src", item.name)
         shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-        editable.put(made_ready(site, item, builder), place, site.settings.link)
+        editable.put(item.ready, place, site.settings.link)
         thin[item.name] = editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
     try:
         with layers.own_files_kept(path):

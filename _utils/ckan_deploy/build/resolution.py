@@ -117,27 +117,14 @@ def _prepared(site: Site, name: str, pin: Pin, builder: Builder) -> Prepared:
         else:
             return item
         item = evolve(item, requirement=f"{wheels.read(wheel)[0]} @ file://{wheel}")
-        if item.checkout:
-            made_ready(site, item, builder)
-        return item
+        return evolve(item, ready=_ready(site, item, builder)) if item.checkout else item
     except FormulaError as exc:
         # What a build prints is anybody's text.
         raise FormulaError(mask.text(f"{name}: {exc}", site.settings)) from exc
 
 
-def made_ready(site: Site, item: Prepared, builder: Builder) -> str:
-    """
-    Return the directory that has a checkout as releases get it, made with its wheel: ``editable.make``.
-
-    site
-        The site.
-    item
-        The extension, with its wheel.
-    builder
-        Knows the base that it is for.
-
-    Raises ``FormulaError``.
-    """
+def _ready(site: Site, item: Prepared, builder: Builder) -> str:
+    """The directory that has a checkout as releases get it, made with its wheel."""
     python = virtualenv.home_python(builder.path)
     return editable.make(item.checkout, item.archive, item.name, item.subdirectory, python, site.paths.shared)
 

@@ -42,7 +42,8 @@ PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 class Prepared:
     """
     What an extension is made from on this host: a ``checkout`` (with its package in ``subdirectory``, and requirement
-    ``files``), or a ``requirement``. ``subject`` and ``patches`` are what is known of a checkout.
+    ``files``), or a ``requirement``. ``subject`` and ``patches`` are what is known of a checkout; ``ready`` is the
+    directory that has it as releases get it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Prepared:
     requirement: str = ""
     subject: str = ""
     patches: tuple[Patch, ...] = ()
+    ready: str = ""
 
     @property
     def archive(self) -> str:
