@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 
 REPO = Path(__file__).resolve().parents[1]
@@ -38,12 +37,6 @@ class FakeHost:
     def file(self, source: str) -> str:
         name = source.removeprefix("salt://")
         return next((str(root / name) for root in self.file_roots if (root / name).is_file()), "")
-
-    def text(self, source: str) -> str:
-        path = self.file(source)
-        if not path:
-            raise FormulaError(f"{source} is not in the file server; add the formula to file_roots.")
-        return Path(path).read_text(encoding="utf-8")
 
     def download(self, source: str, target: str) -> str:
         path = self.file(source)

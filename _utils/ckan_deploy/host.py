@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import inspect
 import os
 import threading
@@ -17,6 +18,9 @@ from salt.exceptions import CommandExecutionError, SaltException, SaltInvocation
 
 from ckan_deploy.errors import FormulaError, InvalidArgument, sentence
 from ckan_deploy.system import arguments, files
+
+# The minion itself, where it has loaded the package with the grains.
+_LOADED_BY = os.getpid()
 
 
 class Host(Protocol):
@@ -43,9 +47,6 @@ class Host(Protocol):
 
     def file(self, source: str) -> str:
         """Return a copy on this host of a file of the file server, '' for none. Raises ``FormulaError``."""
-
-    def text(self, source: str) -> str:
-        """Return the text of a file of the formula. Raises ``FormulaError`` where the file server lacks it."""
 
     def download(self, source: str, target: str) -> str:
         """Fetch an address into a file; returns its path, '' for none. Raises ``FormulaError``, ``OSError``."""
@@ -81,7 +82,7 @@ class SaltHost:
         # Salt's connection to the master is for one call at a time, and extensions are prepared in threads.
         self._asking = threading.Lock()
         # What was fetched for this very job: fetched before threads begin, it changes no umask under them.
-        self._fetched: dict[tuple[str, str], str] = {}
+        self._fetched: dict[str, str] = {}
 
     @property
     def id(self) -> str:
@@ -113,20 +114,11 @@ class SaltHost:
         return True
 
     def file(self, source: str) -> str:
-        return self._fetch("cp.cache_file", source)
-
-    def text(self, source: str) -> str:
-        text = self._fetch("cp.get_file_str", source)
-        if not text:
-            raise FormulaError(f"{source} is not in the file server; add the formula to file_roots.")
-        return text
-
-    def _fetch(self, function: str, source: str) -> str:
         with _package_errors(), self._asking:
-            if (function, source) not in self._fetched:
+            if source not in self._fetched:
                 with files.umask_kept():
-                    self._fetched[function, source] = str(self._functions[function](source) or "")
-            return self._fetched[function, source]
+                    self._fetched[source] = str(self._functions["cp.cache_file"](source) or "")
+            return self._fetched[source]
 
     def download(self, source: str, target: str) -> str:
         with _package_errors(), self._asking, files.umask_kept():
@@ -209,6 +201,9 @@ def fit_arguments(module: dict[str, Any]) -> None:
 def _fitting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
+        if os.getpid() != _LOADED_BY:
+            # A job is a fork of the minion, and ends soon: no search for garbage (0.05 s each) in what the minion has.
+            gc.freeze()
         with salt_errors():
             by_place, by_name = arguments.typed(function, args, arguments.fit(name, function, args, kwargs))
         return function(*by_place, **by_name)

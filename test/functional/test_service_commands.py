@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from ckan_deploy import scripts
 from ckan_deploy.build import environment
 from ckan_deploy.deploy import status, switch
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import service_files, services, steady
 from ckan_deploy.serve.service_files import Program
-from fakes import REPO, fake_site
+from fakes import fake_site
 from functional.test_services import RELEASE, STAYS, Place
 from parts.base import uv_path
 from parts.redis import Redis
@@ -264,16 +265,19 @@ def redis(whole: CommandPlace) -> Iterator[Redis]:
     part.stop()
 
 
+@pytest.fixture(autouse=True)
+def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quick(names: tuple[str, ...], real: Callable[..., str] = scripts.text) -> str:
+        return real(names).replace("LEASE_SECONDS = 30", f"LEASE_SECONDS = {LEASE_SECONDS}")
+
+    monkeypatch.setattr(scripts, "text", quick)
+
+
 def prepare(host: CommandPlace, python: Path, url: str) -> None:
     release = host.script.parents[1]
     (release / "production.ini").write_text(f"[app:main]\nckan.redis.url = {url}\n")
     (release / "bin/python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
     (release / "bin/python").chmod(0o755)
-    quick = (
-        (REPO / "ckan/files/service.py").read_text().replace("LEASE_SECONDS = 30", f"LEASE_SECONDS = {LEASE_SECONDS}")
-    )
-    (host.root / "files/ckan/files").mkdir(parents=True, exist_ok=True)
-    (host.root / "files/ckan/files/service.py").write_text(quick)
 
 
 def test_f10_a_consumer_of_redis_that_knows_no_signals_finishes_its_message_and_takes_no_other(host, python, redis):

@@ -88,7 +88,7 @@ def test_a_cron_job_has_the_variables_and_its_line_names_none(release):
         release, cron={"a": {"schedule": "@daily", "shell": "x"}}, secrets__environment={"DSN": ODD["DSN"]}
     )
     assert "marked" not in cron.pending(site)[-1].text
-    script = REPO / "ckan/files/cron.py"
+    script = REPO / "_utils/ckan_deploy/scripts/cron.py"
     command = [sys.executable, script, "--site", "default", "--env", "production", "--ini", "x.ini", "a", "--"]
     # In cron's mail, where there is no log of the system.
     hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev && exec "$@"', "sh"]

@@ -25,7 +25,7 @@ from ckan_deploy.database import (
     postgres,
     probe,
     restore,
-    scripts,
+    script,
     search_index,
 )
 from ckan_deploy.errors import FormulaError, InvalidArgument
@@ -388,11 +388,11 @@ def test_what_the_probe_says_comes_back_without_secrets(root: Path, site: Site, 
     }
     asked: list[Any] = []
 
-    def run(command: list[str], **more: Any) -> scripts.processes.Done:
+    def run(command: list[str], **more: Any) -> script.processes.Done:
         asked.append((command, more))
-        return scripts.processes.Done(0, f"a plugin prints\n{probe.SCRIPT.mark}{json.dumps(told)}", "")
+        return script.processes.Done(0, f"a plugin prints\n{probe.SCRIPT.mark}{json.dumps(told)}", "")
 
-    monkeypatch.setattr(scripts.processes, "run", run)
+    monkeypatch.setattr(script.processes, "run", run)
     status = probe.index_status(site, str(root / "venv"))
     assert status == {"problem": "no Solr at http://**********@h, **********", "rebuild": ""}
     command, more = asked[0]

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from unit.test_pillar import compiled
 
+from ckan_deploy import scripts
 from ckan_deploy.settings.resolve import resolve
 from hosts import kitchen as kitchen_hosts
 
@@ -110,8 +111,7 @@ def test_the_stand_in_for_solr_answers_what_a_plan_asks(kitchen):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         options = {"solr_url": f"http://127.0.0.1:{server.server_port}/solr/ckan"}
         names = {"__name__": "backends"}
-        for file in ("schema.py", "search.py", "backends.py"):
-            exec(compile((REPO / "ckan/files" / file).read_text(), file, "exec"), names)
+        exec(compile(scripts.text(scripts.BACKENDS), "backends", "exec"), names)
         found = {"problems": [], "remarks": [], "versions": {}}
         names["solr_core"](options, "solr_url", found)
         assert found == {"problems": [], "remarks": [], "versions": {"Solr": "0 (a stand-in)"}}

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from fakes import REPO
+from ckan_deploy import scripts
+
+
+def made() -> ModuleType:
+    """The script as a module."""
+    module = ModuleType("probe")
+    exec(compile(scripts.text(scripts.PROBE), "probe", "exec"), vars(module))
+    return module
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("probe_script", REPO / "ckan/files/probe.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module.sys, "prefix", str(tmp_path / "release"))
-    return module
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "release"))
+    return made()
 
 
 @pytest.mark.parametrize("where, left", [("release/run/webassets", ["note"]), ("data/webassets", ["note", "result"])])
@@ -64,9 +67,7 @@ def test_web_assets_that_an_option_puts_elsewhere_are_left_as_they_are(script, t
 
 
 def test_migrations_that_ckan_does_not_find_are_told_with_the_file_that_is_missing(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("schema_script", REPO / "ckan/files/schema.py")
-    schema = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(schema)
+    schema = made()
     about = tmp_path / "trees-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: trees\nVersion: 1.0\n")

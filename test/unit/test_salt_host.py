@@ -72,15 +72,16 @@ def test_salt_call_has_rendered_the_pillar_for_this_very_call():
     assert known == before
 
 
-def test_files_come_from_the_file_server_or_are_said_to_be_missing():
-    functions = {
-        "cp.cache_file": lambda source: "/cache/a" if source == "salt://a" else False,
-        "cp.get_file_str": lambda source: "text" if source == "salt://a" else "",
-    }
-    assert (host(functions).file("salt://a"), host(functions).file("salt://b")) == ("/cache/a", "")
-    assert host(functions).text("salt://a") == "text"
-    with pytest.raises(FormulaError, match="salt://b is not in the file server; add the formula to file_roots"):
-        host(functions).text("salt://b")
+def test_files_come_from_the_file_server_once_a_job():
+    asked = []
+
+    def cache_file(source: str) -> str | bool:
+        asked.append(source)
+        return "/cache/a" if source == "salt://a" else False
+
+    made = host({"cp.cache_file": cache_file})
+    assert [made.file(source) for source in ("salt://a", "salt://b", "salt://a")] == ["/cache/a", "", "/cache/a"]
+    assert asked == ["salt://a", "salt://b"]
 
 
 def test_a_download_that_fails_is_a_sentence_or_nothing():
@@ -112,7 +113,6 @@ def test_a_file_is_given_to_the_master_under_a_name_of_ours():
     [
         ("pillar.items", lambda made: made.refresh_pillar()),
         ("cp.cache_file", lambda made: made.file("salt://a")),
-        ("cp.get_file_str", lambda made: made.text("salt://a")),
         ("cp.push", lambda made: made.push("/a", "b")),
         ("cp.get_url", lambda made: made.download("https://h/a", "/t")),
         ("schedule.add", lambda made: made.schedule("a", "x.y", 5)),
@@ -209,9 +209,9 @@ def test_salt_is_asked_for_one_file_at_a_time():
         at_once[0] -= 1
         return "text"
 
-    made = host(dict.fromkeys(("cp.get_file_str", "cp.cache_file", "cp.get_url", "cp.push"), noted))
+    made = host(dict.fromkeys(("cp.cache_file", "cp.get_url", "cp.push"), noted))
     calls = (
-        lambda: made.text("salt://a"), lambda: made.file("salt://a"),
+        lambda: made.file("salt://a"), lambda: made.file("salt://b"),
         lambda: made.download("salt://a", "/a"), lambda: made.push("/a", "a"),
     )  # fmt: skip
     with ThreadPoolExecutor(8) as pool:

@@ -9,14 +9,15 @@ from typing import Any
 
 from attrs import frozen
 
+from ckan_deploy import scripts
 from ckan_deploy.build import base, ini
 from ckan_deploy.database import postgres
-from ckan_deploy.database.scripts import Script
+from ckan_deploy.database.script import Script
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
 
-SCRIPT = Script(("schema", "search", "backends"), "CKAN-BACKENDS ")
+SCRIPT = Script(scripts.BACKENDS, "CKAN-BACKENDS ")
 TIMEOUT = 30
 # Where an option comes from, unless ``ckan:config`` has it.
 SETTINGS = {

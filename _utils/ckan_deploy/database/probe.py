@@ -15,14 +15,15 @@ from typing import Any, TypedDict
 
 import attrs
 
+from ckan_deploy import scripts
 from ckan_deploy.build import environment, ini, plugins
-from ckan_deploy.database.scripts import Script
+from ckan_deploy.database.script import Script
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
 from ckan_deploy.system import files
 
-SCRIPT = Script(("schema", "search", "probe"), "CKAN-PROBE ")
+SCRIPT = Script(scripts.PROBE, "CKAN-PROBE ")
 # CKAN's own words. What it logs follows them on the same line, and begins with a date.
 INDEXING = re.compile(r"Indexing dataset \d+/\d+?(?=\s|\Z|\d{4}-\d\d-\d\d )")
 BOOT_TIMEOUT = 300

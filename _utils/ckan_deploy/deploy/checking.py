@@ -15,17 +15,6 @@ from ckan_deploy.sources import seen
 from ckan_deploy.system import beside
 
 
-def fetch(site: Site) -> None:
-    """
-    Fetch what ``ask`` and ``compare`` run, before other things are done beside them.
-
-    site
-        The site.
-    """
-    for script in (probe.SCRIPT, backends.SCRIPT):
-        script.fetch(site)
-
-
 def ask(site: Site, path: str) -> tuple[dict[str, Any], list[str]]:
     """
     Boot the CKAN of a release, and ask what is behind it meanwhile.

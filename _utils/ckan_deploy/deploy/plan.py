@@ -90,7 +90,6 @@ def make(
 
     Raises ``FormulaError`` with all that is in the way.
     """
-    backends.SCRIPT.fetch(site)
     with beside.running(functools.partial(_behind, site)) as asking:
         # With build:ship the one that resolves builds for all.
         obstacles = preflight.obstacles(site, release, builds=resolve or not site.settings.build.ship)

@@ -137,7 +137,6 @@ def check(
             checking.refuse_lost_patches(site, path, manifest)
             warned += shared_files.own(site, path)["warnings"]
             warned += preflight.remarks(site)
-            checking.fetch(site)
             early = boots and not hooks.there(site, "start")
             with candidates.booted(site, path) if early else contextlib.nullcontext() as server:
                 result, remarks = checking.ask(site, path)

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import psutil
 
+from ckan_deploy import scripts
 from ckan_deploy.build import ini
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings.parts import CronJob
 from ckan_deploy.system import files, safely
-
-SCRIPT = "salt://ckan/files/cron.py"
 
 
 class Change(NamedTuple):
@@ -35,7 +34,7 @@ def pending(site: Site) -> list[Change]:
     site
         The site.
     """
-    script = site.host.text(SCRIPT) if site.settings.cron else ""
+    script = scripts.text(scripts.CRON) if site.settings.cron else ""
     # The script is there before a line names it.
     wanted = [Change(_script(site), script), Change(site.paths.cron, _crontab(site))]
     return [change for change in wanted if files.read(change.path) != change.text]

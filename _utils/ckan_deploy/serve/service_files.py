@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from attrs import frozen
 
+from ckan_deploy import scripts
 from ckan_deploy.build import environment
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.releases.site import Site
@@ -22,7 +23,6 @@ from ckan_deploy.serve import cron, shared_files
 from ckan_deploy.settings.parts import Service
 from ckan_deploy.system import files, safely
 
-SCRIPT = "salt://ckan/files/service.py"
 KINDS = ("worker", "service")
 # What a service notes when it starts: the boot of the host, and the seconds since then.
 STARTS = re.compile(r"^([0-9a-f-]{36}) ([0-9]+\.[0-9]+)$", re.MULTILINE)
@@ -120,17 +120,6 @@ def stop_seconds(site: Site, program: Program) -> int:
     return int(match[1]) if match else 0
 
 
-def fetch(site: Site) -> None:
-    """
-    Fetch what services are run below, before several are written at once.
-
-    site
-        The site.
-    """
-    if any(service.once or service.stop_when_idle for service in site.settings.all_services.values()):
-        site.host.text(SCRIPT)
-
-
 def stale(site: Site, program: Program) -> list[File]:
     """
     Return the files of a service that are other than they should be, with what they should hold: parameters as for
@@ -139,7 +128,7 @@ def stale(site: Site, program: Program) -> list[File]:
     service = wanted(site)[program]
     made = [File(_script(site, program), _script_text(site, program, service), 0o640)]
     if service.once or service.stop_when_idle:
-        made.insert(0, File(_helper(site), site.host.text(SCRIPT)))
+        made.insert(0, File(_helper(site), scripts.text(scripts.SERVICE)))
     made.append(File(conf(site, program), _program_text(site, program, service)))
     return [file for file in made if files.read(file.path) != file.text]
 

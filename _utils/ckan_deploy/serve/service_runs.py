@@ -48,8 +48,6 @@ def bring(site: Site, todo: Mapping[Program, str], files: bool) -> list[Brought]
 
     Returns what came of each.
     """
-    if files:
-        service_files.fetch(site)
     services = site.settings.all_services
     orders = {program: services[program.name].order for program, what in todo.items() if what != "stopped"}
     with concurrent.futures.ThreadPoolExecutor(max(1, 2 * len(todo))) as pool:

@@ -1,12 +1,11 @@
 """
 The database of a CKAN, seen from inside a release: which revisions the release knows, at which the database is, and the
-way from one to the other. ``ckan_app`` puts this before ``probe.py`` and runs both by the release's own interpreter.
+way from one to the other. A part of the scripts ``probe`` and ``backends``.
 
 Nothing here boots CKAN but the commands of CKAN that are called. Revisions are Alembic's, of CKAN itself (``core``)
 and of each plugin that has some: https://docs.ckan.org/en/latest/extensions/best-practices.html (database migrations).
 """
 
-import configparser
 import contextlib
 import glob
 import importlib.metadata
@@ -56,32 +55,8 @@ if "--skip-plugins" in sys.argv:
         sys.argv.remove("--skip-plugins")
 sys.exit(ckan())
 """
-# Any number will do, as long as all hosts of all environments use the same; it is per database anyway.
-ADVISORY_LOCK = 0x434B414E
 # Seconds before a migration that did not get its lock is tried again.
 PAUSE = 5
-# What PostgreSQL and its client say, and what that means to who runs the portal.
-FULL = "PostgreSQL at {host} has no connection left; end some, or raise its max_connections"
-TROUBLES = (
-    ("password authentication failed", "PostgreSQL at {host} refuses user {user}; correct database:password"),
-    ("no password supplied", "PostgreSQL at {host} asks for a password; set database:password"),
-    ("too many clients", FULL),
-    ("too many connections", FULL),
-    ("remaining connection slots", FULL),
-    ("does not exist", "PostgreSQL at {host} has no database {name}; make it, or correct database:name"),
-    ("no pg_hba.conf entry", "PostgreSQL at {host} does not let {user} in from this host; see its pg_hba.conf"),
-    (
-        "not currently accepting connections",
-        "the database {name} at {host} takes no connections, as a restore that is interrupted may leave it; type in "
-        'psql: alter database "{name}" allow_connections true',
-    ),
-    ("starting up", "PostgreSQL at {host} is starting; repeat in a moment"),
-    ("", "PostgreSQL at {host} does not answer; start it, or correct database:host and database:port"),
-)
-
-
-class Sentence(Exception):
-    """What is wrong, said to people: shown as it is."""
 
 
 def read(ini: str) -> dict:
@@ -313,19 +288,6 @@ def in_order(names) -> list:
     return sorted(names, key=lambda name: (name != "core", name))
 
 
-def options_of(ini: str) -> dict:
-    """The options of CKAN as the ini has them."""
-    parser = configparser.ConfigParser({"here": os.path.dirname(os.path.abspath(ini))})
-    parser.optionxform = str
-    with open(ini, encoding="utf-8") as handle:
-        parser.read_file(handle)
-    return dict(parser["app:main"])
-
-
-def plugins_of(options: dict) -> list:
-    return options.get("ckan.plugins", "").split()
-
-
 def script_places(plugins: list):
     """Where the migrations of CKAN and of plugins are, as ``ckan db`` finds them; None where there is no Alembic."""
     if not importlib.util.find_spec("alembic") or not importlib.util.find_spec("sqlalchemy"):
@@ -385,53 +347,3 @@ def revisions_in_database(options: dict) -> dict:
             if rows:
                 found[name] = list(rows)
     return found
-
-
-def connect(address: str):
-    """A connection to a database. Raises Sentence."""
-    import sqlalchemy
-
-    url = sqlalchemy.engine.make_url(address)
-    try:
-        engine = sqlalchemy.create_engine(
-            url, poolclass=sqlalchemy.pool.NullPool, connect_args={"connect_timeout": 10}
-        )
-        return engine.connect()
-    except sqlalchemy.exc.OperationalError as exc:
-        said = str(exc.orig)
-        meaning = next(meaning for words, meaning in TROUBLES if words in said)
-        where = {"host": f"{url.host}:{url.port or 5432}", "user": url.username, "name": url.database}
-        raise Sentence(meaning.format(**where)) from None
-
-
-class database_lock:
-    """Hold PostgreSQL's advisory lock, so that two hosts never migrate one database at once."""
-
-    def __init__(self, options: dict):
-        self.options, self.connection = options, None
-
-    def __enter__(self):
-        if importlib.util.find_spec("sqlalchemy"):
-            from sqlalchemy import text
-
-            self.connection = connect(self.options["sqlalchemy.url"])
-            if self.connection.execute(text("show transaction_read_only")).scalar() == "on":
-                self.connection.close()
-                raise Sentence(
-                    "the database takes no changes (transaction_read_only is on): database:host names a replica, or "
-                    "it was set so; point it to the primary"
-                )
-            self.connection.execute(text(f"select pg_advisory_lock({ADVISORY_LOCK})"))
-        return self
-
-    def __exit__(self, *exc):
-        if self.connection is not None:
-            self.connection.close()  # ends the session, and with it the lock
-
-
-def one_line(exc: BaseException) -> str:
-    # Whole: who reads it takes the secrets out first, and shortens it then.
-    text = " ".join(str(exc).split())
-    if isinstance(exc, Sentence):
-        return text
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

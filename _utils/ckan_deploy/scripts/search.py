@@ -1,10 +1,12 @@
 """
-The search index, seen from inside a release: what decides how a dataset stands in it, and its rebuild. ``ckan_app``
-puts this between ``schema.py`` and ``probe.py``.
+The search index, seen from inside a release: what decides how a dataset stands in it, and its rebuild. A part of the
+scripts ``probe`` and ``backends``.
 """
 
 import base64
+import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess

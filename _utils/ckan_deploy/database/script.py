@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
+from ckan_deploy import scripts
 from ckan_deploy.releases.site import Site
 from ckan_deploy.settings import mask
 from ckan_deploy.system import processes
@@ -16,21 +17,12 @@ from ckan_deploy.system import processes
 @frozen
 class Script:
     """
-    Files of ``salt://ckan/files``, one text for the interpreter, which ends with a line: ``mark`` and JSON. What is
-    printed before it is not ours: libraries and plugins print what they like.
+    Modules of ``ckan_deploy.scripts``, one text for the interpreter. What it prints ends with a line: ``mark`` and
+    JSON. What is printed before it is not ours: libraries and plugins print what they like.
     """
 
     names: tuple[str, ...]
     mark: str
-
-    def fetch(self, site: Site) -> list[str]:
-        """
-        Return its files, which Salt fetches: before it is run beside something that makes files.
-
-        site
-            The site.
-        """
-        return [site.host.text(f"salt://ckan/files/{name}.py") for name in self.names]
 
     def run(
         self, site: Site, python: str, arguments: Sequence[str], cwd: str, timeout: float, call: str = "",
@@ -50,14 +42,14 @@ class Script:
         timeout
             Seconds it may take.
         call
-            What follows the files: it goes by standard input, so it may hold secrets.
+            What follows the script: it goes by standard input, so it may hold secrets.
         env
             Further variables.
 
         Returns what it tells, None where it ended before that; and the last line of what it said, without secrets, or
         ``no output``. Raises ``FormulaError`` where it does not run, or takes too long.
         """
-        text = "\n".join([*self.fetch(site), call, ""])
+        text = "\n".join([scripts.text(self.names), call, ""])
         done = processes.run(
             [python, *arguments], user=site.settings.user, stdin=text, cwd=cwd, timeout=timeout,
             env={"PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", "HOME": site.home, **(env or {})},

@@ -1,6 +1,6 @@
 """
-Runs inside a release, by the release's own interpreter, as the user that runs CKAN. ``schema.py`` and ``search.py``
-come before it:
+Runs inside a release, by the release's own interpreter, as the user that runs CKAN. What ``scripts.PROBE`` names comes
+before it:
 
     python - check INI SETTINGS         a boot of CKAN that answers all questions of the stage `check`
     python - read INI                   where the database stands, seen from this release; no boot
@@ -18,24 +18,12 @@ Standard library only, besides what the release itself brings.
 
 import configparser
 import difflib
-import filecmp
 import gc
-import importlib.metadata
-import importlib.util
 import json
 import os
-import signal
 import sys
 import time
-import traceback
 import urllib.parse
-
-# For the look at a plugin that nobody enables: what stands above it may do anything.
-LOOK_SECONDS = 30
-# What is told of a traceback at most, in characters.
-TRACEBACK_SIZE = 8000
-# What a note of webassets has at most, in bytes.
-NOTE_SIZE = 512
 
 # Commands of services, cron jobs and extensions that CKAN must have, as words, by their settings.
 COMMANDS = {}
@@ -176,78 +164,6 @@ def ask_everything(ini: str, app, result: dict, assets: str) -> None:
         result["warnings"].append(f"the pages of plugins are not known, so they are not asked for: {one_line(exc)}")
 
 
-def not_importable(ini: str) -> dict:
-    """The plugins that cannot be imported, each with its own reason."""
-    from ckan.cli import CKANConfigLoader
-    from ckan.common import config
-
-    # What is imported may read options.
-    config.update(CKANConfigLoader(ini).get_config())
-    points = {}
-    for distribution in importlib.metadata.distributions():
-        for point in distribution.entry_points:
-            if point.group in ("ckan.plugins", "ckan.system_plugins", "ckan.test_plugins"):
-                points.setdefault(point.name, point)
-    found = {}
-    for name in str(config.get("ckan.plugins", "")).split():
-        if name in points:  # else CKAN says that there is none
-            try:
-                points[name].load()
-            except BaseException as exc:
-                found[name] = one_line(exc) + place_in_extension(exc)
-    return found
-
-
-def broken_plugins(enabled: list) -> dict:
-    """
-    The plugins that nobody enables and whose module cannot be found, each with the package that names it and why. No
-    module is imported but the packages above it; of these most of CKAN is there already.
-    """
-    points = [
-        (distribution.metadata["Name"], point)
-        for distribution in importlib.metadata.distributions()
-        for point in distribution.entry_points
-        # Some versions of CKAN name plugins of their tests that they do not bring.
-        if point.group == "ckan.plugins" and point.name not in enabled and distribution.metadata["Name"] != "ckan"
-    ]
-    found, done = {}, 0
-    while done < len(points):
-        # In a process of its own, which tells how far it came: what is imported may end it.
-        reads, writes = os.pipe()
-        child = os.fork()
-        if child == 0:
-            for _, point in points[done:]:
-                signal.alarm(LOOK_SECONDS)
-                told = not_to_be_found(point)
-                os.write(writes, (json.dumps(told) + "\n").encode("utf-8"))
-            os._exit(0)
-        os.close(writes)
-        with open(reads, encoding="utf-8") as pipe:
-            answers = [json.loads(line) for line in pipe.read().split("\n")[:-1]]
-        status = os.waitpid(child, 0)[1]
-        if done + len(answers) < len(points):
-            late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-            why = f"is not imported within {LOOK_SECONDS} s" if late else "ends the process"
-            answers.append(f"{points[done + len(answers)][1].module}: {why}")
-        for (package, point), problem in zip(points[done:], answers, strict=False):
-            if problem:
-                found[point.name] = f"{package}: {problem}"
-        done += len(answers)
-    return found
-
-
-def not_to_be_found(point) -> str:
-    """Why the module of a plugin cannot be found, '' where it can."""
-    try:
-        spec = importlib.util.find_spec(point.module)
-    except BaseException as exc:
-        return f"{point.module}: {one_line(exc)}"
-    if not spec:
-        return f"there is no module {point.module}"
-    inside = not spec.origin or spec.origin.startswith(sys.prefix + "/")
-    return "" if inside else f"{point.module} comes from {spec.origin}"
-
-
 def check_configuration(ini: str, result: dict) -> None:
     try:
         from ckan.common import config_declaration
@@ -318,63 +234,6 @@ def check_names(ini: str, declaration, result: dict) -> None:
     strange = [name for name in given if name not in renamed and not any(key == name for key in known)]
     near = {name: difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.85) for name in strange}
     result["undeclared"] = {name: (*some, "")[0] for name, some in near.items()}
-
-
-def build_assets(result: dict, live: str) -> None:
-    """
-    Build CKAN's bundles of styles and scripts now: built by several processes at once, at the first request of each,
-    they take one another's notes away, and visitors get errors.
-    """
-    try:
-        from ckan.lib.webassets_tools import env
-    except ImportError:
-        return
-    from webassets.exceptions import BundleError
-
-    built = 0
-    for bundle in env:
-        try:
-            bundle.urls()
-            built += 1
-        except (BundleError, OSError, ValueError) as exc:
-            result["warnings"].append(f"a bundle of web assets cannot be built: {one_line(exc)}")
-    result["assets"] = built
-    drop_results(os.path.join(env.directory, ".webassets-cache"))
-    if live:
-        share(env.directory, live)
-
-
-def share(folder: str, other: str) -> None:
-    """
-    Let the web assets of this release be those of another one, where they are the same: most of them are, and they are
-    a fifth of a release. Each has a hash of its content in its name, so nobody writes another content into one.
-    """
-    if not os.path.realpath(folder).startswith(os.path.realpath(sys.prefix) + "/"):
-        return
-    for place, _, names in os.walk(folder):
-        there = os.path.join(other, os.path.relpath(place, folder))
-        for name in names:
-            mine, its, draft = os.path.join(place, name), os.path.join(there, name), os.path.join(place, f".{name}.new")
-            try:
-                if os.path.islink(its) or os.path.samefile(mine, its) or not filecmp.cmp(mine, its, shallow=False):
-                    continue
-                os.link(its, draft)
-                os.replace(draft, mine)
-            except OSError:  # it is not there, or on another file system
-                continue
-
-
-def drop_results(cache: str) -> None:
-    """
-    Remove from a release what steps of a build have made: nobody asks for it again, and it is a third of all. The small
-    files are notes, such as which version a bundle has; without them each process would build it anew.
-    """
-    if not os.path.realpath(cache).startswith(os.path.realpath(sys.prefix) + "/") or not os.path.isdir(cache):
-        return
-    for name in os.listdir(cache):
-        path = os.path.join(cache, name)
-        if os.path.getsize(path) > NOTE_SIZE:
-            os.unlink(path)
 
 
 def check_migrations(ini: str, result: dict) -> None:
@@ -454,81 +313,6 @@ def example_pages(app) -> list:
             except Exception:  # an empty database has no tables
                 model.Session.rollback()
     return found
-
-
-def guilty_plugins(exc: BaseException) -> list:
-    """
-    The plugin in whose code CKAN failed, or that it was making, read from the frames of the traceback; two where CKAN
-    says that one has the place of another. A variable of a loop that is over blames nobody.
-    """
-    from ckan.plugins import SingletonPlugin
-
-    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
-    for frame, inner in reversed(list(zip(frames, [*frames[1:], None], strict=True))):
-        module, known = frame.f_globals.get("__name__", ""), frame.f_locals
-        if module in ("ckan.plugins.core", "ckan.plugins") and isinstance(known.get("plugin_name"), str):
-            return [known["plugin_name"]]
-        if isinstance(known.get("self"), SingletonPlugin):
-            return [known["self"].name]
-        plugin = known.get("plugin")
-        if not isinstance(plugin, SingletonPlugin):
-            continue
-        if module == "ckan.lib.plugins" and inner is None:
-            return [*the_other(frame, plugin), plugin.name]
-        calls = inner is not None and (
-            inner.f_globals.get("__name__") == type(plugin).__module__
-            or inner.f_code.co_name == "register_extension_blueprint"
-        )
-        if calls:
-            return [plugin.name]
-    return []
-
-
-def tripped_over(exc: BaseException, given) -> str:
-    """The option that is not valid by its declaration and that the code which failed was reading, '' for none."""
-    try:
-        from ckan.common import config_declaration
-
-        # CKAN's own, and those of the plugins that are loaded.
-        config_declaration.setup()
-        _, errors = config_declaration.validate(
-            {**{str(key): config_declaration[key].default for key in config_declaration.iter_options()}, **given}
-        )
-    except Exception:
-        return ""  # an older CKAN, or a declaration that is itself at fault: what failed is told as it is
-    lines = [frame.line or "" for frame in traceback.extract_tb(exc.__traceback__)]
-    said = [*lines, str(exc)]
-    # Its value may be any text, such as that of another option: only together with the words of a conversion.
-    for name in sorted(errors or {}):
-        value = repr(str(given.get(name, "")))
-        if any(name in text for text in said) or (isinstance(exc, ValueError) and value in str(exc)):
-            return name
-    return ""
-
-
-def the_other(frame, plugin) -> list:
-    """The plugin that has the place which another one asks for: a type of datasets or groups, or that of a fallback."""
-    known, module = frame.f_locals, frame.f_globals
-    kinds = [known.get("package_type"), known.get("group_type")]
-    found = [table.get(kind) for table in (module.get("_package_plugins"), module.get("_group_plugins"))
-             if isinstance(table, dict) for kind in kinds]  # fmt: skip
-    found += [module.get(f"_default_{kind}_plugin") for kind in ("package", "organization", "group")]
-    names = [getattr(other, "name", "") for other in found if other is not plugin]
-    return [name for name in names if isinstance(name, str) and name][:1]
-
-
-def traceback_of(exc: BaseException) -> str:
-    """The traceback in lines; of a long one its ends, since the last frames are those of the plugin."""
-    return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__))[-TRACEBACK_SIZE:]
-
-
-def place_in_extension(exc: BaseException) -> str:
-    """Where in an extension it failed: of a library that is missing one wants to know who asks for it."""
-    for frame, line in reversed(list(traceback.walk_tb(exc.__traceback__))):
-        _, inside, rest = frame.f_code.co_filename.rpartition("/ckanext/")
-        if inside:
-            return f" (ckanext/{rest}, line {line})"
-    return ""
 
 
 if __name__ == "__main__":

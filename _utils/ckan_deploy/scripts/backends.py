@@ -1,6 +1,6 @@
 """
 Asks what CKAN needs behind it: database, datastore, Redis, Solr. Before a release is made, so without a boot, by the
-interpreter of a virtualenv that has CKAN's libraries. ``schema.py`` and ``search.py`` come before it, and a call of
+interpreter of a virtualenv that has CKAN's libraries. What ``scripts.BACKENDS`` names comes before it, and a call of
 ``report`` with CKAN's options after it: they hold passwords, so they are no arguments.
 
 The last line of standard output is ``CKAN-BACKENDS`` and one JSON object: ``{"problems": [[option, sentence]],
