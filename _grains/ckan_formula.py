@@ -2,24 +2,23 @@
 The version of the formula that a minion has.
 
 A minion forks a process for each job, which has what the minion itself has loaded. Nothing of a minion's modules is
-loaded before they are asked for, but grains are: so the package is, and no job has to load it, which takes a third of a
-second each.
+loaded before they are asked for, but grains are: so the package is, with the rules of the settings, and no job has to
+load it, which takes a third of a second each.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 try:
     import ckan_deploy
 
     ckan_deploy.fresh(__file__)
-    from ckan_deploy.deploy import deploy, plan, rollback, status
-except Exception:  # half a sync, another Python: the execution modules say what
+except Exception:  # another Python: the execution modules say what
     VERSION = ""
 else:
     VERSION = ckan_deploy.VERSION
-    LOADED = (deploy, plan, rollback, status)
 
 
 def versions() -> dict[str, Any]:
@@ -32,4 +31,18 @@ def versions() -> dict[str, Any]:
 
         salt -G 'ckan_formula:version:1.0.0' test.ping
     """
+    if VERSION and __opts__.get("__cli") == "salt-minion":
+        _load()
     return {"ckan_formula": {"version": VERSION}} if VERSION else {}
+
+
+def _load() -> None:
+    """Load what jobs need. Who calls a function, or commands from the master, loads grains as well, and forks nothing."""
+    # Half a sync: the execution modules say what.
+    with contextlib.suppress(Exception):
+        from ckan_deploy.deploy import deploy, plan, rollback, status  # noqa: F401
+        from ckan_deploy.settings import rules
+        from ckan_deploy.settings.model import Settings
+
+        # Each is worked out once a process.
+        list(rules.table(Settings))

@@ -143,7 +143,7 @@ class SaltMaster:
 
     def ask(self, hosts: Sequence[str], function: str, kwargs: Mapping[str, Any], timeout: int) -> Iterator[Answer]:
         try:
-            with _Client(mopts=self._opts) as client:
+            with _client(self._opts) as client:
                 told = client.cmd_iter(list(hosts), function, kwarg=dict(kwargs), tgt_type="list", timeout=timeout)
                 for answers in told:
                     for host, answer in (answers or {}).items():
@@ -216,6 +216,33 @@ class _Client(salt.client.LocalClient):  # type: ignore[misc]
             # Who comes back after that still waits for somebody.
             if found is None and (found := look(wait=ANSWER_WAIT)) is not None:
                 yield found
+
+
+class _Spare(threading.local):
+    """Clients that a thread has used, and that nothing is asked by at the moment: by process and bus."""
+
+    def __init__(self) -> None:
+        self.clients: dict[tuple[int, str], list[_Client]] = {}
+
+
+_spare = _Spare()
+
+
+@contextlib.contextmanager
+def _client(opts: Mapping[str, Any]) -> Iterator[_Client]:
+    """
+    A client that was used before, if there is one: a new one loads Salt's modules, which takes longer than to ask a
+    host. It has no connection to the bus while it is spare.
+    """
+    spare = _spare.clients.setdefault((os.getpid(), str(opts["sock_dir"])), [])
+    client = spare.pop() if spare else _Client(mopts=opts)
+    try:
+        yield client
+    except BaseException:
+        client.destroy()
+        raise
+    client.event.close_pub()
+    spare.append(client)
 
 
 def _let_go(buses: dict[int, Any]) -> None:

@@ -8,6 +8,19 @@ from typing import Any
 PARSERS = ("tomllib", "tomli", "pip._vendor.tomli")
 
 
+def _parser() -> Any:
+    for name in PARSERS:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+# With the package, so that no job has to.
+_PARSER = _parser()
+
+
 def loads(text: str) -> dict[str, Any]:
     """
     Read a text in TOML.
@@ -17,11 +30,7 @@ def loads(text: str) -> dict[str, Any]:
 
     Raises ``ValueError`` for what is none, and where no parser is installed.
     """
-    for name in PARSERS:
-        try:
-            parser = importlib.import_module(name)
-        except ImportError:
-            continue
-        found: dict[str, Any] = parser.loads(text)
-        return found
-    raise ValueError("this Python has no parser of TOML")
+    if not _PARSER:
+        raise ValueError("this Python has no parser of TOML")
+    found: dict[str, Any] = _PARSER.loads(text)
+    return found
