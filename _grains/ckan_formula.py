@@ -37,7 +37,7 @@ def versions() -> dict[str, Any]:
 
 
 def _load() -> None:
-    """Load what jobs need. Who calls a function, or commands from the master, loads grains as well, and forks nothing."""
+    """Load what jobs need. A program that somebody types loads grains as well, and forks nothing."""
     # Half a sync: the execution modules say what.
     with contextlib.suppress(Exception):
         from ckan_deploy.deploy import deploy, plan, rollback, status  # noqa: F401
