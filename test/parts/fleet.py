@@ -82,6 +82,8 @@ class Fleet:
                 "root_dir": str(self.sandbox / "salt/m"), "sock_dir": str(self.sandbox / "salt/ms"),
                 "file_roots": {"base": [str(self.file_roots)]}, "pillar_roots": {"base": [str(self.pillar_roots)]},
                 "fileserver_update_niceness": 0, "worker_threads": 3, "log_level": "warning",
+                # Each salt-run looks for the master's own grains otherwise, twice.
+                "grains_cache": True,
                 **self._logging(), "gpg_keydir": str(self.keyring.path),
                 "ext_pillar": [
                     {"cmd_yaml": f"cat {self.overlay}/%s.yaml"}, {"ckan_secrets": str(self.secrets)},
