@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import salt.config
 import salt.utils.optsdict
+from salt.exceptions import SaltReqTimeoutError
 
 from ckan_deploy.errors import FormulaError
 from ckan_deploy.fleet import hosts
+from ckan_deploy.fleet import master as masters
 from ckan_deploy.fleet.master import SaltMaster, _answer, _Client
 from ckan_deploy.system import version
 from parts.keyring import KeyRing, write_secrets
@@ -276,3 +278,56 @@ def test_answers_are_slept_for_and_not_looked_for_and_the_last_one_costs_no_wait
     # Whoever still waits sleeps, until there is one or it is time to look after the limits.
     assert next(looks) == "web2" or client.event.slept
     assert client.event.slept == 1
+
+
+class Asked:
+    """A client of Salt's that answers at once, and notes what becomes of its connection."""
+
+    made: list[Asked] = []
+
+    def __init__(self, mopts: dict[str, Any]) -> None:
+        self.event, self.closed, self.destroyed = self, 0, False
+        Asked.made.append(self)
+
+    def cmd_iter(self, hosts: list[str], function: str, **_: Any) -> Any:
+        for host in hosts:
+            if function == "x.fails":
+                raise SaltReqTimeoutError("Message timed out")
+            yield {host: {"ret": function}}
+
+    def close_pub(self) -> None:
+        self.closed += 1
+
+    def destroy(self) -> None:
+        self.destroyed = True
+
+
+def test_a_client_is_made_once_a_thread_and_not_used_after_a_failure(
+    opts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make one takes longer than to ask a host."""
+    monkeypatch.setattr(masters, "_Client", Asked)
+    monkeypatch.setattr(masters, "_spare", masters._Spare())
+    monkeypatch.setattr(Asked, "made", [])
+
+    def ask(function: str = "test.ping") -> list[Any]:
+        return [answer.value for answer in SaltMaster(opts).ask(["web1", "web2"], function, {}, 1)]
+
+    assert [ask() for _ in range(3)] == [["test.ping"] * 2] * 3
+    assert [client.closed for client in Asked.made] == [3]
+    # One that is being asked is nobody else's.
+    begun = SaltMaster(opts).ask(["web1", "web2"], "test.ping", {}, 1)
+    next(begun)
+    ask()
+    begun.close()
+    assert [(client.closed, client.destroyed) for client in Asked.made] == [(3, True), (1, False)]
+    with pytest.raises(FormulaError, match="does not take jobs"):
+        ask("x.fails")
+    assert Asked.made[1].destroyed
+    # A thread of its own, and a fork: what is spare is the other's.
+    other = threading.Thread(target=ask)
+    other.start()
+    other.join()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    ask()
+    assert len(Asked.made) == 4 and [client.closed for client in Asked.made[2:]] == [1, 1]
