@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-VERSION = "0.2.0"
+VERSION = "1.0.0"
 PYTHON, SALT = (3, 10), 3008
 # Of all copies of the package in a process.
 _LOCK = threading.Lock()
