@@ -249,6 +249,21 @@ def test_a_plan_says_that_what_it_would_deploy_was_marked_bad(host, mycity):
     assert host.current() == again
 
 
+def test_a_plan_says_which_commit_of_a_bad_release_comes_back_with_another_change(host, mycity):
+    deployed(host)
+    repos.commit_change(mycity, "Broken")
+    second = deployed(host)
+    host.rollback(reason="search is broken")
+    commit = host.show(second)["extensions"]["ckanext-mycity"]["commit"][:12]
+    host.pillar["config"]["ckan.site_title"] = "Corrected at the wrong place"
+    assert host.plan()["remarks"] == [
+        f"ckanext-mycity at {commit} was in {second}, which was marked bad (search is broken); deploy it if the cause "
+        "is elsewhere"
+    ]
+    repos.commit_change(mycity, "Mended")
+    assert host.plan()["remarks"] == []
+
+
 def test_rollback_goes_back_marks_what_it_left_and_can_be_repeated(host, mycity):
     releases = [deployed(host) for _ in range(3)]
     assert host.rollback(reason="search is broken", by="eve") == {"current": releases[1], "left": releases[2]}

@@ -140,22 +140,35 @@ def _with_contents(
         host={**planned.host, **({"layer": layers.name(site, new)} if ships else {})},
         changes=[*diff.sentences(compared, new), *migrations],
         differs=promotion.other_origins(site, given) if given else [],
-        remarks=[*diff.remarks(new), *_known_bad(site, new, mirrors)],
+        remarks=[*diff.remarks(new), *_known_bad(site, old, new, mirrors)],
         details={**planned.details, **diff.brief_details(compared)},
     )
 
 
-def _known_bad(site: Site, new: Resolution, mirrors: str) -> list[str]:
-    """Say that a release which was marked bad held the same, with the same settings: its cause is still there."""
+def _known_bad(site: Site, old: Resolution | None, new: Resolution, mirrors: str) -> list[str]:
+    """
+    Say that a release which was marked bad held the same, with the same settings, or else which commits it had that
+    come back: its cause may still be there.
+    """
     settings = hashes(site.settings)
+    said: dict[str, str] = {}
     for manifest in reversed(site.releases.manifests()):
         held = manifest.resolution
-        if manifest.state != "bad" or not held or manifest.settings != settings or diff.changed(held, new):
+        if manifest.state != "bad" or not held:
             continue
-        if not diff.sentences(diff.compare(held, new, mirrors), new):
-            why = f" ({manifest.bad_reason})" if manifest.bad_reason else ""
-            return [f"{manifest.id}, which was marked bad{why}, held the same; correct the cause, or it is live again"]
-    return []
+        bad = f"{manifest.id}, which was marked bad{f' ({manifest.bad_reason})' if manifest.bad_reason else ''}"
+        same = manifest.settings == settings and not diff.changed(held, new)
+        if same and not diff.sentences(diff.compare(held, new, mirrors), new):
+            return [f"{bad}, held the same; correct the cause, or it is live again"]
+        for name, pin in new.extensions.items():
+            if pin.commit and pin.commit == _commit(held, name) != _commit(old, name):
+                said.setdefault(name, f"{name} at {pin.commit[:12]} was in {bad}; deploy it if the cause is elsewhere")
+    return list(said.values())
+
+
+def _commit(resolution: Resolution | None, name: str) -> str:
+    pin = resolution.extensions.get(name) if resolution else None
+    return pin.commit if pin else ""
 
 
 def _behind(site: Site) -> backends.Backends:
