@@ -13,8 +13,8 @@ from parts.fleet import FORMULA, REPO
 
 pytestmark = [pytest.mark.daemon, pytest.mark.long]
 
-# Version 0.2.0: another one with each version, as docs/releasing.md says.
-BEFORE = "2e80b5e5"
+# Version 1.0.0: another one with each version, as docs/releasing.md says.
+BEFORE = "4a2aa0da"
 
 
 def clear(file_roots: Path) -> None:
