@@ -43,20 +43,26 @@ def database(options: dict, name: str, found: dict) -> None:
     with connect(options[name]) as connection:
         say = lambda question: connection.execute(text(question)).scalar()  # noqa: E731
         found["versions"]["PostgreSQL"] = str(say("show server_version"))
-        where = f"the database {say('select current_database()')}"
-        if say("show server_encoding") != "UTF8":
-            raise Sentence(f"{where} is of the encoding {say('show server_encoding')}; CKAN needs one of UTF8")
-        if say("show transaction_read_only") == "on":
-            raise Sentence(f"{where} takes no changes; see whether its server is a standby")
-        if not say("select has_schema_privilege(coalesce(current_schema(), 'public'), 'create')"):
-            user = say("select current_user")
-            said = (
-                f"{user} may not make tables in {where}, as migrations do; type in psql there, as a superuser: "
-                f'grant usage, create on schema public to "{user}"'
-            )
-            if not say("select to_regclass('alembic_version') is not null"):
-                raise Sentence(said)
-            found["remarks"].append([name, said])
+        lacks = permission_lacking(say, "migrations do")
+        if lacks and not say("select to_regclass('alembic_version') is not null"):
+            raise Sentence(lacks)
+        found["remarks"] += [[name, lacks]] if lacks else []
+
+
+def permission_lacking(say, when: str) -> str:
+    """Refuse a database that CKAN cannot write to; returns what its user lacks to make tables in it, as ``when``."""
+    where = f"the database {say('select current_database()')}"
+    if say("show server_encoding") != "UTF8":
+        raise Sentence(f"{where} is of the encoding {say('show server_encoding')}; CKAN needs one of UTF8")
+    if say("show transaction_read_only") == "on":
+        raise Sentence(f"{where} takes no changes; see whether its server is a standby")
+    if say("select has_schema_privilege(coalesce(current_schema(), 'public'), 'create')"):
+        return ""
+    user = say("select current_user")
+    return (
+        f"{user} may not make tables in {where}, as {when}; type in psql there, as a superuser: "
+        f'grant usage, create on schema public to "{user}"'
+    )
 
 
 def administrator(options: dict, name: str, found: dict) -> None:
@@ -79,19 +85,9 @@ def datastore(options: dict, name: str, found: dict) -> None:
 
     with connect(options[name]) as connection:
         say = lambda question: connection.execute(text(question)).scalar()  # noqa: E731
-        if name != "ckan.datastore.write_url":
-            return
-        where, user = f"the database {say('select current_database()')}", say("select current_user")
-        if say("show server_encoding") != "UTF8":
-            raise Sentence(f"{where} is of the encoding {say('show server_encoding')}; CKAN needs one of UTF8")
-        if say("show transaction_read_only") == "on":
-            raise Sentence(f"{where} takes no changes; see whether its server is a standby")
-        if not say("select has_schema_privilege(coalesce(current_schema(), 'public'), 'create')"):
-            found["remarks"].append([
-                name,
-                f"{user} may not make tables in {where}, as each upload does; type in psql there, as a superuser: "
-                f'grant usage, create on schema public to "{user}"',
-            ])  # fmt: skip
+        if name == "ckan.datastore.write_url":
+            lacks = permission_lacking(say, "each upload does")
+            found["remarks"] += [[name, lacks]] if lacks else []
 
 
 def redis_server(options: dict, name: str, found: dict) -> None:
