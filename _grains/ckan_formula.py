@@ -8,7 +8,6 @@ load it, which takes a third of a second each.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 try:
@@ -31,18 +30,20 @@ def versions() -> dict[str, Any]:
 
         salt -G 'ckan_formula:version:1.0.0' test.ping
     """
-    if VERSION and __opts__.get("__cli") == "salt-minion":
-        _load()
-    return {"ckan_formula": {"version": VERSION}} if VERSION else {}
+    # A program that somebody types loads grains as well, and forks nothing.
+    loaded = __opts__.get("__cli") != "salt-minion" or _loaded()
+    return {"ckan_formula": {"version": VERSION}} if VERSION and loaded else {}
 
 
-def _load() -> None:
-    """Load what jobs need. A program that somebody types loads grains as well, and forks nothing."""
-    # Half a sync: the execution modules say what.
-    with contextlib.suppress(Exception):
+def _loaded() -> bool:
+    """Load what jobs need; returns whether that could be done."""
+    try:
         from ckan_deploy.deploy import deploy, plan, rollback, status  # noqa: F401
         from ckan_deploy.settings import rules
         from ckan_deploy.settings.model import Settings
 
         # Each is worked out once a process.
         list(rules.table(Settings))
+    except Exception:  # half a sync: the execution modules say what
+        return False
+    return True
