@@ -21,6 +21,7 @@ import salt.config
 import salt.loader
 from saltfactories.utils.functional import Loaders
 
+from ckan_deploy.build import ahead
 from ckan_deploy.releases.site import Site
 from fakes import FakeHost
 from functional.steps import extension, later_id
@@ -66,6 +67,12 @@ class HostLoaders(Loaders):
         if not self._gathered:
             self._gathered.update(salt.loader.grains(self.opts))
         return dict(self._gathered)
+
+    @property
+    def pillar(self) -> dict[str, Any]:
+        """What the options say: there are no files of a pillar, and to render none takes Salt as long as a test."""
+        self._pillar = copy.deepcopy(self._original_opts["pillar"])
+        return self._pillar
 
     def turn_to(self, opts: dict) -> None:
         if opts != self._original_opts:
@@ -162,8 +169,9 @@ class Host:
         return link.resolve().name if link.is_symlink() else ""
 
     def releases(self) -> list[str]:
+        """What is in the directory of the releases, but for what the next one will have as well."""
         path = self.home / "releases"
-        return sorted(p.name for p in path.iterdir()) if path.exists() else []
+        return sorted(p.name for p in path.iterdir() if p.name != ahead.NAME) if path.exists() else []
 
     def tree(self) -> dict[str, Any]:
         """

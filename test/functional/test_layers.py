@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.build import assembly, editable, resolution, uv_and_pip
+from ckan_deploy.build import ahead, assembly, editable, resolution, uv_and_pip
 from ckan_deploy.deploy import candidates, plan
 from ckan_deploy.sources import origins as sources
 from functional.steps import deployed, extension
@@ -143,6 +143,8 @@ def test_no_directory_of_a_release_is_read_twice_by_its_build(host, mycity, monk
     site = host.site()
     planned = resolution.resolve(site)
     path = begun(host)
+    # Nothing of it is read where it was cloned ahead (test_ahead.py).
+    ahead.forget(site)
     monkeypatch.setattr(os, "scandir", counted)
     assembly.fill(site, str(path), planned)
     layer = str(host.home / "shared/layers" / layers(host)[0])

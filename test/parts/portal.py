@@ -222,9 +222,9 @@ class Portal:
         return link.resolve().name if link.is_symlink() else ""
 
     def releases(self, host: str) -> list[str]:
-        """Return the names under `releases` of a host."""
+        """Return the names under `releases` of a host, but for what the next one will have as well."""
         path = self.root(host) / "usr/lib/ckan/releases"
-        return sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        return sorted(entry.name for entry in path.iterdir() if entry.name != ".ahead") if path.exists() else []
 
     def get(self, path: str = "/", host: str = "", name: str = "127.0.0.1") -> tuple[int, str, str]:
         """Ask the front door, or one host's, by a host name; returns status, body, and the release that answered."""

@@ -89,7 +89,16 @@ class Solr(Service):
         jars = Path(self.jars) if self.jars else install(say=say)
         home = self._make_home()
         self.port = self.port or free_port()
-        command = ["java", "-Xmx512m", f"-Dsolr.log.dir={self.directory}", "-cp", f"{jars}/*"]
+        # It lives for minutes: the best code is not worth its making, nor the collector of large heaps.
+        command = [
+            "java",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-Xmx512m",
+            f"-Dsolr.log.dir={self.directory}",
+            "-cp",
+            f"{jars}/*",
+        ]
         command += [SOURCE / "Main.java", home, str(self.port)]
         self.launch(command, lambda: self.count() is not None, timeout=timeout)
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.build import prefixes, relocate
+from ckan_deploy.build import cloning, prefixes
 from ckan_deploy.build.packages import freeze
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.virtualenv import clone, compile_, interpreter, verify
@@ -194,7 +194,7 @@ def test_what_others_may_write_to_is_neither_shared_nor_kept_so(source, tmp_path
     os.chown(site(source) / "theirs.py", 65534, 65534)
     site(source).chmod(0o777)
     (tmp_path / "target").mkdir()
-    relocate.copy(str(source), str(tmp_path / "target"))
+    cloning.copy(str(source), str(tmp_path / "target"))
     found = site(tmp_path / "target")
     assert (found.stat().st_mode & 0o7777, found.stat().st_uid) == (0o755, os.geteuid())
     for name, mode, shared in (
@@ -248,7 +248,7 @@ def test_an_error_half_way_removes_the_target(source, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(relocate.os, "symlink", full)
+    monkeypatch.setattr(cloning.os, "symlink", full)
     with pytest.raises(FormulaError, match="No space left"):
         clone(str(source), str(tmp_path / "target"))
     assert not (tmp_path / "target").exists()
@@ -324,7 +324,7 @@ def test_a_name_that_is_made_a_link_while_it_is_copied_leads_nowhere(source, tmp
     (site(source) / "swapped.py").write_text("x = 1\n")
     os.chown(site(source) / "swapped.py", 65534, 65534)
     (site(source) / "folder").mkdir()
-    real = relocate._opened
+    real = cloning._opened
 
     def swap(name, folder, kind=0):
         for place, victim in ((site(source) / "swapped.py", secret), (site(source) / "folder", tmp_path / "elsewhere")):
@@ -333,7 +333,7 @@ def test_a_name_that_is_made_a_link_while_it_is_copied_leads_nowhere(source, tmp
                 place.symlink_to(victim)
         return real(name, folder, kind)
 
-    monkeypatch.setattr(relocate, "_opened", swap)
+    monkeypatch.setattr(cloning, "_opened", swap)
     for _ in range(2):
         with pytest.raises(FormulaError, match="failed"):
             clone(str(source), str(tmp_path / "target"))

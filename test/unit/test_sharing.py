@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.build import relocate, sharing
+from ckan_deploy.build import cloning, sharing
 from ckan_deploy.system import reflink
 from stub.wheels import record_line
 
@@ -179,7 +179,7 @@ def test_f07_with_reflinks_a_clone_shares_no_file(tree, tmp_path, monkeypatch):
     for link, shares in (("auto", False), ("hard", True), ("copy", False)):
         target = tmp_path / link
         target.mkdir()
-        relocate.copy(str(tree.root), str(target), link)
+        cloning.copy(str(tree.root), str(target), link)
         assert os.path.samefile(tree.root / MODULE, target / MODULE) == shares
         assert (target / MODULE).read_text() == "VERSION = 1\n"
         assert os.stat(target / MODULE).st_mtime_ns == os.stat(tree.root / MODULE).st_mtime_ns

@@ -11,13 +11,13 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from attrs import evolve
 from packaging.utils import parse_wheel_filename
 
-from ckan_deploy.build import base, editable, environment, ini, layers, namespace, packages, plugins, virtualenv
+from ckan_deploy.build import ahead, base, editable, environment, ini, layers, namespace, packages, plugins, virtualenv
 from ckan_deploy.build.layers import Layer
 from ckan_deploy.build.packages import Wanted
 from ckan_deploy.build.resolution import noted, prepare
@@ -57,10 +57,11 @@ def fill(site: Site, path: str, resolution: Resolution) -> dict[str, Any]:
             layer = stack.enter_context(layers.held(site, found, resolution, prepared, builder))
         with timed(seconds, "clone"):
             # Its interpreter is asked below, with the plugins.
-            cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+            ready = {item.name: item.ready for item in prepared.values() if item.checkout}
+            cloned, there = ahead.clone(site, layer, path, ready)
     patched, changed = _patch_core(site, path, resolution.patches)
     with timed(seconds, "packages"):
-        own = _install(site, path, prepared, builder)
+        own = _install(site, path, prepared, builder, there)
         put_lock(path, resolution)
     pins = {name: noted(pin, prepared[name]) for name, pin in resolution.extensions.items()}
     had = {**layers.without_checkouts(layer.packages, prepared), **own}
@@ -129,10 +130,12 @@ def _refuse_another_plan(site: Site, found: Base, resolution: Resolution) -> Non
         raise FormulaError("the pillar of this host has other extensions than the plan; make them alike.")
 
 
-def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: Builder) -> dict[str, str]:
+def _install(
+    site: Site, path: str, prepared: Mapping[str, Prepared], builder: Builder, there: Collection[str]
+) -> dict[str, str]:  # fmt: skip
     """
-    Put the checkouts into the release, and make them importable, all together. Returns their packages,
-    ``{name: version}``.
+    Put the checkouts into the release, but for those that are ``there``, and make them importable, all together.
+    Returns their packages, ``{name: version}``.
     """
     manifest = os.path.join(path, "release.json")
     was = files.read(manifest)
@@ -140,9 +143,10 @@ def _install(site: Site, path: str, prepared: Mapping[str, Prepared], builder: B
     checkouts = [item for item in prepared.values() if item.checkout]
     thin = {}
     for item in checkouts:
-        place = os.path.join(path, "src", item.name)
-        shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
-        editable.put(item.ready, place, site.settings.link)
+        if item.name not in there:
+            place = os.path.join(path, "src", item.name)
+            shutil.rmtree(place, ignore_errors=True)  # the base brought one of its own
+            editable.put(item.ready, place, site.settings.link)
         thin[item.name] = editable.thin(item.checkout, item.archive, item.name, item.subdirectory)
     try:
         with layers.own_files_kept(path):

@@ -1,30 +1,23 @@
 """
-Relocation: copy a virtualenv to another place so that the copy names its own place only, and find what does not.
+Relocation: which files of a virtualenv name its place, and what they may say after a move. ``cloning`` makes the copy.
 
-The copy may share the contents of its files with its source through hard links, so nothing here ever writes into an
-existing file: a file that must differ is written as a new one. This is the lower half of ``virtualenv``, whose
-``clone`` and ``verify`` check their arguments, ask the interpreter too and clean up.
+Files may be shared with other virtualenvs through hard links, so nothing here ever writes into an existing file: a
+file that must differ is written as a new one.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import errno
 import glob
 import json
 import logging
 import os
 import re
-import shutil
 import stat
 import urllib.parse
-from collections.abc import Collection, Iterable, Iterator, Mapping
-
-from attrs import frozen
+from collections.abc import Iterable, Iterator, Mapping
 
 from ckan_deploy.build import prefixes
-from ckan_deploy.system import files, reflink
 
 log = logging.getLogger(__name__)
 
@@ -34,46 +27,7 @@ SKIP = re.compile(r"^(run|.*\.ini|release\.json|\.lock|pylock\.toml)$")
 FAIR = 0o755
 # Where tests are in a virtualenv: no portal imports them, so they need no bytecode.
 UNUSED = r"(?:lib|src)/.+/tests?/"
-# What a file system gives at a time, mostly.
-BLOCK = 4096
 METADATA = ("direct_url.json", "RECORD", "SOURCES.txt", "installed-files.txt")
-
-
-@frozen
-class Copied:
-    """
-    How many files were linked, copied and written anew, what of the disk is the copy's own, and the places that the
-    source named as its own.
-    """
-
-    linked: int
-    copied: int
-    rewritten: int
-    own_bytes: int
-    prefixes: tuple[str, ...]
-
-
-def copy(source: str, target: str, link: str = "auto", leave_out: Collection[str] = ()) -> Copied:
-    """
-    Fill the empty directory ``target`` with a relocated copy of the virtualenv ``source``.
-
-    source
-        Absolute path of the virtualenv to copy, in its normal form.
-    target
-        Absolute path of an empty directory, in its normal form.
-    link
-        How file contents are shared: ``hard`` by hard links where that is possible, ``auto`` by reflinks where the file
-        system has them and else by hard links, ``copy`` not at all.
-    leave_out
-        Names at its top that are not copied.
-
-    Raises ``OSError`` when a file cannot be read or written.
-    """
-    copier = _Cloner(source, target, link, leave_out)
-    with files.usual_modes(), _opened(source, None, os.O_DIRECTORY) as folder:
-        copier.directory(folder, source, target, "top")
-    copier.drop_stale_bytecode()
-    return Copied(**copier.counts, own_bytes=copier.own_bytes, prefixes=tuple(copier.prefixes))
 
 
 def is_fair(about: os.stat_result, user: int) -> bool:
@@ -88,7 +42,7 @@ def is_fair(about: os.stat_result, user: int) -> bool:
     return about.st_uid == user and about.st_mode & 0o7777 == about.st_mode & FAIR
 
 
-def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
+def problems(path: str, forbidden: Iterable[str] = (), among: Iterable[str] | None = None) -> list[str]:
     """
     Say which files of the virtualenv at ``path`` name a place that they must not; an empty list means none.
 
@@ -97,13 +51,16 @@ def problems(path: str, forbidden: Iterable[str] = ()) -> list[str]:
     forbidden
         Absolute paths that it must not name: where it was cloned from, other releases.
 
+    among
+        Absolute paths of the files to look at; by default all that may name a place.
+
     Returns a list of sentences without full stop.
     """
     found: list[str] = []
     own = prefixes.pattern([path])
     others = [item for item in forbidden if item.rstrip("/") != path]
     foreign, forms = prefixes.pattern(others), prefixes.forms(others)
-    for name in _telling_files(path):
+    for name in _telling_files(path) if among is None else among:
         shown = os.path.relpath(name, path)
         try:
             with open(name, "rb") as handle:
@@ -150,145 +107,6 @@ def rename(path: str, places: Mapping[str, str]) -> int:
             _replace(name, changed)
             count += 1
     return count
-
-
-class _Cloner:
-    """One pass over a virtualenv that makes another one of it."""
-
-    def __init__(self, source: str, target: str, link: str, leave_out: Collection[str]) -> None:
-        self.leave_out = leave_out
-        self.own_bytes = 0
-        self.source = source
-        self.target = target
-        self.reflink = link == "auto" and reflink.possible(source, target)
-        self.link = link != "copy" and not self.reflink
-        self.prefixes = prefixes.own(source)
-        self.pattern, self.forms = prefixes.pattern(self.prefixes), prefixes.forms(self.prefixes)
-        self.counts = {"linked": 0, "copied": 0, "rewritten": 0}
-        self.rewritten: list[str] = []
-        self.user = os.geteuid()
-        self.unused = re.compile(f"{re.escape(source)}/{UNUSED}")
-
-    def directory(self, folder: int, source: str, target: str, kind: str) -> None:
-        """
-        Fill the directory ``target``, which exists, from ``source``, whose descriptor is ``folder``; ``kind`` says what
-        its files may be. By descriptors, since the source may be somebody's who puts a link in the place of a name.
-        """
-        about = os.fstat(folder)
-        # Nobody else changes what is in a directory that is ours alone.
-        ours = is_fair(about, self.user)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if kind == "top" and (SKIP.match(name) or name in self.leave_out):
-                    continue
-                old, new = f"{source}/{name}", f"{target}/{name}"
-                # Most of them first, by thousands.
-                if entry.is_file(follow_symlinks=False):
-                    self.file(entry, folder, new, kind, ours)
-                elif entry.is_symlink():
-                    self.symlink(os.readlink(name, dir_fd=folder), old, new)
-                elif entry.is_dir(follow_symlinks=False):
-                    if name == "__pycache__" and self.unused.match(old):
-                        continue
-                    os.mkdir(new, 0o755)
-                    with _opened(name, folder, os.O_DIRECTORY) as below:
-                        self.directory(below, old, new, kind_of(kind, name))
-        self.own_bytes += BLOCK
-        mode = about.st_mode & FAIR
-        if mode != 0o755 or kind == "top":
-            # Last, since the mode may forbid writing.
-            os.chmod(target, mode)
-
-    def file(self, entry: os.DirEntry[str], folder: int, new: str, kind: str, ours: bool) -> None:
-        """Rewrite, link or copy one file of a directory that is ``ours`` alone or not."""
-        if kind != "plain" and may_name_prefix(kind, entry.name) and self.rewrite(entry.name, folder, new, kind):
-            return
-        about = entry.stat(follow_symlinks=False)
-        # What others may write to, or what would give others more rights than they have, is not taken as it is.
-        fair = self.link and kind != "src" and is_fair(about, self.user)
-        if fair and self.linked(entry.name, folder, new, 0 if ours else about.st_ino):
-            return
-        with _opened(entry.name, folder) as fd, open(new, "xb") as copy:
-            about = os.fstat(fd)
-            if not stat.S_ISREG(about.st_mode):
-                raise OSError(errno.ESTALE, "it has become something else meanwhile", entry.name)
-            if not (self.reflink and reflink.copy(fd, copy.fileno())):
-                self.own_bytes += _on_disk(about.st_size)
-                with open(fd, "rb", closefd=False) as content:
-                    shutil.copyfileobj(content, copy)
-        os.chmod(new, about.st_mode & FAIR)
-        # Python takes bytecode for stale otherwise.
-        os.utime(new, ns=(about.st_atime_ns, about.st_mtime_ns))
-        self.counts["copied"] += 1
-
-    def linked(self, name: str, folder: int, new: str, inode: int) -> bool:
-        """Share a file, if that can be done and it is the one that was looked at; 0 where it can be no other."""
-        try:
-            os.link(name, new, src_dir_fd=folder, follow_symlinks=False)
-        except OSError as exc:
-            if exc.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-                raise
-            # Another file system stays another one; the other two may concern this file alone.
-            self.link = exc.errno != errno.EXDEV
-            return False
-        if inode and os.lstat(new).st_ino != inode:
-            os.unlink(new)
-            return False
-        self.counts["linked"] += 1
-        return True
-
-    def rewrite(self, name: str, folder: int, new: str, kind: str) -> bool:
-        """Write a file anew that names a place of the source; False for one that names none."""
-        with _opened(name, folder) as fd, open(fd, "rb", closefd=False) as handle:
-            data, mode = handle.read(), os.fstat(fd).st_mode
-        if not prefixes.mentions(data, self.forms) or prefixes.is_binary(data):
-            return False
-        changed = prefixes.replaced(data, self.pattern, self.target, kind == "bin")
-        if changed == data:
-            return False
-        with open(new, "xb") as handle:
-            handle.write(changed)
-        self.own_bytes += _on_disk(len(changed))
-        os.chmod(new, mode & FAIR)
-        self.counts["rewritten"] += 1
-        self.rewritten.append(new)
-        return True
-
-    def symlink(self, value: str, old: str, new: str) -> None:
-        """Keep a symlink's meaning: what lay inside the source lies inside the target."""
-        if os.path.isabs(value):
-            for prefix in self.prefixes:
-                if prefixes.inside(value, prefix):
-                    value = self.target + value[len(prefix) :]
-                    break
-        else:
-            place = os.path.normpath(os.path.join(os.path.dirname(old), value))
-            value = value if prefixes.inside(place, self.source) else place
-        os.symlink(value, new)
-
-    def drop_stale_bytecode(self) -> None:
-        """Remove the bytecode of rewritten modules: with an equal size and time it would pass as fresh."""
-        for name in self.rewritten:
-            for old in bytecode(name):
-                self.counts["linked" if os.stat(old).st_nlink > 1 else "copied"] -= 1
-                os.unlink(old)
-
-
-def _on_disk(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-@contextlib.contextmanager
-def _opened(name: str, folder: int | None, kind: int = 0) -> Iterator[int]:
-    """Open a file or a directory of a directory to read it: neither a link is followed, nor a FIFO waited for."""
-    # The directory that somebody has named may be a link.
-    plain = 0 if folder is None else os.O_NOFOLLOW
-    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | plain | kind, dir_fd=folder)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def kind_of(parent: str, name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from ckan_deploy.build import assembly, layers, packages, packing, relocate, sharing, unpacking, virtualenv
+from ckan_deploy.build import ahead, assembly, layers, packages, packing, relocate, sharing, unpacking, virtualenv
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.build.shipment import NAME, Archive, Shipment
 from ckan_deploy.build.wheels import Builder
@@ -108,7 +108,7 @@ def clone(site: Site, path: str, key: str) -> None:
     Raises ``FormulaError``.
     """
     with layers.known(site.paths.shared, key, _missing) as layer:
-        cloned = virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+        cloned, _ = ahead.clone(site, layer, path, {})
     # Last: without it the clone was not finished.
     files.write(os.path.join(path, CLONED), json.dumps({"layer": key, "cloned": cloned}))
 
@@ -172,7 +172,7 @@ def _cloned(site: Site, path: str, layer: layers.Layer) -> Mapping[str, float]:
         raise FormulaError(
             f"the release was begun with the layer {told['layer']}, and is of {layer.key}; deploy again."
         )
-    return virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,))
+    return ahead.clone(site, layer, path, {})[0]
 
 
 def _refuse_another(site: Site, resolution: Resolution, shipment: Shipment) -> None:

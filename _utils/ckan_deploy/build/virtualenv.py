@@ -15,12 +15,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from ckan_deploy.build import relocate
+from ckan_deploy.build import cloning, relocate
+from ckan_deploy.build.cloning import Copied
 from ckan_deploy.build.prefixes import inside
 from ckan_deploy.build.sandbox import Sandbox
 from ckan_deploy.errors import FormulaError, InvalidArgument
@@ -56,6 +57,26 @@ def clone(
     Raises ``InvalidArgument`` for wrong arguments, ``FormulaError`` when the clone fails.
     """
     started = time.monotonic()
+    copied = begin(source, target, link, leave_out, nameless=False)
+    with _emptied(source, target):
+        _refuse(source, verify(target, forbidden=copied.prefixes, sandbox=sandbox))
+    return _told(copied, started)
+
+
+def begin(
+    source: str, target: str, link: str = "auto", leave_out: Collection[str] = (), nameless: bool = True
+) -> Copied:  # fmt: skip
+    """
+    Begin a clone of which it is not known yet where it will stand: what names its place is left out. After any failure
+    there is no target.
+
+    source, target, link, leave_out
+        As for ``clone``.
+    nameless
+        False for a whole one, which is not checked.
+
+    Returns what ``complete`` takes. Raises as ``clone``.
+    """
     if link not in ("auto", "hard", "copy"):
         raise InvalidArgument(f"link is {link!r}; use 'auto', 'hard' or 'copy'.")
     source, target = _absolute("source", source), _absolute("target", target)
@@ -66,21 +87,38 @@ def clone(
     if inside(os.path.realpath(target), os.path.realpath(source)):
         raise InvalidArgument(f"{target} lies inside the source {source}; choose a target outside of it.")
     _make_target(target)
-    try:
-        copied = relocate.copy(source, target, link, leave_out)
-        problems = verify(target, forbidden=copied.prefixes, sandbox=sandbox)
-        if problems:
-            raise FormulaError(
-                f"{source} does not clone to a sound virtualenv: {problems[0]}; repair {source} and try again."
-            )
-    except BaseException as exc:
-        _empty(target)
-        if isinstance(exc, OSError):
-            raise FormulaError(f"Cloning {source} to {target} failed: {exc}; correct that and try again.") from exc
-        raise
-    counts = {"linked": copied.linked, "copied": copied.copied, "rewritten": copied.rewritten}
-    about = {"seconds": round(time.monotonic() - started, 3), "own_mb": copied.own_bytes / 2**20}
-    return {"files": sum(counts.values()), **counts, **about}
+    with _emptied(source, target):
+        copied = cloning.copy(source, target, link, leave_out, nameless)
+        if nameless:
+            _refuse(source, relocate.problems(target, copied.prefixes))
+        return copied
+
+
+def complete(source: str, target: str, link: str, copied: Copied, begun: str) -> dict[str, float]:
+    """
+    Move a clone that ``begin`` has begun to its place, and end it.
+
+    source, target, link
+        As for ``clone``.
+    copied
+        What ``begin`` returned.
+    begun
+        The target of ``begin``, on the same file system; it is gone at the end.
+
+    Returns and raises as ``clone``.
+    """
+    started = time.monotonic()
+    source, target = _absolute("source", source), _absolute("target", target)
+    _make_target(target)
+    with _emptied(source, target):
+        for name in os.listdir(begun):
+            os.rename(f"{begun}/{name}", f"{target}/{name}")
+        os.rmdir(begun)
+        now = cloning.complete(source, target, link, copied)
+        # The rest was looked at when it was copied.
+        brought = [f"{target}/{path}" for path, kind in copied.left if kind != cloning.LINK]
+        _refuse(source, relocate.problems(target, copied.prefixes, brought))
+    return _told(now, started)
 
 
 def verify(path: str, forbidden: Iterable[str] = (), sandbox: Sandbox | None = None) -> list[str]:
@@ -276,6 +314,32 @@ def _prefix_problems(path: str, sandbox: Sandbox) -> list[str]:
     if done.retcode != 0:
         return [f"bin/python does not run ({processes.tail(done, 1)})"]
     return [] if prefix == path else [f"bin/python belongs to {prefix}, not to {path}"]
+
+
+@contextlib.contextmanager
+def _emptied(source: str, target: str) -> Iterator[None]:
+    """Leave no target where a clone fails."""
+    try:
+        yield
+    except BaseException as exc:
+        _empty(target)
+        if isinstance(exc, OSError):
+            raise FormulaError(f"Cloning {source} to {target} failed: {exc}; correct that and try again.") from exc
+        raise
+
+
+def _refuse(source: str, problems: list[str]) -> None:
+    if problems:
+        raise FormulaError(
+            f"{source} does not clone to a sound virtualenv: {problems[0]}; repair {source} and try again."
+        )
+
+
+def _told(copied: Copied, started: float) -> dict[str, float]:
+    """Say what a clone came to."""
+    counts = {"linked": copied.linked, "copied": copied.copied, "rewritten": copied.rewritten}
+    about = {"seconds": round(time.monotonic() - started, 3), "own_mb": copied.own_bytes / 2**20}
+    return {"files": sum(counts.values()), **counts, **about}
 
 
 def _make_target(target: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
-from ckan_deploy.build import layers, sharing
+from ckan_deploy.build import ahead, layers, sharing
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import choice, lock
 from ckan_deploy.releases.site import Site
@@ -51,6 +51,8 @@ def prune(site: Site, keep: int | None = None, job: str = "") -> list[str]:
         arguments.whole("keep", keep, LEAST)
     with lock.held(site, "prune", job=job):
         done = old(site, keep)
+        # Whoever makes room by hand wants all of it.
+        _attempt(done.problems, ahead.forget, site)
     if done.problems:
         gone = f"removed: {', '.join(done.gone)}; " if done.gone else ""
         raise FormulaError(f"{gone}{'; '.join(done.problems)}.")

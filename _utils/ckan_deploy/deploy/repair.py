@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckan_deploy.build import repair
+from ckan_deploy.build import ahead, repair
 from ckan_deploy.releases import lock
 from ckan_deploy.releases.site import Site
 
@@ -26,6 +26,7 @@ def repaired(site: Site, accept: bool = False, by: str = "") -> dict[str, Any]:
     back.
     """
     with lock.held(site, "repair", by=by, locked=False):
+        ahead.forget(site)
         if accept:
             return {"repaired": [], "accepted": repair.accept(site), "kept": ""}
         return {**repair.repair(site), "accepted": []}

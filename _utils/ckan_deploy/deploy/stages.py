@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ckan_deploy.build import assembly, packages, resolution, sharing, shipping
+from ckan_deploy.build import ahead, assembly, packages, resolution, sharing, shipping
 from ckan_deploy.build.shipment import Shipment
 from ckan_deploy.build.wheels import Builder
 from ckan_deploy.database import migration, search_index
@@ -284,7 +284,10 @@ def finish(
             live.note(by, index=dict(index))
         previous = live.manifest.previous if prunes else ""
         standby = previous if draining.keep_standby(site, previous) else ""
-        done = switch.settle(site, release, standby, functools.partial(_pruned, site) if prunes else None, again)
+        clones = functools.partial(ahead.make, site, live.manifest) if prunes else None
+        done = switch.settle(
+            site, release, standby, again, clones, functools.partial(_pruned, site) if prunes else None
+        )
         warned += [*done.warnings, *done.down]
         live.note(by, finish_due="", steady=done.steady)
         told = {"stopped": done.stopped, "standby": standby, "pruned": done.pruned, "warnings": warned}

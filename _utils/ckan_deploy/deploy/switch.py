@@ -56,8 +56,8 @@ def start(site: Site, release: str) -> dict[str, Any]:
 
 
 def settle(
-    site: Site, release: str, standby: str = "", prune: Callable[[], tuple[list[str], list[str]]] | None = None,
-    again: bool = False,
+    site: Site, release: str, standby: str = "", again: bool = False, ahead: Callable[[], None] | None = None,
+    prune: Callable[[], tuple[list[str], list[str]]] | None = None,
 ) -> Settled:  # fmt: skip
     """
     Bring what belongs to a release that serves now to it, all of it side by side: the app servers of other releases
@@ -69,20 +69,24 @@ def settle(
         The id of the release.
     standby
         A release whose app server stays, too.
-    prune
-        Called when the services have changed over: what one still runs from is spared. Returns the ids
-        of the releases that are gone, and warnings.
     again
         The release has served before, with the database as it is. Where all of it stayed up when it was watched then,
         with the same services, it has to run, and is not watched once more.
+    ahead
+        Called meanwhile: makes what the next release will have as well.
+    prune
+        Called after that, when the services have changed over: what one still runs from is spared. Returns the ids of
+        the releases that are gone, and warnings.
 
     Raises ``FormulaError`` where an app server cannot be stopped, when all the rest is done.
     """
     seconds = None if site.settings.web.wait_for_drain else DRAIN_SECONDS
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
         stopping = pool.submit(draining.stop_others, site, site.releases.directory(release), standby, seconds)
         warned = follow(site)
-        pruning = pool.submit(lambda: (stopping.result(), prune())[1]) if prune else None
+        # Not before: while services boot, the cores are busy.
+        preparing = pool.submit(ahead or (lambda: None))
+        pruning = pool.submit(lambda: (stopping.result(), preparing.result(), prune())[2]) if prune else None
         started_with = fingerprint.of_services(site.settings)
         known = again and site.release(release).manifest.steady == started_with
         wrong = down(site) if known else watch(site, release)
