@@ -127,7 +127,7 @@ def rollback_target(to: str = "", force: bool = False, about: bool = False) -> s
 
 def rollback(
     to: str = "", reason: str = "", force: bool = False, by: str = "", finish: bool = True, job: str = "",
-    accept_schema: bool = False, downgrade: bool = False, restore: str = "",
+    accept_schema: bool = False, downgrade: bool = False, restore: str = "", starts: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad,
@@ -152,6 +152,8 @@ def rollback(
         Undo the migrations that the release does not know, by the scripts of the one that is left.
     restore
         Put a dump of this host in the place of the database: see ``ckan_backup.restore``.
+    starts
+        Go through the stage ``start`` first, as ``activate`` does; for a release that is named.
 
     Returns ``{"current": id, "left": id}``, and ``warnings`` where there are any. Raises ``CommandExecutionError`` when
     there is no such release, or it does not start or answer; the host then serves what it served before.
@@ -164,10 +166,9 @@ def rollback(
         salt web1 ckan_release.rollback to=20261125021500Z
     """
     with salt_errors():
-        return _judged(
-            rolling_back.rollback(_site(), to, reason, force, by, finish, job, accept_schema, downgrade, str(restore)),
-            finish,
-        )
+        site, dump = _site(), str(restore)
+        done = rolling_back.rollback(site, to, reason, force, by, finish, job, accept_schema, downgrade, dump, starts)
+        return _judged(done, finish)
 
 
 def deploy(
@@ -213,8 +214,7 @@ def catch_up(by: str = "", job: str = "") -> dict[str, Any]:
         Who asked, and the id of the job.
 
     Returns ``{"current": id, "previous": id}``, with ``seconds`` and ``warnings`` where there are any. Raises
-    ``CommandExecutionError`` when it is not known which one that is, or when it cannot be served here; the host then
-    serves what it served before.
+    ``CommandExecutionError`` where it is not known which one that is, or it cannot be served; the one before is then.
 
     CLI Example:
 

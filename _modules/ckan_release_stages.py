@@ -265,7 +265,10 @@ def start(
         return stages.start(_site(), release, by, job, mapping("migration", migration))
 
 
-def activate(release: str, force: bool = False, by: str = "", reason: str = "", job: str = "") -> dict[str, Any]:
+def activate(
+    release: str, force: bool = False, by: str = "", reason: str = "", job: str = "", starts: bool = False,
+    migration: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """
     Make a complete release current: its app server answers first, then ``current`` is renamed.
 
@@ -275,6 +278,8 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "", 
         Take one that is marked bad, too.
     by, reason, job
         Who asked, why, and the run of the master that this belongs to.
+    starts, migration
+        Go through the stage ``start`` first, and what that takes: one job where nobody waits for other hosts.
 
     Returns ``{"current": id, "previous": id}``.
 
@@ -285,7 +290,10 @@ def activate(release: str, force: bool = False, by: str = "", reason: str = "", 
         salt web1 ckan_release.activate 20261125021500Z
     """
     with salt_errors():
-        return stages.activate(_site(), release, force, by, reason, job)
+        site = _site()
+        if flag("starts", starts):
+            stages.start(site, release, by, job, mapping("migration", migration))
+        return stages.activate(site, release, force, by, reason, job)
 
 
 def verify(release: str, by: str = "", job: str = "") -> dict[str, Any]:

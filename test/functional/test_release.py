@@ -358,6 +358,23 @@ def test_a_release_can_be_activated_only_when_it_was_checked(host, mycity):
 
 
 @pytest.mark.slow
+def test_one_call_starts_and_activates_as_two_do(host, mycity):
+    first, planned = deployed(host), host.plan()
+    release = planned["release"]
+    host.build(release, planned["contents"])
+    host.check(release)
+    migration = {"dump": "", "migrated": {"core": "b"}}
+    assert host.activate(release, starts=True, migration=migration)["previous"] == first
+    assert (host.current(), host.show(release)["migration"]) == (release, migration)
+    assert [entry["stage"] for entry in host.history()][:2] == ["activate", "start"]
+    assert host.rollback(to=first, finish=False, starts=True)["left"] == release
+    assert [entry["stage"] for entry in host.history()][:2] == ["rollback", "start"]
+    with pytest.raises(CommandExecutionError, match="there is no release 20200101000000Z"):
+        host.rollback(to="20200101000000Z", finish=False, starts=True)
+    assert host.current() == first
+
+
+@pytest.mark.slow
 def test_list_is_newest_first_with_state_and_extensions(host, mycity):
     releases = [deployed(host), deployed(host)]
     rows = host.list()

@@ -290,6 +290,46 @@ def test_what_the_stages_say_goes_on_to_the_hosts_that_need_it(master: FakeMaste
     assert master.told("ckan_release.finish")[0][1] == {**about, "prune": True, "index": {"hash": "1"}}
 
 
+def test_on_one_host_alone_start_and_activate_are_one_job(tmp_path: Path) -> None:
+    master = FakeMaster(tmp_path, ["web1"])
+    migration = {"dump": "x", "migrated": {"core": "b"}}
+    master.answers = {"ckan_release.migrate": {"migrated": True, "migration": migration}}
+    orchestrate(master)
+    release = master.current["web1"]
+    about = {"release": release, "by": "ann", "job": JOB, "starts": True, "migration": migration}
+    assert master.told("ckan_release.activate") == [("web1", about)]
+    assert master.told("ckan_release.start") == []
+    orchestrate(master, "rollback", to=FIRST)
+    assert [about["starts"] for _, about in master.told("ckan_release.rollback")] == [True]
+    assert all("ahead" in about for _, about in master.told("ckan_release.start"))
+
+
+def test_one_host_that_is_there_already_is_only_started(tmp_path: Path) -> None:
+    master = FakeMaster(tmp_path, ["web1"])
+    begin.plan(master, "production", "rollback", to=SECOND, job=JOB)
+    run = run_of(master)
+    run.left["web1"] = run.release
+    assert stages.stage(run, "activate")["ok"]
+    assert [about for _, about in master.told("ckan_release.start") if "ahead" not in about] == [
+        {"release": SECOND, "by": "ann", "job": JOB}
+    ]
+    assert master.told("ckan_release.rollback") == []
+
+
+def test_a_group_of_one_host_starts_and_activates_in_one_job(tmp_path: Path) -> None:
+    master = FakeMaster(tmp_path, ["web1", "web2", "web3"], {"web1": "canary"})
+    orchestrate(master, groups=["canary", "rest"])
+    assert [host for host, _ in master.told("ckan_release.start")] == ["web2", "web3"]
+    assert [about.get("starts", False) for _, about in master.told("ckan_release.activate")] == [True, False, False]
+
+
+def test_a_host_alone_that_does_not_start_is_reverted(tmp_path: Path) -> None:
+    master = FakeMaster(tmp_path, ["web1"])
+    master.answers = failing("ckan_release.activate", "web1", cause="the app server does not answer")
+    assert "web1 failed at activate: the app server does not answer" in orchestrate(master)
+    assert master.told("ckan_release.abort")
+
+
 def test_a_long_rebuild_of_the_index_is_told_now_and_then(master: FakeMaster, monkeypatch: pytest.MonkeyPatch) -> None:
     def rebuild(host: str, **about: Any) -> dict[str, Any]:
         deadline = time.monotonic() + 5

@@ -10,11 +10,13 @@ from typing import Any
 
 from ckan_deploy.build import ini
 from ckan_deploy.database import changes, compatibility
-from ckan_deploy.deploy import candidates, switch
+from ckan_deploy.deploy import candidates, stages, switch
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases import choice, diff, hooks, lock, stage
+from ckan_deploy.releases.ids import check_id
 from ckan_deploy.releases.site import Site
 from ckan_deploy.serve import app_server, draining, health, maintenance, shared_files, uwsgi
+from ckan_deploy.system import arguments
 
 
 def rollback_target(site: Site, to: str = "", force: bool = False) -> str:
@@ -44,7 +46,7 @@ def rollback_target(site: Site, to: str = "", force: bool = False) -> str:
 
 def rollback(
     site: Site, to: str = "", reason: str = "", force: bool = False, by: str = "", finish: bool = True, job: str = "",
-    accept_schema: bool = False, downgrade: bool = False, restore: str = "",
+    accept_schema: bool = False, downgrade: bool = False, restore: str = "", starts: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """
     Go back to the next older release that was live and is not bad, or to a named one. The one left is marked bad,
@@ -69,10 +71,14 @@ def rollback(
         Undo the migrations that the release does not know, by the scripts of the one that is left.
     restore
         Put a dump of this host in the place of the database.
+    starts
+        Go through the stage ``start`` first, to a release that is named.
 
     Returns ``{"current": id, "left": id}``, and ``warnings`` where there are any. Raises ``FormulaError`` when there is
     no such release, or it does not start or answer; the host then serves what it served before.
     """
+    if arguments.flag("starts", starts):
+        stages.start(site, check_id(to), by, job)
     target = rollback_target(site, to, force)
     undone: dict[str, Any] = {}
     with lock.held(site, "rollback", target, by, job), contextlib.ExitStack() as closing:

@@ -37,6 +37,8 @@ STAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "finish": ("ckan_release.finish",),
     },
 }
+# A stage of its own on the hosts: no host goes on before all of them have come through.
+FIRST = "ckan_release.start"
 # One host does it for all: they share the database.
 ON_ONE_HOST = ("migrate", "downgrade", "index")
 # Not before all groups serve the release: until then the app server of the release before makes a revert short.
@@ -95,7 +97,7 @@ def stage(run: Run, name: str, group: str = "") -> dict[str, Any]:
     return {"ok": True, "comment": comment, "results": results, "changed": changed}
 
 
-def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
+def arguments(function: str, run: Run, job: str, starts: bool = False) -> dict[str, Any]:
     """
     Return what a function of a stage is told. Never a secret: arguments are kept in the job cache.
 
@@ -105,8 +107,12 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
         The run.
     job
         The job that the hosts obey.
+    starts
+        The function does what ``FIRST`` does as well.
     """
     about: dict[str, Any] = {"release": run.release, "by": run.by, "job": job}
+    if starts:
+        about["starts"] = True
     if function == "ckan_release.build":
         return {**about, "extensions": run.extensions, "contents": run.contents, **run.shipped}
     if function == "ckan_release.check":
@@ -119,7 +125,7 @@ def arguments(function: str, run: Run, job: str) -> dict[str, Any]:
         return {**about, "force": True}
     if function == "ckan_schema.downgrade":
         return {**about, "restore": run.restore}
-    if function == "ckan_release.start" and run.migration:
+    if (function == FIRST or function == "ckan_release.activate" and starts) and run.migration:
         return {**about, "migration": run.migration}
     if function == "ckan_release.finish":
         # After a rollback the release that was left stays for a look at it; the next deploy prunes it.
@@ -159,7 +165,7 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
     told = Answers()
     if name in ("migrate", "downgrade") and run.maintenance:
         told = Answers({}, maintenance.close(run))
-    functions = STAGES[run.kind][name]
+    functions = _functions(run, name, names)
     if name == "finish" and run.kind == "deploy":
         failed = _prune_builder(run)
         run.warnings += [f"{host}: old releases were not pruned: {cause}" for host, cause in failed.items()]
@@ -168,12 +174,20 @@ def _do(run: Run, name: str, group: str, names: list[str], begun: float) -> Answ
         if function == "ckan_release.rollback":
             # A fleet that disagrees is brought together: some hosts may be on the target already.
             asked = [host for host in names if run.left[host] != run.release]
-        told = _ask_aloud(run, name, group, asked, function, begun, quiet=function != functions[-1])
+        starts = functions != STAGES[run.kind][name]
+        told = _ask_aloud(run, name, group, asked, function, begun, function != functions[-1], starts)
         if told.failures:
             break
     _note_answers(run, name, told)
     _note_warnings(run, name, told, begun)
     return told
+
+
+def _functions(run: Run, name: str, names: list[str]) -> tuple[str, ...]:
+    """What a stage calls: on one host alone the last function does it all in one job."""
+    functions = STAGES[run.kind][name]
+    alone = len(names) == 1 and (run.kind == "deploy" or run.left[names[0]] != run.release)
+    return functions[1:] if alone and functions[0] == FIRST else functions
 
 
 def _build_once(run: Run, group: str, names: list[str], begun: float) -> Answers:
@@ -258,7 +272,9 @@ def _down(answer: Any) -> list[str]:
     return list(answer.get("down", [])) if isinstance(answer, dict) else []
 
 
-def _ask_aloud(run: Run, name: str, group: str, names: list[str], function: str, begun: float, quiet: bool) -> Answers:
+def _ask_aloud(
+    run: Run, name: str, group: str, names: list[str], function: str, begun: float, quiet: bool, starts: bool = False
+) -> Answers:  # fmt: skip
     """Ask hosts for a stage, and tell of each answer as it comes."""
     waiting = list(names)
 
@@ -275,7 +291,7 @@ def _ask_aloud(run: Run, name: str, group: str, names: list[str], function: str,
         progress.tell(run, name, "started")
     progress.waiting(name, waiting)
     with _index_watched(run, names, begun) if name == "index" else contextlib.nullcontext():
-        return hosts.ask(run.master, names, function, arguments(function, run, run.job), told=note)
+        return hosts.ask(run.master, names, function, arguments(function, run, run.job, starts), told=note)
 
 
 @contextlib.contextmanager
