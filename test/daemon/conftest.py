@@ -54,6 +54,8 @@ def stub_base() -> Path:
 class Site(Portal):
     """The portal of the daemon tests: one extension, and settings that a test may change for one host."""
 
+    synced = True
+
     def __init__(self, base: Path, hosts: Sequence[str] = ("web1", "web2"), **more: Any) -> None:
         secrets = {"database:password": PASSWORD, "secrets:session": SESSION}
         super().__init__(sandbox("ckan-t-"), base, hosts, **{"secrets": {"production": secrets}, **more})

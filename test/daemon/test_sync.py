@@ -185,6 +185,25 @@ def test_every_process_runs_the_code_that_was_synced(synced, mark: str, extra: s
     eventually(synced.by_pillar, mark, 30)
 
 
+def test_what_other_tests_lay_out_is_what_a_sync_brings(synced, tmp_path):
+    caches = {f"salt/{minion}/var/cache/salt/minion": "grains modules output states utils" for minion in synced.minions}
+    caches["salt/m/var/cache/salt/master"] = "grains modules output pillar runners states utils"
+    synced._lay_out_modules(tmp_path)
+    laid_out = content(tmp_path / "extmods")
+    for cache, kinds in caches.items():
+        wanted = {name: text for name, text in laid_out.items() if name.split("/")[0] in kinds.split()}
+        assert content(synced.sandbox / cache / "extmods") == wanted
+        fetched = content(synced.sandbox / cache / "files/base")
+        assert {name: text for name, text in fetched.items() if name.startswith("_")} == {
+            f"_{name}": text for name, text in wanted.items()
+        }
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files below a directory, but for bytecode."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.*") if file.suffix != ".pyc"}
+
+
 def test_half_a_sync_is_said_in_a_sentence_with_what_to_type(synced):
     for minion in synced.minions:
         cached = next(synced.sandbox.glob(f"salt/{minion}/**/extmods/utils/ckan_deploy"))

@@ -31,6 +31,7 @@ def publish(file_roots: Path, commit: str) -> None:
 
 def test_hosts_with_the_version_before_take_the_update_by_a_sync_and_go_back_to_their_old_release(stub_base):
     with Site(stub_base) as site:
+        site.fleet.synced = False
         clear(site.fleet.file_roots)
         publish(site.fleet.file_roots, BEFORE)
         site.set_up()

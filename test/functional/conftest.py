@@ -176,12 +176,15 @@ class Host:
     def tree(self) -> dict[str, Any]:
         """
         All that stands on disk below the home: what a refusal must leave as it was. But for what was seen last of
-        shared files: the base has another number of links as soon as a test beside this one makes a release of it.
+        shared files: the base has another number of links as soon as a test beside this one makes a release of it. And
+        for what the next release would have as well: a build that fails has taken it.
         """
         found = {}
         for folder, folders, files in os.walk(self.home):
             if folder == str(self.home / "shared"):
                 folders[:] = [name for name in folders if name != "installed"]
+            if folder == str(self.home / "releases"):
+                folders[:] = [name for name in folders if name != ahead.NAME]
             for name in folders + files:
                 path = Path(folder, name)
                 status = path.lstat()

@@ -65,6 +65,7 @@ class Site(RealPortal):
     """A portal that can be asked where its database is: of UTF-8, in a cluster that was made without."""
 
     locale = "C"
+    synced = True
 
     def write_pillar(self, settings) -> None:
         # Whether services stay up is the subject of others.

@@ -88,6 +88,8 @@ SERVICES = {
 class HarvestPortal(RealPortal):
     """A RealPortal with ckanext-harvest and a harvester of our own."""
 
+    synced = True
+
     def __init__(self, place: Path) -> None:
         super().__init__(place, say=print)
         harvest = make_repos(self.sandbox / "git", print)["harvest"]

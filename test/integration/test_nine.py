@@ -33,6 +33,7 @@ HARBOUR = {
 @pytest.fixture(scope="module")
 def site():
     with NinePortal(sandbox("ckan-i-"), say=print) as portal:
+        portal.fleet.synced = True
         portal.set_up()
         portal.add_sample_data()
         yield portal

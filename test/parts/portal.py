@@ -43,8 +43,10 @@ class Portal:
         Further configuration of master and minions, as for ``Fleet``.
 
     The pillar is pillar.example as it stands, with secrets of our own; what is so in the sandbox alone (paths, ports)
-    is laid over it.
+    is laid over it. `synced` is as for ``Fleet``.
     """
+
+    synced = False
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Portal:
         self.front_port = free_port()
         self.url = f"http://127.0.0.1:{self.front_port}"
         self.fleet = Fleet(self.sandbox, self.hosts, trace, options)
+        self.fleet.synced = self.synced
         # Where the site is asked; None for what the pillar says.
         self.address: str | None = self.url
         self._copy_pillar(secrets or {})
