@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from salt.exceptions import CommandExecutionError
 
-from ckan_deploy.build import ahead, assembly, cloning, sharing, virtualenv
+from ckan_deploy.build import ahead, assembly, cloning, layers, sharing, virtualenv
 from ckan_deploy.errors import FormulaError
 from functional.steps import deployed, extension
 from stub import repos
@@ -119,8 +119,12 @@ def another_version(_host, monkeypatch):
 
 
 def another_layer(host, _monkeypatch):
+    """A layer of the same name that was made in the place of the first one."""
     (mark,) = host.home.glob("shared/layers/*/.ckan-layer.json")
-    mark.unlink()
+    text = mark.read_text()
+    mark.rename(mark.with_name("before"))
+    mark.write_text(text)
+    mark.with_name("before").unlink()
 
 
 def another_link(host, _monkeypatch):
@@ -147,28 +151,41 @@ def without_a_part(host, _monkeypatch):
     mark.write_text(json.dumps(about))
 
 
+def without_a_file_at_the_top(host, _monkeypatch):
+    mark = place(host) / ahead.MARK
+    about = json.loads(mark.read_text())
+    about["copied"]["left"].append(["gone", "top"])
+    mark.write_text(json.dumps(about))
+
+
 def removed_in_part(host, _monkeypatch):
     shutil.rmtree(place(host) / "bin")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        another_boot, another_version, another_layer, another_link, half_made, damaged, of_another_kind, without_a_part,
-        removed_in_part,
-    ],
-)  # fmt: skip
-def test_what_is_not_of_the_same_is_not_used(host, two, monkeypatch, change):
-    release(host)
-    # Whoever finds it in the next release knows that it was used.
-    (place(host) / "trace").write_text("x")
-    change(host, monkeypatch)
-    repos.commit_change(two["ckanext-mycity"], "two")
-    second = release(host)
-    assert not (second / "trace").exists()
-    assert host.python(second.name, "import ckanext.mycity.plugin as p, shared_lib; print(p.TEXT)") == "two"
-    # The one after it has its own again.
-    assert (place(host) / ahead.MARK).is_file() and not (place(host) / "trace").exists()
+def test_what_is_not_of_the_same_is_not_used(host, two, monkeypatch):
+    """With a file in it that whoever uses it would have."""
+    live = release(host).name
+    (key,) = [mark.parent.name for mark in host.home.glob("shared/layers/*/.ckan-layer.json")]
+    release_path = host.home / "releases/20990101000000Z"
+    changes = (
+        None, another_boot, another_version, another_layer, another_link, half_made, damaged, of_another_kind,
+        without_a_part, without_a_file_at_the_top, removed_in_part,
+    )  # fmt: skip
+    for change in changes:
+        ahead.make(host.site(), host.site().release(live).manifest)
+        (place(host) / "trace").mkdir()
+        release_path.mkdir()
+        with monkeypatch.context() as patch:
+            if change:
+                change(host, patch)
+            site = host.site()
+            with layers.known(site.paths.shared, key, pytest.fail) as layer:
+                cloned, there = ahead.clone(site, layer, str(release_path), {})
+        used = change is None
+        assert ((release_path / "trace").exists(), there) == (used, frozenset()), change
+        assert virtualenv.verify(str(release_path)) == [] and cloned["rewritten"] > 3, change
+        assert not (release_path / "src").exists() or list((release_path / "src").iterdir()) == []
+        shutil.rmtree(release_path)
 
 
 def test_another_lock_is_another_layer_and_takes_nothing_of_it(host, two):
