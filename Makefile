@@ -27,13 +27,14 @@ $(VENV)/.done: pyproject.toml
 setup-parts: setup
 	@$(BIN)/python -m parts.system
 
-# Two files at a time, more would keep two cores from answering in time. The longest first: none is left over at the end.
+# Tests wait for programs: a file at a time more than there are cores. The longest first: none is left over at the end.
+WORKERS := $(shell echo $$(($$(nproc) + 1)))
 LONGEST := $(patsubst %,test/%.py, integration/test_database integration/test_portal daemon/test_environments \
 	daemon/test_jobs daemon/test_web daemon/test_front daemon/test_lock daemon/test_fleet daemon/test_groups)
 OTHERS := $(filter-out $(LONGEST), $(wildcard test/daemon/test_*.py test/integration/test_*.py)) test/crash test/functional test/unit
 
 test: setup-parts
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 -m "not long" \
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 -m "not long" \
 		$(LONGEST) $(OTHERS)
 
 # What waits for minutes by nature (hosts that are down, an upgrade of CKAN with its data, cron), and what shows once more
@@ -46,9 +47,9 @@ test-long: setup-parts
 test-crash: setup-parts
 	@CRASH_POINTS=all $(BIN)/python -m pytest -q -n $(if $(POINT),0,2) --dist worksteal '$(or $(POINT),test/crash)'
 
-# Unit and functional tests, but for those marked slow: no daemon, a minute. Tests wait for programs: one more than there are cores.
+# Unit and functional tests, but for those marked slow: no daemon, a minute.
 test-fast: setup
-	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n $$(($$(nproc) + 1)) --dist worksteal
+	@$(BIN)/python -m pytest test/unit test/functional -q -m "not slow" -n $(WORKERS) --dist worksteal
 
 # What is long by nature as well.
 test-all: test test-long test-crash test-hosts
