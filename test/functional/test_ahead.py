@@ -77,12 +77,14 @@ def content(path: Path) -> dict[str, tuple]:
 def test_a_build_moves_what_was_cloned_ahead_and_does_what_differs(host, two, monkeypatch):
     first = release(host)
     assert [item["release"] for item in host.list()] == [first.name]
-    seen = inodes(place(host), "lib", SITE, "bin", CITY, TOWN)
+    seen = inodes(place(host), "lib", SITE, "bin")
+    for checkout in (CITY, TOWN):
+        (place(host) / checkout / "trace").write_text("x")
     commit = repos.commit_change(two["ckanext-mycity"], "two")
     monkeypatch.setattr(virtualenv, "clone", lambda *_args, **_more: pytest.fail("it is cloned again"))
     second = release(host)
-    now = inodes(second, "lib", SITE, "bin", CITY, TOWN)
-    assert [was == is_ for was, is_ in zip(seen, now, strict=True)] == [True, True, True, False, True]
+    assert inodes(second, "lib", SITE, "bin") == seen
+    assert [(second / checkout / "trace").exists() for checkout in (CITY, TOWN)] == [False, True]
     assert host.python(second.name, "import ckanext.mycity.plugin as p; print(p.TEXT)") == "two"
     assert host.python(first.name, "import ckanext.mycity.plugin as p; print(p.TEXT)") == "one"
     assert host.show(second.name)["extensions"]["ckanext-mycity"]["commit"] == commit
@@ -109,9 +111,8 @@ def test_a_release_is_the_same_whether_or_not_it_was_cloned_ahead(host, two):
     assert told[0]["disk_mb"] == told[1]["disk_mb"] and told[0]["packages"] == told[1]["packages"]
 
 
-def another_boot(host, monkeypatch):
-    (host.root / "boot").write_text("another")
-    monkeypatch.setattr(ahead, "BOOT", str(host.root / "boot"))
+def another_boot(_host, monkeypatch):
+    monkeypatch.setattr(ahead.disk, "boot_id", lambda: "another")
 
 
 def another_version(_host, monkeypatch):
@@ -251,6 +252,16 @@ def test_nothing_is_cloned_ahead_where_it_would_take_a_whole_release_or_the_last
     host.pillar["link"] = "copy"
     release(host)
     assert not place(host).exists()
+
+
+def test_nothing_is_fetched_or_built_for_it(host, two, monkeypatch):
+    live = release(host).name
+    shutil.rmtree(host.home / "shared/sources")
+    site = host.site()
+    asked: list[str] = []
+    monkeypatch.setattr(ahead, "prepare", lambda _site, pins, _builder: asked.extend(pins) or {})
+    ahead.make(site, site.release(live).manifest)
+    assert asked == [] and (place(host) / ahead.MARK).is_file() and list((place(host) / "src").iterdir()) == []
 
 
 def test_that_it_cannot_be_made_keeps_no_deploy(host, two, monkeypatch):

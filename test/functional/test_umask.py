@@ -17,7 +17,9 @@ from stub.wheels import make_extension, make_wheel
 
 pytestmark = pytest.mark.slow
 # Notes of times, inodes, processes, and who is at work.
-NOTES = re.compile(r"(lock|deploy\.log|release\.json|\.ckan-ahead\.json|[0-9a-f]{16}([0-9a-f]{48})?\.json|uv_cache\.json|\.reserve)")
+NOTES = re.compile(
+    r"(lock|deploy\.log|release\.json|\.ckan-ahead\.json|[0-9a-f]{16}([0-9a-f]{48})?\.json|uv_cache\.json|\.reserve)"
+)
 # The installer's own, with names by chance, and git's.
 FOREIGN = re.compile(r"/(packages|\.git|mirrors)/")
 STAMP = re.compile(rb"20\d{12}Z")

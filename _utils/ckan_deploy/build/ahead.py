@@ -27,6 +27,7 @@ from ckan_deploy.build.wheels import Builder
 from ckan_deploy.errors import FormulaError, sentence
 from ckan_deploy.releases.manifest import Manifest
 from ckan_deploy.releases.site import Site
+from ckan_deploy.sources import origins
 from ckan_deploy.system import disk, files
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ FORMAT = 1
 NAME = ".ahead"
 # Written last, and removed first: what lacks it is not used.
 MARK = ".ckan-ahead.json"
-BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 def make(site: Site, manifest: Manifest) -> None:
@@ -139,10 +139,14 @@ def _make(site: Site, manifest: Manifest) -> None:
 
 
 def _put_checkouts(site: Site, manifest: Manifest, place: str) -> dict[str, Any]:
-    """Put the checkouts of a release where the next one has them; returns what each was."""
+    """Put the checkouts of a release where the next one has them, none that would be made; returns what each was."""
     if manifest.built_on or not manifest.resolution:
         return {}
-    pins = {name: pin for name, pin in manifest.resolution.extensions.items() if name in site.settings.extensions}
+    pins = {
+        name: pin for name, pin in manifest.resolution.extensions.items()
+        if name in site.settings.extensions and pin.kind == "git"
+        and editable.is_made(origins.place(pin, site.paths.shared), name)
+    }  # fmt: skip
     prepared = prepare(site, pins, Builder.of(site, bases.ensure(site).path))
     os.makedirs(os.path.join(place, "src"), mode=0o755, exist_ok=True)
     put = {}
@@ -166,13 +170,8 @@ def _of(site: Site, layer: Layer) -> dict[str, Any]:
 
 def _facts(site: Site, layer: Layer) -> list[Any]:
     """What must be as it was. A power failure may have left files empty that were not on the disk yet."""
-    return [
-        FORMAT,
-        VERSION,
-        files.read(BOOT, "").strip(),
-        site.settings.link,
-        _seen(os.path.join(layer.path, layers.DONE)),
-    ]
+    layer_made = _seen(os.path.join(layer.path, layers.DONE))
+    return [FORMAT, VERSION, disk.boot_id(), site.settings.link, layer_made]
 
 
 def _identity(ready: str) -> list[Any]:
