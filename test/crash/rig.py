@@ -293,7 +293,7 @@ WORK: dict[str, tuple[str, Callable[[Site], Any], int]] = {
     "check": ("checked", lambda site: stages.check(site, THIRD) and None, 10),
     "start": ("checked", lambda site: stages.start(site, THIRD), 12),
     "activate": ("checked", lambda site: stages.activate(site, THIRD), 30),
-    "finish": ("switched", lambda site: stages.finish(site, THIRD), 30),
+    "finish": ("switched", lambda site: stages.finish(site, THIRD), 60),
     "rollback": ("two", lambda site: rollback.rollback(site, reason="no"), 36),
     "abort": ("checked", lambda site: stages.abort(site, THIRD, "no"), 40),
     "abort-live": ("switched", lambda site: stages.abort(site, THIRD, "no"), 40),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckan_deploy.build import ahead, assembly, editable, resolution, uv_and_pip
+from ckan_deploy.build import ahead, assembly, editable, resolution, trees, uv_and_pip
 from ckan_deploy.deploy import candidates, plan
 from ckan_deploy.sources import origins as sources
 from functional.steps import deployed, extension
@@ -166,6 +166,7 @@ def test_the_plan_makes_the_checkout_of_a_new_commit_ready_and_the_build_does_no
     assert editable.is_made(sources.place(planned.extensions[pin], site.paths.shared), pin)
     path = begun(host)
     monkeypatch.setattr(editable, "_make", lambda *_: pytest.fail("it is made again"))
+    monkeypatch.setattr(trees, "_has_translations", lambda *_: pytest.fail("it is searched again"))
     built = assembly.fill(site, str(path), planned)["resolution"]
     assert built.extensions[pin].commit == commit
     assert list((path / "src" / pin).rglob("__pycache__/plugin.*.pyc"))

@@ -203,9 +203,12 @@ def thin(checkout: str, wheel: str, name: str, subdirectory: str) -> str:
 
     Raises ``FormulaError``.
     """
+    folder = os.path.join(os.path.dirname(wheel), "thin", name)
+    made = glob.glob(f"{glob.escape(folder)}/*.whl")
+    if len(made) == 1:
+        return made[0]
     called, version, _ = wheels.read(wheel)
     plain = re.sub(r"[-_.]+", "_", called)
-    folder = os.path.join(os.path.dirname(wheel), "thin", name)
     path = os.path.join(folder, f"{plain}-{version}-py3-none-any.whl")
     if os.path.exists(path):
         return path

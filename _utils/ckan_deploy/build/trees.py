@@ -107,20 +107,24 @@ def built(item: Prepared, commands: Sequence[str], builder: Builder) -> Prepared
 
     Returns the same, with another checkout where something was made. Raises ``FormulaError`` with what a command says.
     """
-    if not commands and not _has_translations(item.checkout):
-        return item
     top, sandbox = f"{item.checkout}.wheels", builder.sandbox
     facts = [item.subdirectory, list(commands), virtualenv.home_python(builder.path), sandbox.kind, sandbox.network]
     tree = f"{top}/tree-{hashlib.sha256(json.dumps(facts).encode('utf-8')).hexdigest()[:16]}"
-    os.makedirs(top, mode=0o755, exist_ok=True)
-    with files.locked(f"{tree}.lock"):
-        if os.path.exists(f"{tree}.same"):
-            return item
-        if not os.path.isdir(tree) and not _make(item, commands, builder, tree):
-            files.write(f"{tree}.same", "")
-            return item
+    if not _is_known(tree):
+        os.makedirs(top, mode=0o755, exist_ok=True)
+        with files.locked(f"{tree}.lock"):
+            idle = not commands and not _has_translations(item.checkout)
+            if not _is_known(tree) and (idle or not _make(item, commands, builder, tree)):
+                files.write(f"{tree}.same", "")
+    if os.path.exists(f"{tree}.same"):
+        return item
     moved = (os.path.join(tree, os.path.relpath(file, item.checkout)) for file in item.files)
     return evolve(item, checkout=tree, files=tuple(file for file in moved if os.path.isfile(file)))
+
+
+def _is_known(tree: str) -> bool:
+    """Whether it was made, or is known to be what the checkout is."""
+    return os.path.isdir(tree) or os.path.exists(f"{tree}.same")
 
 
 def _make(item: Prepared, commands: Sequence[str], builder: Builder, tree: str) -> bool:
