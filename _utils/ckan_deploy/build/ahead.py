@@ -92,8 +92,7 @@ def clone(
         else:
             put: dict[str, Any] = about["checkouts"]
             there = {name for name, made in put.items() if name in ready and _identity(ready[name]) == made}
-            for name in put.keys() - there:
-                shutil.rmtree(os.path.join(path, "src", name))
+            _put_away(site, [os.path.join(path, "src", name) for name in put.keys() - there])
             return cloned, frozenset(there)
     return virtualenv.clone(layer.path, path, link=site.settings.link, leave_out=(layers.DONE,)), frozenset()
 
@@ -157,6 +156,15 @@ def _put_checkouts(site: Site, manifest: Manifest, place: str) -> dict[str, Any]
             editable.put(item.ready, target, site.settings.link)
             put[item.name] = _identity(item.ready)
     return put
+
+
+def _put_away(site: Site, checkouts: list[str]) -> None:
+    """Take checkouts out of a release. The end of the deploy removes them with what was there before, and has time."""
+    away = _place(site)
+    if checkouts:
+        os.makedirs(away, mode=0o755, exist_ok=True)
+    for checkout in checkouts:
+        os.rename(checkout, os.path.join(away, os.path.basename(checkout)))
 
 
 def _of(site: Site, layer: Layer) -> dict[str, Any]:
