@@ -290,10 +290,8 @@ def activate(
         salt web1 ckan_release.activate 20261125021500Z
     """
     with salt_errors():
-        site = _site()
-        if flag("starts", starts):
-            stages.start(site, release, by, job, mapping("migration", migration))
-        return stages.activate(site, release, force, by, reason, job)
+        migrated = mapping("migration", migration)
+        return stages.activate(_site(), release, force, by, reason, job, flag("starts", starts), migrated)
 
 
 def verify(release: str, by: str = "", job: str = "") -> dict[str, Any]:

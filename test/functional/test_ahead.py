@@ -180,7 +180,7 @@ def test_what_is_not_of_the_same_is_not_used(host, two, monkeypatch):
             if change:
                 change(host, patch)
             site = host.site()
-            with layers.known(site.paths.shared, key, pytest.fail) as layer:
+            with layers.known(site.paths.shared, key) as layer:
                 cloned, there = ahead.clone(site, layer, str(release_path), {})
         used = change is None
         assert ((release_path / "trace").exists(), there) == (used, frozenset()), change

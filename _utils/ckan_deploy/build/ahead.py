@@ -126,7 +126,7 @@ def _is_worth_it(site: Site, manifest: Manifest) -> bool:
 
 def _make(site: Site, manifest: Manifest) -> None:
     place = _place(site)
-    with layers.known(site.paths.shared, manifest.layer, _gone) as layer, files.usual_modes():
+    with layers.known(site.paths.shared, manifest.layer) as layer, files.usual_modes():
         try:
             copied = virtualenv.begin(layer.path, place, site.settings.link, leave_out=(layers.DONE,))
             put = _put_checkouts(site, manifest, place)
@@ -190,7 +190,3 @@ def _seen(mark: str) -> list[Any]:
     """What tells a finished directory from another one that was made in its place."""
     about = os.stat(mark)
     return [mark, about.st_ino, about.st_mtime_ns]
-
-
-def _gone(_place: str) -> Mapping[str, str]:
-    raise FormulaError("the layer is gone.")

@@ -78,8 +78,12 @@ def held(
         yield layer
 
 
+def _missing(place: str) -> Mapping[str, str]:
+    raise FormulaError(f"the layer {place} is gone; deploy again.")
+
+
 @contextlib.contextmanager
-def known(shared: str, key: str, make: Callable[[str], Mapping[str, str]]) -> Iterator[Layer]:
+def known(shared: str, key: str, make: Callable[[str], Mapping[str, str]] = _missing) -> Iterator[Layer]:
     """
     Have the layer of a name, as ``held`` does.
 
@@ -88,7 +92,8 @@ def known(shared: str, key: str, make: Callable[[str], Mapping[str, str]]) -> It
     key
         The name.
     make
-        Makes it where it is told, and returns its packages; not called for one that is there.
+        Makes it where it is told, and returns its packages; not called for one that is there. By default that one is
+        gone is an error.
     """
     folder = _folder(shared)
     place = os.path.join(folder, key)

@@ -79,7 +79,7 @@ def pack(site: Site, release: str, with_layer: bool = True) -> Shipment:
         packages.check(path, Builder.of(site, path), tolerate=sorted(manifest.resolution.overridden))
     about = {**about_host(site), "Python": manifest.resolution.base.python}
     shared = site.paths.shared
-    with places.temporary(shared, "ship") as work, layers.known(shared, manifest.layer, _missing) as layer:
+    with places.temporary(shared, "ship") as work, layers.known(shared, manifest.layer) as layer:
         with _told(f"release {release} cannot be packed"):
             layer_file, packed_layer = _layer_archive(layer, with_layer)
             packed = packing.release(path, layer.path, f"{work}/release")
@@ -107,7 +107,7 @@ def clone(site: Site, path: str, key: str) -> None:
 
     Raises ``FormulaError``.
     """
-    with layers.known(site.paths.shared, key, _missing) as layer:
+    with layers.known(site.paths.shared, key) as layer:
         cloned, _ = ahead.clone(site, layer, path, {})
     # Last: without it the clone was not finished.
     files.write(os.path.join(path, CLONED), json.dumps({"layer": key, "cloned": cloned}))
@@ -266,10 +266,6 @@ def _pushed(site: Site) -> str:
 def _outbox(site: Site) -> str:
     """The directory that archives are put into, '' where Salt takes them."""
     return site.settings.build.publish or site.settings.build.store
-
-
-def _missing(place: str) -> dict[str, str]:
-    raise FormulaError(f"the layer {place} is gone; deploy again.")
 
 
 def _archive(site: Site, what: str, packed: packing.Packed) -> Archive:

@@ -113,13 +113,18 @@ def built(item: Prepared, commands: Sequence[str], builder: Builder) -> Prepared
     if not _is_known(tree):
         os.makedirs(top, mode=0o755, exist_ok=True)
         with files.locked(f"{tree}.lock"):
-            idle = not commands and not _has_translations(item.checkout)
-            if not _is_known(tree) and (idle or not _make(item, commands, builder, tree)):
+            # Another one may have come first.
+            if not _is_known(tree) and not _changes(item, commands, builder, tree):
                 files.write(f"{tree}.same", "")
     if os.path.exists(f"{tree}.same"):
         return item
     moved = (os.path.join(tree, os.path.relpath(file, item.checkout)) for file in item.files)
     return evolve(item, checkout=tree, files=tuple(file for file in moved if os.path.isfile(file)))
+
+
+def _changes(item: Prepared, commands: Sequence[str], builder: Builder, tree: str) -> bool:
+    """Make a tree where there is anything to do; False where it would be what the checkout is."""
+    return bool(commands or _has_translations(item.checkout)) and _make(item, commands, builder, tree)
 
 
 def _is_known(tree: str) -> bool:

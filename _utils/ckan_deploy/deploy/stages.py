@@ -202,8 +202,9 @@ def start(
 
 
 def activate(
-    site: Site, release: str, force: bool = False, by: str = "", reason: str = "", job: str = ""
-) -> dict[str, Any]:
+    site: Site, release: str, force: bool = False, by: str = "", reason: str = "", job: str = "", starts: bool = False,
+    migrated: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """
     Make a complete release current: its app server answers first, then ``current`` is renamed.
 
@@ -213,10 +214,14 @@ def activate(
         Take one that is marked bad, too.
     reason
         Why.
+    starts, migrated
+        Go through the stage ``start`` first, and what that takes.
 
     Returns ``{"current": id, "previous": id, "warnings"}``.
     """
     reason = arguments.line("reason", reason)
+    if starts:
+        start(site, release, by, job, migrated)
     with stage.running(site, "activate", release, by, job) as warned:
         wanted = site.release(release)
         wanted.expect("checked", "live", "retired", *(["bad"] if force else []))
